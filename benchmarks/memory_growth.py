@@ -1,0 +1,288 @@
+"""Peak memory of a meta-step against the number of inner steps, for every exact gradient method.
+
+    python benchmarks/memory_growth.py [--device cuda]
+
+The unit is one copy of the adapted parameters for every task; the figure of interest is how many
+copies one more inner step costs. On the CPU the peak is counted in live tensor bytes
+(`fastmaml.profiling.LiveMemory`) and checked against the peak resident memory of a fresh process
+for each point; on CUDA the allocator tells. Writes benchmarks/results/DEVICE/memory_growth.json
+and docs/memory_growth.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+from fastmaml.profiling import LiveMemory
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = {
+    "Unrolled": fm.gradients.Unrolled(),
+    "Checkpointed": fm.gradients.Checkpointed(),
+    "MixedMode": fm.gradients.MixedMode(),
+}
+STEPS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A deep MLP, and a batch whose activations outweigh one copy of its parameters."""
+
+    layers: int = 8
+    width: int = 512
+    examples: int = 512
+    tasks: int = 2
+    lr: float = 0.3
+    device: str = "cpu"
+
+    def model(self, dtype: torch.dtype) -> nn.Module:
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for _ in range(self.layers):
+            layers += [nn.Linear(self.width, self.width), nn.ReLU()]
+            nn.init.kaiming_normal_(layers[-2].weight)  # else signal and curvature die out
+        return nn.Sequential(*layers[:-1]).to(self.device, dtype)
+
+    def episodes(self, dtype: torch.dtype) -> fm.Episodes:
+        x = torch.randn(4, self.tasks, self.examples, self.width).to(self.device, dtype)
+        return fm.Episodes(fm.Batch(x[0], x[1]), fm.Batch(x[2], x[3]))
+
+    def parameters(self) -> int:
+        return self.layers * self.width * (self.width + 1)
+
+    def copy_bytes(self) -> int:
+        """One copy of the adapted parameters for every task, in float32."""
+        return 4 * self.tasks * self.parameters()
+
+
+class MetaStep:
+    """One meta-step of a method, ready to run."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        method: fm.gradients.GradientMethod,
+        steps: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = setting.model(dtype)
+        self.episodes = setting.episodes(dtype)
+        self.maml = fm.MAML(
+            self.model,
+            setting.lr,
+            steps=steps,
+            loss=F.mse_loss,
+            gradient=method,
+            tasks_chunk=setting.tasks,  # else fewer tasks at a time may run, and share memory
+        )
+        self.maml.evaluate(self.episodes)  # plans, so that only the step itself is measured
+
+    def __call__(self) -> None:
+        """Leaves the meta-gradient in ``.grad``."""
+        self.maml(self.episodes).loss.backward()
+
+    def gradient(self) -> Tensor:
+        """The meta-gradient as one vector."""
+        self.maml.zero_grad()
+        self()
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+def gradient_differences(setting: Setting, steps: int) -> dict[str, float]:
+    """How far each method's meta-gradient is from Unrolled's, relative, in float64.
+
+    FirstOrder is among them: what it misses is the size of the second-order term.
+    """
+    exact = MetaStep(setting, fm.gradients.Unrolled(), steps, torch.float64).gradient()
+    others = {**METHODS, "FirstOrder": fm.gradients.FirstOrder()}
+    found = {
+        name: MetaStep(setting, m, steps, torch.float64).gradient() for name, m in others.items()
+    }
+    return {name: float((g - exact).norm() / exact.norm()) for name, g in found.items()}
+
+
+def live_peak(setting: Setting, method: str, steps: int) -> int:
+    """Peak bytes that the meta-step adds to the model and the episodes."""
+    step = MetaStep(setting, METHODS[method], steps)
+    if setting.device == "cpu":
+        with LiveMemory() as memory:
+            step()
+        return memory.peak_bytes
+    step()  # the libraries' own workspaces
+    step.maml.zero_grad()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak(setting: Setting, method: str, steps: int) -> int | None:
+    """The same from the peak resident memory of a fresh process; None where Linux is not."""
+    if setting.device != "cpu" or not Path("/proc/self/status").exists():
+        return None
+    command = [sys.executable, __file__, "--point", method, str(steps), json.dumps(asdict(setting))]
+    # Freed tensors go back to the system at once, so that the peak is that of live memory.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def resident_point(method: str, steps: str, setting: str) -> int:
+    """What the fresh process measures."""
+    MetaStep(Setting(layers=1, width=8, examples=8), METHODS[method], 1)()  # loads torch's parts
+    step = MetaStep(Setting(**json.loads(setting)), METHODS[method], int(steps))
+    before = _status_bytes("VmRSS")
+    step()
+    # Not `resource.getrusage`: ru_maxrss survives exec, a child begins with its parent's.
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(field: str) -> int:
+    """Resident bytes of this process: VmRSS is now, VmHWM the peak."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field} line: use --no-resident.")
+    return 1024 * int(found[1])
+
+
+def growth(steps: list[int], peaks: list[float]) -> float:
+    """Copies a step: the slope of a line fitted from 2 steps on (before, the query pass peaks)."""
+    pairs = [(k, p) for k, p in zip(steps, peaks, strict=True) if k >= 2]
+    return statistics.linear_regression(*zip(*pairs, strict=True)).slope
+
+
+def measure(setting: Setting, steps: list[int], resident: bool) -> dict[str, Any]:
+    copy = setting.copy_bytes()
+    methods: dict[str, Any] = {}
+    for method in METHODS:
+        live = [live_peak(setting, method, k) / copy for k in steps]
+        methods[method] = {
+            "peak_copies": [round(p, 3) for p in live],
+            "growth_copies_per_step": round(growth(steps, live), 4),
+        }
+        report = f"{method:>13}: {methods[method]['growth_copies_per_step']:.3f} copies a step"
+        rss = [resident_peak(setting, method, k) for k in steps] if resident else [None]
+        known = [r / copy for r in rss if r is not None]
+        if len(known) == len(steps):
+            methods[method]["resident_peak_copies"] = [round(r, 3) for r in known]
+            methods[method]["resident_growth_copies_per_step"] = round(growth(steps, known), 4)
+            report += f" (resident memory: {growth(steps, known):.3f})"
+        print(f"{report}; {live[0]:.1f} at {steps[0]} and {live[-1]:.1f} at {steps[-1]} steps")
+    return methods
+
+
+def environment(device: str) -> dict[str, Any]:
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git.stdout.strip() if git.returncode == 0 else None,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.machine()
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Peak against steps: lines are live tensors, circles resident memory."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f'{path} not drawn: it needs matplotlib (pip install "fastmaml[plot]").')
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"Unrolled": "#c44e52", "Checkpointed": "#4c72b0", "MixedMode": "#dd8452"}
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for method, found in result["methods"].items():
+        label = f"{method}: {found['growth_copies_per_step']:.2f} copies a step"
+        axes.plot(result["steps"], found["peak_copies"], color=colours[method], label=label)
+        if "resident_peak_copies" in found:
+            resident = found["resident_peak_copies"]
+            axes.plot(result["steps"], resident, "o", color=colours[method], fillstyle="none", ms=4)
+    s = result["setting"]
+    axes.set(
+        xlabel="inner steps",
+        ylabel="peak of a meta-step (copies of the adapted parameters)",
+        title=f"MLP {s['layers']} × {s['width']}, {s['examples']} examples, {s['tasks']} tasks",
+        yscale="log",
+        xlim=(0, None),
+    )
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--layers", type=int, default=Setting.layers)
+    parser.add_argument("--width", type=int, default=Setting.width)
+    parser.add_argument("--examples", type=int, default=Setting.examples)
+    parser.add_argument("--tasks", type=int, default=Setting.tasks)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--no-resident", action="store_true", help="skip the fresh processes")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "memory_growth.png")
+    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        print(resident_point(*options.point))
+        return
+    steps = sorted(set(options.steps))
+    if steps[0] < 1 or sum(k >= 2 for k in steps) < 2:
+        parser.error(f"--steps {steps}: give positive numbers, at least two of them above 1.")
+    setting = Setting(
+        options.layers, options.width, options.examples, options.tasks, device=options.device
+    )
+    differences = gradient_differences(setting, steps=3)
+    print(f"relative distance from Unrolled's meta-gradient, float64, 3 steps: {differences}")
+    if max(differences[m] for m in METHODS) > 1e-9 or differences["FirstOrder"] < 0.1:
+        sys.exit("The meta-gradients differ, or hardly depend on second order: nothing measured.")
+    result = {
+        **environment(options.device),
+        "setting": asdict(setting),
+        "parameters": setting.parameters(),
+        "copy_bytes": setting.copy_bytes(),
+        "gradient_differences": differences,
+        "steps": steps,
+        "methods": measure(setting, steps, not options.no_resident),
+    }
+    path = options.json or ROOT / "benchmarks/results" / options.device / "memory_growth.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result, options.png)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Episodes per second that `EpisodeSampler` makes on one core.
+
+The data has the shape of Omniglot's 1,200 training characters with their rotations: 4,800 classes
+of 20 images of 28x28, held as uint8 and turned into float32 per episode; the pixels are random,
+which costs the same. Each figure is the median of several rounds; the range shows how busy the
+machine was.
+
+    python benchmarks/sampling.py [--json FILE] [--rounds 9] [--seconds 0.3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmaml.episodes import EpisodeSampler
+
+CLASSES, EXAMPLES = 4800, 20
+WORKLOADS = (
+    {"ways": 5, "shots": 1, "queries": 1, "tasks": 32},
+    {"ways": 5, "shots": 5, "queries": 15, "tasks": 32},
+    {"ways": 20, "shots": 1, "queries": 1, "tasks": 16},
+    {"ways": 20, "shots": 5, "queries": 15, "tasks": 16},
+)
+
+
+def measure(sampler: EpisodeSampler, rounds: int, seconds: float) -> list[float]:
+    """Episodes per second of each round."""
+    rates = []
+    for _ in range(rounds + 1):
+        meta_batches, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            sampler.sample()
+            meta_batches += 1
+        rates.append(meta_batches * sampler.tasks / elapsed)
+    return rates[1:]  # the first one warms up
+
+
+def processor() -> str:
+    """The name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def run(rounds: int, seconds: float) -> dict[str, Any]:
+    """All workloads, with what they ran on."""
+    torch.set_num_threads(1)
+    images = torch.randint(2, (CLASSES * EXAMPLES, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(CLASSES).repeat_interleave(EXAMPLES)
+    results = []
+    for numbers in WORKLOADS:
+        sampler = EpisodeSampler((images, labels), **numbers, transform=torch.Tensor.float)
+        rates = measure(sampler, rounds, seconds)
+        figures = {"median": statistics.median(rates), "least": min(rates), "most": max(rates)}
+        results.append({**numbers, **{name: round(rate) for name, rate in figures.items()}})
+    return {
+        "benchmark": "sampling",
+        "unit": "episodes per second",
+        "device": f"{processor()}, 1 thread",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "data": {"classes": CLASSES, "examples": EXAMPLES, "image": [1, 28, 28]},
+        "rounds": rounds,
+        "seconds": seconds,
+        "results": results,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    head = ("ways", "shots", "queries", "tasks", "median", "least", "most")
+    rows = [head, *([f"{row[name]:,}" for name in head] for row in report["results"])]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines = ["  ".join(f"{cell:>8}" for cell in row) for row in rows]
+    return "\n".join([f"{report['unit']}; {report['device']}; {versions}", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the report there")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a round")
+    arguments = parser.parse_args()
+    report = run(arguments.rounds, arguments.seconds)
+    print(table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

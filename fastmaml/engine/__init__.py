@@ -1,0 +1,1 @@
+"""The inner loop, and the meta-step made of it."""

@@ -1,0 +1,165 @@
+"""Errors that say what is wrong with the user's data, labels or losses, and what to do."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fastmaml.engine.errors import NonFiniteLoss
+from fastmaml.engine.forward import call
+from fastmaml.engine.inner_loop import InnerLoop, Objective
+from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, tensors_of
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta
+
+
+def check_device(model: nn.Module, episodes: Episodes) -> None:
+    """Raise ValueError where a tensor of the episodes is not on the model's device."""
+    device = next(model.parameters()).device
+    for name in ("support", "query"):
+        for x in getattr(episodes, name).tensors():
+            if x.device != device:
+                raise ValueError(
+                    f"the {name} set is on {x.device} and the model on {device}: move one of them, "
+                    f"for example with episodes.to({str(device)!r})."
+                )
+
+
+def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
+    """How many classes the labels may name, where the loss is PyTorch's cross-entropy; else None."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
+        return None
+    return outputs.shape[2] if _ignored_label(loss) is not None else None
+
+
+def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
+    """Raise ValueError where a label is not among the classes that the model tells apart."""
+    ignored = _ignored_label(loss)
+    if classes is None or ignored is None:
+        return
+    for name in ("support", "query"):
+        labels = getattr(episodes, name).targets
+        wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
+        if wrong.any():
+            where = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}.targets holds the label {labels[tuple(where)].item()} (task {where[0]}, "
+                f"example {where[1]}), but the model's outputs tell {classes} classes apart, 0 to "
+                f"{classes - 1}. Number each task's labels from 0, and give the model as many "
+                "outputs as there are ways."
+            )
+
+
+def _ignored_label(loss: Any) -> int | None:
+    """The label that a cross-entropy leaves out; None for any other loss."""
+    keywords: dict[str, Any] = {}
+    if isinstance(loss, functools.partial):
+        loss, keywords = loss.func, loss.keywords
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        return loss.ignore_index
+    if loss is F.cross_entropy or loss is F.nll_loss:
+        return int(keywords.get("ignore_index", -100))
+    return None
+
+
+def explain_failure(
+    error: Exception, model: nn.Module, loss: Any, episodes: Episodes
+) -> None:
+    """Raise a clearer error where the reason of `error` can be told; else return.
+
+    Called when the model failed on the first task, run plainly.
+    """
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for x in tensors_of(episodes.support.inputs):
+        if x.is_floating_point() and x.dtype not in floats and not torch.is_autocast_enabled():
+            raise ValueError(
+                f"support.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
+                f"for example with episodes.to({_names(floats)})."
+            ) from error
+    if isinstance(error, IndexError | RuntimeError):
+        inputs = episodes[:1].support.map(lambda x: x.squeeze(0)).inputs
+        with torch.no_grad():
+            try:
+                outputs = call(model, {}, inputs)
+            except (IndexError, RuntimeError):
+                return  # the model itself fails: its own error, which the caller raises, says why
+        if isinstance(outputs, Tensor):
+            classes = class_count(loss, outputs.unsqueeze(0), episodes.support.targets)
+            check_labels(loss, classes, episodes)
+
+
+def check_finite(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, result: MetaResult
+) -> None:
+    """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
+    tensors = [result.losses, *tensors_of(result.gradient)]
+    # The sum of a tensor is finite only if all of it is (or overflows, which the exact look below
+    # tells apart); one number is read back from the device instead of one a tensor.
+    if bool(torch.stack([x.detach().float().sum() for x in tensors]).isfinite().all()):
+        return
+    if not result.losses.isfinite().all():
+        _raise_for_losses(program, meta, episodes, seeds, result.losses)
+    if not all(bool(g.isfinite().all()) for g in tensors[1:]):
+        raise NonFiniteLoss(
+            "The meta-gradient is NaN or infinite although every query loss is finite. A derivative "
+            "has no value somewhere on the way: look for square roots, norms, logarithms or "
+            "divisions at zero in the model, the loss or the rule (torch.autograd.set_detect_anomaly "
+            "names the operation with gradient=Unrolled()), or lower the inner learning rate.",
+            None,
+            [],
+        )
+
+
+def _raise_for_losses(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, losses: Tensor
+) -> None:
+    tasks = (~losses.isfinite()).nonzero().flatten().tolist()
+    first = tasks[0]
+    loop = inner_loop(
+        program,
+        episodes[first],
+        seeds[first : first + 1],
+        Objective(torch.ones_like(losses[:1]), [1.0] * (program.steps + 1)),
+    )
+    step, value = _first_bad_step(loop, meta)
+    which = "support" if step < program.steps else "query"
+    when = f"at inner step {step}" if step < program.steps else f"after {step} inner steps"
+    others = f" (and of {len(tasks) - 1} other tasks: {tasks[1:6]})" if len(tasks) > 1 else ""
+    raise NonFiniteLoss(
+        f"The {which} loss of task {first}{others} is {value} {when}. Nothing was averaged in, and "
+        "no gradient was set. Lower the inner learning rate or the number of steps, clip the inner "
+        "gradient (rules.ClipNorm), or look at that task's data.",
+        step,
+        tasks,
+    )
+
+
+def _first_bad_step(loop: InnerLoop, meta: Meta) -> tuple[int, float]:
+    """The first inner step whose support loss is not finite, or the number of steps."""
+    with torch.no_grad():
+        carry = loop.start(meta)
+        for step in range(loop.steps):
+            value = loop.support_losses(step, carry.parameters, meta.shared).item()
+            if not torch.isfinite(torch.tensor(value)):
+                return step, value
+            carry = loop.step(step, carry, meta, create_graph=False)
+        return loop.steps, loop.query(loop.steps, carry.parameters, meta.shared).losses.item()
+
+
+def _names(dtypes: Any) -> str:
+    return " and ".join(sorted(str(d) for d in dtypes))
+
+
+def signature(episodes: Episodes) -> tuple[Any, ...]:
+    """What must be equal for two meta-batches to run the same way."""
+    tensors = tree_leaves([(b.inputs, b.targets) for b in (episodes.support, episodes.query)])
+    return tuple(
+        (tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in tensors
+    )

@@ -1,0 +1,18 @@
+"""What goes wrong while a meta-step runs."""
+
+from __future__ import annotations
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or the meta-gradient is NaN or infinite.
+
+    Attributes:
+        step: the inner step whose support loss was the first not to be finite; the number of inner
+            steps for the query loss; None where every loss is finite and only a gradient is not.
+        tasks: the tasks concerned, counted from 0 within the meta-batch.
+    """
+
+    def __init__(self, message: str, step: int | None, tasks: list[int]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.tasks = tasks

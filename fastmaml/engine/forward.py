@@ -1,0 +1,108 @@
+"""The user's model and loss as a pure function of parameters, over all tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fastmaml.engine.randomness import step_keys
+from fastmaml.engine.routing import Routing
+from fastmaml.episodes.batch import Batch
+from fastmaml.rules.base import Tensors
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskForward:
+    """``losses, outputs = forward(...)`` for tasks that each have their own parameters.
+
+    Attributes:
+        model: called as ``model(x)``, ``model(*x)`` or ``model(**x)``; never changed.
+        loss: ``loss(output, targets)`` of one task, a scalar.
+        frozen: parameters that are not learned; all tasks share them.
+        buffers: the model's buffers; every forward pass begins with a copy of them.
+        own_statistics: see `Routing`.
+        batched: whether tasks run under vmap; else there is one task, and it runs plainly.
+    """
+
+    model: nn.Module
+    loss: Loss
+    frozen: Tensors
+    buffers: Tensors
+    own_statistics: bool
+    batched: bool
+
+    def __call__(
+        self,
+        adapted: Tensors,
+        shared: Tensors,
+        batch: Batch,
+        seeds: Tensor,
+        step: int,
+        query: bool = False,
+    ) -> tuple[Tensor, Any, Tensors]:
+        """Per-task losses ``[tasks]``, outputs ``[tasks, ...]`` and buffers as the pass left them.
+
+        Args:
+            adapted: ``[tasks, *shape]`` parameters.
+            shared: ``[*shape]`` parameters.
+            batch: tensors ``[tasks, examples, ...]``.
+            seeds: ``[tasks]``.
+            step: the inner step, which decides the random draws together with `query`.
+            query: whether `batch` is the query set.
+        """
+        keys = step_keys(seeds, step, query)
+        arguments = (adapted, batch.inputs, batch.targets, keys, self._buffers(len(seeds)))
+
+        def one(adapted: Tensors, inputs: Any, targets: Any, key: Tensor, buffers: Tensors) -> Any:
+            return self._one(adapted, shared, inputs, targets, key, buffers)
+
+        if self.batched:
+            result: tuple[Tensor, Any, Tensors] = vmap(one, randomness="error")(*arguments)
+            return result
+        tree_map = torch.utils._pytree.tree_map_only
+        losses, outputs, buffers = one(*tree_map(Tensor, lambda x: x.squeeze(0), arguments))
+        return tree_map(Tensor, lambda x: x.unsqueeze(0), (losses, outputs, buffers))
+
+    def _buffers(self, tasks: int) -> Tensors:
+        """One copy a task of what a forward pass may write to, where that is kept."""
+        if self.own_statistics:
+            return {}
+        return {n: b.expand(tasks, *b.shape).clone() for n, b in self.buffers.items()}
+
+    def _one(
+        self,
+        adapted: Tensors,
+        shared: Tensors,
+        inputs: Any,
+        targets: Any,
+        key: Tensor,
+        buffers: Tensors,
+    ) -> tuple[Tensor, Any, Tensors]:
+        """One task."""
+        if self.own_statistics:  # copies: a module may write to them, and the user's must not change
+            buffers = {n: b.clone() for n, b in self.buffers.items()}
+        with Routing(key, self.own_statistics):
+            output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)
+            loss = self.loss(output, targets)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss(output, targets) returned {got}; it must return a scalar tensor for one task, "
+                "for example the mean over its examples (reduction='mean')."
+            )
+        return loss, output, {} if self.own_statistics else buffers
+
+
+def call(model: nn.Module, parameters: Tensors, inputs: Any) -> Any:
+    """``model(x)``, ``model(*x)`` or ``model(**x)`` with these parameters and buffers."""
+    if isinstance(inputs, dict):
+        return functional_call(model, parameters, (), inputs)
+    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return functional_call(model, parameters, arguments)

@@ -1,0 +1,121 @@
+"""The inner loop, written once: start, gradient, update, query loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fastmaml.engine.forward import TaskForward
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Carry, Meta, Query, detached
+from fastmaml.rules.base import Rule, Tensors
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the meta-loss is made of.
+
+    Attributes:
+        weights: ``[tasks]``, each task's share of the meta-loss.
+        step_weights: the weight of the query loss after 0, 1, ..., steps inner steps (the last
+            one is always evaluated); MAML is 0, ..., 0, 1, and MAML++'s multi-step loss is not.
+        outputs: cotangents of the query outputs, where something else than the loss uses them.
+    """
+
+    weights: Tensor
+    step_weights: Sequence[float]
+    outputs: Any = None
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """θ_0 = θ, θ_{k+1} = U_k(θ_k, ∇L(θ_k; support)), for some tasks at once (`gradients.base.Loop`).
+
+    Attributes:
+        forward: model and loss.
+        rule: U.
+        steps: the number of inner steps.
+        episodes: these tasks' support and query sets.
+        seeds: ``[tasks]``.
+        objective: the meta-loss.
+        buffers: filled with the buffers ``[tasks, *shape]`` that the last query pass left.
+    """
+
+    forward: TaskForward
+    rule: Rule
+    steps: int
+    episodes: Episodes
+    seeds: Tensor
+    objective: Objective
+    buffers: Tensors = field(default_factory=dict)
+
+    def start(self, meta: Meta) -> Carry:
+        """θ for every task (a view, not a copy), and the rule's first state."""
+        tasks = len(self.seeds)
+        parameters = {n: p.expand(tasks, *p.shape) for n, p in meta.adapted.items()}
+        return Carry(parameters, self.rule.init(parameters))
+
+    def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
+        """``[tasks]``."""
+        return self.forward(parameters, shared, self.episodes.support, self.seeds, step)[0]
+
+    def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
+        """The sum over tasks, whose gradient with respect to a task's parameters is that task's."""
+        return self.support_losses(step, parameters, shared).sum()
+
+    def gradient(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Tensors:
+        """Every task's inner gradient ``[tasks, *shape]``; zero where the loss does not reach."""
+        with torch.enable_grad():
+            parameters, shared = carry.parameters, meta.shared
+            if not create_graph:
+                parameters = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+                shared = detached(shared)
+            loss = self.support_loss(step, parameters, shared)
+            if not loss.requires_grad:
+                raise ValueError(
+                    "the support loss does not depend on any adapted parameter "
+                    f"({', '.join(list(parameters)[:5])}): check scope=, and that neither the model "
+                    "nor the loss detaches its result."
+                )
+            gradients = torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
+            )
+        return dict(zip(parameters, gradients, strict=True))
+
+    def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
+        """Let the rule move the parameters."""
+        updates, state = self.rule.update(
+            step, gradient, carry.state, carry.parameters, meta.rates
+        )
+        return Carry({n: p + updates[n] for n, p in carry.parameters.items()}, state)
+
+    def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
+        """One inner step."""
+        gradient = self.gradient(step, carry, meta, create_graph=create_graph)
+        return self.update(step, carry, gradient, meta)
+
+    def observed(self, step: int) -> bool:
+        """Whether the query loss after `step` steps counts; the last one is always wanted."""
+        return step == self.steps or self.objective.step_weights[step] != 0
+
+    def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
+        """The query loss and outputs after `step` steps."""
+        losses, outputs, buffers = self.forward(
+            parameters, shared, self.episodes.query, self.seeds, step, query=True
+        )
+        self.buffers.update(detached(buffers))
+        weights = self.objective.weights.to(losses.dtype)
+        value = (losses * weights).sum() * self.objective.step_weights[step]
+        if self.objective.outputs is not None and step == self.steps:
+            pairs = zip(tree_leaves(outputs), tree_leaves(self.objective.outputs), strict=True)
+            value = value + sum((y * c).sum() for y, c in pairs if c is not None)
+        return Query(step, value, losses, outputs)
+
+    def weighted_sum(self, x: Tensor) -> Tensor:
+        """The sum over tasks with their weights in the meta-loss."""
+        return torch.tensordot(self.objective.weights.to(x.dtype), x, dims=1)

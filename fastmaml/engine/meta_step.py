@@ -1,0 +1,153 @@
+"""The meta-step: a pure function of (parameters, buffers, episodes, randomness)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from fastmaml.engine.forward import TaskForward
+from fastmaml.engine.inner_loop import InnerLoop, Objective
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import GradientMethod, Meta, Query, add, detached
+from fastmaml.rules.base import Rule, Tensors
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything about a meta-step that is not a tensor argument.
+
+    Attributes:
+        forward: model and loss.
+        rule: how parameters move.
+        gradient: how the inner loop is differentiated.
+        steps: the number of inner steps.
+        chunk: how many tasks run at a time.
+    """
+
+    forward: TaskForward
+    rule: Rule
+    gradient: GradientMethod
+    steps: int
+    chunk: int
+
+
+class MetaResult(NamedTuple):
+    """What a meta-step gives, all of it detached."""
+
+    losses: Tensor
+    """``[tasks]``: each task's share of the objective, before its weight."""
+    outputs: Any
+    """A tree of ``[tasks, ...]``: the model's query outputs after the last step."""
+    gradient: Meta
+    """The meta-gradient; None where it does not reach."""
+    buffers: Tensors
+    """``[tasks, *shape]``: the buffers as the query pass left them, where they are kept."""
+
+
+def meta_step(
+    program: Program,
+    meta: Meta,
+    episodes: Episodes,
+    seeds: Tensor,
+    weights: Tensor,
+    step_weights: Sequence[float],
+    cotangents: Any = None,
+) -> MetaResult:
+    """Adapt every task, evaluate its query set, and differentiate through both.
+
+    The objective is the sum over tasks of ``weights`` times the query losses, each weighted by
+    `step_weights` over the inner steps, plus the inner product of `cotangents` with the outputs.
+
+    Args:
+        program: what runs.
+        meta: meta-parameters; none of them is changed.
+        episodes: the meta-batch.
+        seeds: ``[tasks]`` int64; the result depends on them where the model draws at random.
+        weights: ``[tasks]``.
+        step_weights: one number for each of 0, 1, ..., steps.
+        cotangents: like the outputs, None for zero.
+    """
+    parts = []
+    gradient: Any = tree_map(lambda _: None, meta)
+    for chunk in _chunks(len(seeds), program.chunk):
+        part = None if cotangents is None else tree_map_only(Tensor, _slicer(chunk), cotangents)
+        objective = Objective(weights[chunk], step_weights, part)
+        loop = inner_loop(program, episodes[chunk], seeds[chunk], objective)
+        own, queries = program.gradient.meta_gradient(loop, meta)
+        gradient = add(gradient, own)
+        parts.append((_losses(queries, step_weights), queries[-1].outputs, loop.buffers))
+    losses, outputs, buffers = concatenate(parts)
+    return MetaResult(losses, outputs, gradient, buffers)
+
+
+def evaluate(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, at: Sequence[int]
+) -> list[tuple[Tensor, Any]]:
+    """Query losses ``[tasks]`` and outputs after each number of inner steps in `at`, no graphs."""
+    parts: list[list[tuple[Tensor, Any]]] = []
+    with torch.no_grad():
+        meta = detached(meta)
+        for chunk in _chunks(len(seeds), program.chunk):
+            objective = Objective(torch.ones_like(seeds[chunk]), [1.0] * (program.steps + 1))
+            loop = inner_loop(program, episodes[chunk], seeds[chunk], objective)
+            carry, found = loop.start(meta), []
+            for step in range(program.steps + 1):
+                if step in at:
+                    query = loop.query(step, carry.parameters, meta.shared)
+                    found.append((query.losses, query.outputs))
+                if step < program.steps:
+                    carry = loop.step(step, carry, meta, create_graph=False)
+            parts.append(found)
+    return [concatenate(list(one)) for one in zip(*parts, strict=True)]
+
+
+def adapt(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Tensors:
+    """The adapted parameters ``[tasks, *shape]``, no graphs."""
+    objective = Objective(torch.ones_like(seeds), [0.0] * (program.steps + 1))
+    with torch.no_grad():
+        loop = inner_loop(program, episodes, seeds, objective)
+        carry = loop.start(detached(meta))
+        for step in range(program.steps):
+            carry = loop.step(step, carry, meta, create_graph=False)
+    return carry.parameters
+
+
+def inner_loop(
+    program: Program, episodes: Episodes, seeds: Tensor, objective: Objective
+) -> InnerLoop:
+    """The loop of one chunk; a chunk of one task runs plainly, whatever the program says."""
+    batched = program.forward.batched and len(seeds) > 1
+    forward = replace(program.forward, batched=batched)
+    return InnerLoop(forward, program.rule, program.steps, episodes, seeds, objective)
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Trees of ``[chunk, ...]`` joined along the tasks."""
+    if len(parts) == 1:
+        return parts[0]
+    return tree_map(lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], *parts)
+
+
+def _losses(queries: Sequence[Query], step_weights: Sequence[float]) -> Tensor:
+    total = queries[0].losses * step_weights[queries[0].step]
+    for query in queries[1:]:
+        total = total + query.losses * step_weights[query.step]
+    return total
+
+
+def _chunks(tasks: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, tasks)) for i in range(0, tasks, size))
+
+
+def _slicer(chunk: slice) -> Any:
+    return lambda x: x[chunk]
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, in order."""
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]

@@ -1,0 +1,220 @@
+"""What some PyTorch functions do while a model runs inside the meta-step.
+
+An unmodified model calls `F.batch_norm`, `F.dropout`, `F.scaled_dot_product_attention`. Inside a
+meta-step these must use the task's own statistics, draw a mask that can be drawn again, and have
+second derivatives, forwards too (`written_out`). A `TorchFunctionMode` that is active only while the model runs sees to that;
+nothing is patched, and every other function is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from fastmaml.engine.randomness import dropout_mask, python_seed
+from fastmaml.engine.written_out import WRITTEN_OUT
+
+_RANDOM_FUNCTIONS = (
+    "rand randn rand_like randn_like randint randint_like randperm normal bernoulli multinomial "
+    "poisson gumbel_softmax bernoulli_ uniform_ normal_ exponential_ random_ geometric_ cauchy_ "
+    "log_normal_"
+).split()
+_RANDOM_IN_TRAINING = {"rrelu": 3, "alpha_dropout": 2, "feature_alpha_dropout": 2}
+"""Functions that draw only in training, and the place of that argument."""
+
+
+def _unhidden(function: Any) -> Any:
+    """A copy of a functional whose inner calls a mode sees: a handler runs with the mode off."""
+    return types.FunctionType(
+        function.__code__,
+        {**vars(F), "has_torch_function": lambda *_: False},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+
+
+class Routing(TorchFunctionMode):
+    """Active while the model runs on one task (or, under vmap, on all of them).
+
+    Args:
+        key: int64 scalar that names the task and the step; random draws depend on it alone.
+        own_statistics: normalise by the batch at hand whatever the module's mode, and leave
+            running statistics alone.
+    """
+
+    def __init__(self, key: Tensor, own_statistics: bool) -> None:
+        super().__init__()
+        self.key = key
+        self.own_statistics = own_statistics
+        self.draws = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, or what stands in for it."""
+        kwargs = dict(kwargs or {})
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            return handler(self, func, *args, **kwargs)
+        if func in WRITTEN_OUT and forward_ad._current_level >= 0:
+            return WRITTEN_OUT[func](*args, **kwargs)
+        if _draws(func, args, kwargs):
+            return self.replayed(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def next_key(self) -> Tensor:
+        """A key for the next random draw of this forward pass."""
+        self.draws += 1
+        return self.key + self.draws
+
+    def replayed(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Any other random function: draw from a generator state that only the key decides."""
+        with _seeded(python_seed(self.next_key(), func.__name__)):
+            return func(*args, **kwargs)
+
+
+def _draws(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if name in _RANDOM_IN_TRAINING:
+        place = _RANDOM_IN_TRAINING[name]
+        return bool(args[place] if len(args) > place else kwargs.get("training", False))
+    return name in _RANDOM_FUNCTIONS
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _batch_norm(
+    mode: Routing,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if mode.own_statistics:
+        running_mean, running_var, training = None, None, True
+    return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _instance_norm(
+    mode: Routing,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if mode.own_statistics:
+        running_mean, running_var, use_input_stats = None, None, True
+    return func(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _dropout_over(dimensions: int | None) -> Callable[..., Tensor]:
+    """Dropout of single elements (None) or of whole channels over that many last dimensions."""
+
+    def handler(
+        mode: Routing,
+        func: Any,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        if not training or p == 0:
+            return func(input, p, training, inplace)
+        kept = input.ndim if dimensions is None else input.ndim - dimensions
+        shape = [*input.shape[:kept], *[1] * (input.ndim - kept)]
+        mask = dropout_mask(shape, p, mode.next_key(), input)
+        return input.mul_(mask) if inplace else input * mask
+
+    return handler
+
+
+def _attention(
+    mode: Routing,
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The fused kernels have no second derivative; the written-out softmax has."""
+    if dropout_p == 0:
+        with sdpa_kernel(SDPBackend.MATH):
+            return func(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~causal, -torch.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    probabilities = scores.softmax(-1)
+    mask = dropout_mask(list(probabilities.shape), dropout_p, mode.next_key(), probabilities)
+    return (probabilities * mask) @ value
+
+
+def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
+    with mode:
+        return _unhidden(func)(*args, **kwargs)
+
+
+def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """The vendors' fused recurrent kernels have no second derivative."""
+    packed = isinstance(args[1], Tensor)  # (data, batch_sizes, ...) rather than (input, state, ...)
+    dropout, training = args[6:8] if packed else args[5:7]
+    run = mode.replayed if dropout > 0 and training else lambda f, *a, **k: f(*a, **k)
+    with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+        return run(func, *args, **kwargs)
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.dropout: _dropout_over(None),
+    F.dropout1d: _dropout_over(1),
+    F.dropout2d: _dropout_over(2),
+    F.dropout3d: _dropout_over(3),
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
+    torch.lstm: _recurrent,
+    torch.gru: _recurrent,
+    torch.rnn_tanh: _recurrent,
+    torch.rnn_relu: _recurrent,
+}

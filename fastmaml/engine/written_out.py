@@ -1,0 +1,109 @@
+"""Functions whose fused PyTorch kernels lack the forward-mode derivative of their backward.
+
+`MixedMode` differentiates gradients forwards. For these, and only while it does, the model runs
+the same formula written in operations that have every derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if weight is not None:
+        loss = loss * weight
+        if reduction == "mean":
+            return loss.sum() / weight.expand_as(loss).sum()
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def _reduction(size_average: Any, reduce: Any, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    return "none" if reduce is False else "sum" if size_average is False else "mean"
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """(input - target)²."""
+    reduction = _reduction(size_average, reduce, reduction)
+    return _reduced((input - target).square(), weight, reduction)
+
+
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Squared up to `delta`, linear beyond."""
+    error = (input - target).abs()
+    loss = torch.where(error <= delta, 0.5 * error.square(), delta * (error - 0.5 * delta))
+    return _reduced(loss, weight, reduction)
+
+
+def soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """log(1 + exp(-target·input))."""
+    return _reduced(F.softplus(-target * input), None, _reduction(size_average, reduce, reduction))
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x·σ(x)."""
+    return input * input.sigmoid()
+
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """x·tanh(log(1 + eˣ))."""
+    return input * F.softplus(input).tanh()
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6."""
+    return F.relu6(input + 3) / 6
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Each group of channels of each example to mean 0 and variance 1, then scale and shift."""
+    groups = input.reshape(input.shape[0], num_groups, -1)
+    centred = groups - groups.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    result = (centred * scale).reshape(input.shape)
+    channels: Sequence[int] = [-1, *[1] * (input.ndim - 2)]
+    if weight is not None:
+        result = result * weight.view(channels)
+    return result if bias is None else result + bias.view(channels)
+
+
+WRITTEN_OUT: dict[Any, Callable[..., Tensor]] = {
+    F.mse_loss: mse_loss,
+    F.huber_loss: huber_loss,
+    F.soft_margin_loss: soft_margin_loss,
+    F.silu: silu,
+    F.mish: mish,
+    F.hardsigmoid: hardsigmoid,
+    F.group_norm: group_norm,
+}

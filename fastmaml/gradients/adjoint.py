@@ -1,0 +1,110 @@
+"""The adjoint scan: keep where each inner step began, then go back one step at a time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from fastmaml.gradients.base import (
+    Carry,
+    GradientMethod,
+    Loop,
+    Meta,
+    Query,
+    add,
+    detached,
+    leaves_of,
+    pull_back,
+)
+
+
+@dataclass(frozen=True)
+class AdjointScan(GradientMethod):
+    """λ_k = (∂θ_{k+1}/∂θ_k)ᵀ λ_{k+1}, step by step, from θ_k alone.
+
+    Memory: one copy of what adapts (with the rule's state) for each kept step, and the work of one
+    step. `segments` keeps fewer: only where each segment began, and one segment at a time is run
+    again, for one more gradient a step; about √steps segments need the least memory.
+
+    Args:
+        segments: how many carries to keep; None keeps every step's and runs none again for it.
+    """
+
+    segments: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segments is not None and not (isinstance(self.segments, int) and self.segments > 0):
+            raise ValueError(
+                f"{type(self).__name__}(segments={self.segments!r}): give a positive number, or None "
+                "to keep every step."
+            )
+
+    @abstractmethod
+    def step_back(
+        self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any
+    ) -> tuple[Any, Meta]:
+        """The cotangent of `carry`, and what the step adds to the meta-gradient."""
+
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+        """Run the loop once forward without graphs, then the adjoint scan."""
+        meta = detached(meta)
+        with torch.no_grad():
+            bounds = self._bounds(loop.steps)
+            kept: dict[int, Carry] = {}
+            carry = loop.start(meta)
+            for step in range(loop.steps):
+                if step in bounds:
+                    kept[step] = carry
+                carry = loop.step(step, carry, meta, create_graph=False)
+            cotangent, gradient, query = _query_back(loop, loop.steps, carry, meta)
+            queries = [query]
+            del carry
+            for begin, end in reversed(list(zip(bounds, [*bounds[1:], loop.steps], strict=True))):
+                for step, carry in self._backwards(loop, begin, end, kept.pop(begin), meta):
+                    cotangent, own = self.step_back(loop, step, carry, meta, cotangent)
+                    gradient = add(gradient, own)
+                    if step > 0 and loop.observed(step):
+                        direct, own, query = _query_back(loop, step, carry, meta)
+                        cotangent, gradient = add(cotangent, direct), add(gradient, own)
+                        queries.append(query)
+            gradient = add(gradient, _start_back(loop, meta, cotangent))
+        return gradient, queries[::-1]
+
+    def _bounds(self, steps: int) -> list[int]:
+        """The first step of every segment."""
+        count = min(self.segments or steps, steps)
+        return [steps * i // count for i in range(count)]
+
+    @staticmethod
+    def _backwards(loop: Loop, begin: int, end: int, carry: Carry, meta: Meta) -> Any:
+        """(step, carry) from end - 1 down to begin, each carry let go as soon as it was used."""
+        carries = [carry]
+        for step in range(begin, end - 1):
+            carries.append(loop.step(step, carries[-1], meta, create_graph=False))
+        del carry
+        for step in reversed(range(begin, end)):
+            yield step, carries.pop()
+
+
+def _query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, Meta, Query]:
+    """The query loss at `carry`: its cotangent, its direct part of the meta-gradient, itself."""
+    with torch.enable_grad():
+        parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
+        query = loop.query(step, parameters, shared)
+        to_parameters, to_shared = pull_back(
+            query.value, torch.ones_like(query.value), (parameters, shared)
+        )
+    nothing = tree_map(lambda _: None, carry.state)
+    gradient = Meta(dict.fromkeys(meta.adapted), to_shared, dict.fromkeys(meta.rates))
+    return Carry(to_parameters, nothing), gradient, query.detach()
+
+
+def _start_back(loop: Loop, meta: Meta, cotangent: Any) -> Meta:
+    """What arrives at θ: the sum over tasks."""
+    with torch.enable_grad():
+        meta = leaves_of(meta)
+        return pull_back(loop.start(meta), cotangent, meta)

@@ -1,0 +1,148 @@
+"""The contract between a gradient method and the inner loop that it differentiates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from fastmaml.rules.base import Rule, State, Tensors
+
+
+class Meta(NamedTuple):
+    """Everything that is meta-learned, without a ``tasks`` dimension.
+
+    Also the shape of a meta-gradient, in which None stands for "does not reach it".
+    """
+
+    adapted: Tensors
+    """Where the inner loop starts: θ."""
+    shared: Tensors
+    """Parameters that the inner loop leaves alone (the body, in ANIL)."""
+    rates: Tensors
+    """What the rule learns."""
+
+
+class Carry(NamedTuple):
+    """What the inner loop hands from step to step, every tensor ``[tasks, *shape]``."""
+
+    parameters: Tensors
+    state: State
+
+
+class Query(NamedTuple):
+    """The query loss after some inner step."""
+
+    step: int
+    value: Tensor
+    """Scalar: what this step adds to the meta-objective, tasks weighted and summed."""
+    losses: Tensor
+    """``[tasks]``."""
+    outputs: Any
+    """A tree of ``[tasks, ...]``."""
+
+    def detach(self) -> Query:
+        """The same numbers without their graph."""
+        return Query(self.step, *tree_map_only(Tensor, torch.detach, tuple(self[1:])))
+
+
+class Loop(Protocol):
+    """The inner loop of some tasks, as a gradient method sees it (`engine.InnerLoop`)."""
+
+    steps: int
+    rule: Rule
+
+    def start(self, meta: Meta) -> Carry:
+        """θ for every task, and the rule's first state."""
+
+    def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
+        """The sum over tasks of the support loss: one scalar whose gradient is every task's."""
+
+    def gradient(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Tensors:
+        """Every task's inner gradient; a constant unless `create_graph`."""
+
+    def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
+        """The next carry, given the inner gradient."""
+
+    def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
+        """`gradient`, then `update`."""
+
+    def observed(self, step: int) -> bool:
+        """Whether the query loss after `step` steps is part of the meta-objective."""
+
+    def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
+        """The query loss after `step` steps."""
+
+    def weighted_sum(self, x: Tensor) -> Tensor:
+        """The sum of ``[tasks, *shape]`` over tasks, each with its weight in the meta-objective."""
+
+
+@dataclass(frozen=True)
+class GradientMethod(ABC):
+    """How the inner loop is differentiated.
+
+    Attributes:
+        exact: whether the result is the meta-gradient itself, up to rounding.
+    """
+
+    exact: ClassVar[bool] = True
+
+    @abstractmethod
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+        """The gradient of the meta-objective, and the query losses that it was made of.
+
+        Pure: the result depends on the arguments alone, and nothing of them is changed. Works
+        whether or not gradients are enabled outside. The meta-gradient's tensors are detached.
+        """
+
+
+def leaves_of(tree: Any) -> Any:
+    """The same tree with every floating tensor a fresh leaf that requires a gradient."""
+    return tree_map_only(
+        Tensor, lambda x: x.detach().requires_grad_() if x.is_floating_point() else x, tree
+    )
+
+
+def detached(tree: Any) -> Any:
+    """The same tree without graphs."""
+    return tree_map_only(Tensor, torch.detach, tree)
+
+
+def pull_back(outputs: Any, cotangents: Any, inputs: Any) -> Any:
+    """The vector-Jacobian product of trees: a tree like `inputs`, None where nothing arrives.
+
+    Args:
+        outputs: a tree of tensors computed from `inputs`.
+        cotangents: a tree of the same structure; None stands for zero.
+        inputs: a tree of leaves that require a gradient.
+    """
+    flat_inputs, spec = tree_flatten(inputs)
+    pairs = [
+        (y, c)
+        for y, c in zip(tree_leaves(outputs), tree_leaves(cotangents), strict=True)
+        if c is not None and isinstance(y, Tensor) and y.requires_grad
+    ]
+    wanted = [i for i, x in enumerate(flat_inputs) if isinstance(x, Tensor) and x.requires_grad]
+    found: list[Tensor | None] = [None] * len(flat_inputs)
+    if pairs and wanted:
+        ys, cs = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(
+            ys, [flat_inputs[i] for i in wanted], list(cs), allow_unused=True
+        )
+        for i, g in zip(wanted, gradients, strict=True):
+            found[i] = g
+    return tree_unflatten(found, spec)
+
+
+def add(a: Any, b: Any) -> Any:
+    """The sum of two trees of tensors, in which None stands for zero."""
+    flat, spec = tree_flatten(a)
+    other = tree_leaves(b)
+    total = [
+        y if x is None else x if y is None else x + y for x, y in zip(flat, other, strict=True)
+    ]
+    return tree_unflatten(total, spec)

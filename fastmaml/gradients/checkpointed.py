@@ -1,0 +1,33 @@
+"""The adjoint scan with each step recorded again when its turn comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from fastmaml.gradients.adjoint import AdjointScan
+from fastmaml.gradients.base import Carry, Loop, Meta, leaves_of, pull_back
+
+
+@final
+@dataclass(frozen=True)
+class Checkpointed(AdjointScan):
+    """Exact: each inner step is run again with its second-order graph, one step at a time.
+
+    Time: about 4 gradients a step (5 with segments). Memory: one copy of what adapts a step (or a
+    segment), and the second-order graph of one step. Needs nothing of the model but second
+    derivatives; where the model has forward-mode derivatives too, `MixedMode` is leaner still.
+    Gradient checkpointing (Chen et al., 2016) over the inner loop.
+    """
+
+    def step_back(
+        self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any
+    ) -> tuple[Any, Meta]:
+        """Record the step, then the ordinary vector-Jacobian product (reverse over reverse)."""
+        with torch.enable_grad():
+            carry, meta = leaves_of(carry), leaves_of(meta)
+            after = loop.step(step, carry, meta, create_graph=True)
+            back: tuple[Any, Meta] = pull_back(after, cotangent, (carry, meta))
+            return back

@@ -1,0 +1,46 @@
+"""Reptile: the way that adaptation went, in place of a meta-gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fastmaml.gradients.base import GradientMethod, Loop, Meta, Query, detached
+
+
+@final
+@dataclass(frozen=True)
+class Reptile(GradientMethod):
+    """Approximate: the mean over tasks of θ − θ_K (Nichol et al., 2018).
+
+    With plain SGD of rate ε outside, this is the paper's θ ← θ + ε·mean(θ_K − θ). The query set is
+    evaluated and reported, but does not enter; give `support` the examples to learn from. It is not
+    the gradient of the query loss: with several steps it points from θ towards the tasks' optima.
+    Only parameters that adapt move, and learned rates get nothing, so both are refused. Time: 1
+    gradient a step; memory does not grow with steps.
+    """
+
+    exact: ClassVar[bool] = False
+
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+        """Adapt without graphs; then one difference."""
+        if meta.shared or meta.rates:
+            raise ValueError(
+                "Reptile moves only what the inner loop adapts, so these meta-parameters would never "
+                f"learn: {', '.join([*meta.shared, *meta.rates][:5])}. Use scope='all' and a rule "
+                "without learned rates, or freeze them (requires_grad_(False)), or use FirstOrder."
+            )
+        meta = detached(meta)
+        with torch.no_grad():
+            carry = loop.start(meta)
+            for step in range(loop.steps):
+                carry = loop.step(step, carry, meta, create_graph=False)
+            query = loop.query(loop.steps, carry.parameters, meta.shared)
+            moved: dict[str, Tensor] = {
+                name: loop.weighted_sum(meta.adapted[name] - p)
+                for name, p in carry.parameters.items()
+            }
+        return Meta(moved, {}, {}), [query.detach()]

@@ -1,0 +1,66 @@
+"""Stopping between two iterations when the user or the system asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, at a point where its state is whole.
+
+    Attributes:
+        signal: its number (SIGINT or SIGTERM); a program then exits with 128 + signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class InterruptGuard:
+    """While entered, SIGINT (Ctrl-C) and SIGTERM are noted, and `check` raises `Interrupted`.
+
+    A second signal acts at once, as it would have without the guard. Outside the main thread,
+    where Python handles no signals, nothing is noted.
+
+    Args:
+        notice: called with the signal's name when it arrives.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> InterruptGuard:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has arrived."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+        self._notice(signal.Signals(number).name)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

@@ -1,0 +1,457 @@
+"""`MAML`: any module as a meta-learner."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+from fastmaml.engine.cloning import clone_module
+from fastmaml.engine.diagnosis import (
+    check_device,
+    check_finite,
+    check_labels,
+    explain_failure,
+    signature,
+)
+from fastmaml.engine.forward import Loss, TaskForward
+from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate, meta_step
+from fastmaml.engine.planning import Plan, make_plan
+from fastmaml.engine.randomness import task_seeds
+from fastmaml.engine.scope import Scope, adapted_names
+from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.gradients import FirstOrder, GradientMethod, Reptile, Unrolled
+from fastmaml.gradients.base import Meta
+from fastmaml.learner import Progress, adapt_in_place
+from fastmaml.output import MetaOutput, with_gradient
+from fastmaml.rules import SGD, Rule
+
+_PLANS_KEPT = 16
+
+
+class MAML(nn.Module):
+    """A model and how it adapts: ``maml(episodes)`` gives the meta-loss with its meta-gradient.
+
+    Model-agnostic meta-learning (Finn et al., 2017) for any `nn.Module`, for all tasks of a
+    meta-batch at once. The meta-parameters are ``maml.parameters()``: the model's own and what the
+    rule learns. The outer loop is yours: any optimizer, clipping, scheduler, GradScaler or wrapper.
+
+    Args:
+        model: called as ``model(x)`` for inputs that are a tensor, ``model(*x)`` for a tuple and
+            ``model(**x)`` for a dict. It becomes ``maml.module`` and is not changed.
+        lr: the inner learning rate, for plain gradient descent; a tensor that requires a gradient
+            is learned. Give `rule` instead for another rule.
+        first_order: short for ``gradient=FirstOrder()``.
+        allow_unused, allow_nograd: as in learn2learn, for `adapt` only; ``maml(episodes)`` leaves
+            unused and frozen parameters as they are by itself.
+        steps: inner steps.
+        loss: ``loss(output, targets)``, a scalar for one task; its own parameters are constants.
+        rule: how parameters move (`fastmaml.rules`).
+        gradient: how the inner loop is differentiated (`fastmaml.gradients`); None chooses an
+            exact method from a memory estimate.
+        scope: which parameters adapt: "all", "head" (ANIL), "body" (BOIL), a name pattern or a
+            predicate of (name, parameter). The others are still meta-learned unless frozen.
+        executor: None or "eager".
+        backend: None or "reference".
+        tasks_chunk: how many tasks run at a time; None chooses. The numbers do not depend on it.
+        batch_norm: "batch": BatchNorm and InstanceNorm use the statistics of the batch at hand,
+            in training and evaluation alike, and running statistics are neither read nor written,
+            as in MAML. "module": they do as the module's own mode says; in training mode the
+            model's running statistics are then the mean over tasks of what the query pass left.
+        memory_budget: bytes that a meta-step may use, for the choices above; None is half of
+            what is free.
+        check_finite: raise `NonFiniteLoss` where a loss or the meta-gradient is NaN or infinite.
+            It reads one number back from the device.
+
+    Raises:
+        ValueError: an argument that cannot be obeyed, named in the message.
+
+    Example:
+        >>> maml = MAML(model, lr=0.4, steps=1, loss=torch.nn.functional.cross_entropy)
+        >>> out = maml(episodes)
+        >>> out.loss.backward()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float | Tensor | None = None,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = False,
+        *,
+        steps: int = 1,
+        loss: Loss | None = None,
+        rule: Rule | None = None,
+        gradient: GradientMethod | None = None,
+        scope: Scope = "all",
+        executor: Literal["eager"] | None = None,
+        backend: Literal["reference"] | None = None,
+        tasks_chunk: int | None = None,
+        batch_norm: Literal["batch", "module"] = "batch",
+        memory_budget: int | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+        self.rule = _chosen_rule(lr, rule)
+        self.gradient = _chosen_gradient(first_order, gradient)
+        self.steps = _require_count("steps", steps, least=0)
+        self.tasks_chunk = tasks_chunk and _require_count("tasks_chunk", tasks_chunk, least=1)
+        _require_choice("executor", executor, (None, "eager"))
+        _require_choice("backend", backend, (None, "reference"))
+        _require_choice("batch_norm", batch_norm, ("batch", "module"))
+        self.adapted = adapted_names(model, scope)
+        self.batch_norm, self.loss = batch_norm, loss
+        self.memory_budget, self.check_finite = memory_budget, check_finite
+        self.allow_nograd = allow_nograd
+        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        self.module = model
+        named = dict(model.named_parameters())
+        rates = self.rule.rates({n: named[n].detach() for n in self.adapted}, steps)
+        self.rates = nn.ParameterDict(
+            {
+                _key(n): r if isinstance(r, nn.Parameter) else nn.Parameter(r.detach().clone())
+                for n, r in rates.items()
+            }
+        )
+        self._rate_names = list(rates)
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._progress = Progress()
+        if isinstance(self.gradient, Reptile) and (rates or self._meta().shared):
+            raise ValueError(
+                "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
+                "requires_grad_(False)) and a rule without learned rates, or gradient=FirstOrder()."
+            )
+
+    # ------------------------------------------------------------------ the meta-step
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """``maml(episodes)``: the meta-step. Anything else is passed to the model.
+
+        Args:
+            episodes: the meta-batch; every tensor ``[tasks, examples, ...]``.
+            gradient: another gradient method for this call.
+            step_weights: weights of the query loss after inner steps 1, ..., steps for MAML++'s
+                multi-step loss; by default only the last counts.
+
+        Returns:
+            `MetaOutput`. Where gradients are disabled (`torch.no_grad`), as `evaluate`.
+
+        Raises:
+            ValueError: shapes, devices, labels or a loss that do not fit, named in the message.
+            NonFiniteLoss: a loss or the meta-gradient is not finite (with `check_finite`).
+
+        Cost: ``steps`` inner steps for every task and their derivatives; see the gradient method.
+        """
+        if args and isinstance(args[0], Episodes):
+            return self._meta_step(*args, **kwargs)
+        return self.module(*args, **kwargs)
+
+    def _meta_step(
+        self,
+        episodes: Episodes,
+        gradient: GradientMethod | None = None,
+        step_weights: Sequence[float] | Tensor | None = None,
+    ) -> MetaOutput:
+        if not torch.is_grad_enabled():
+            return self.evaluate(episodes)
+        meta, seeds, program = self._prepare(episodes, self.steps, gradient)
+        by_step = _step_weights(step_weights, self.steps)
+
+        def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
+            weights = _task_weights(cotangents, self.module, len(seeds))
+            return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)
+
+        out, result = with_gradient(run, tree_leaves(meta), episodes.query.targets)
+        if self.check_finite:
+            check_finite(program, meta, episodes, seeds, result)
+        self._keep_buffers(result.buffers)
+        return out
+
+    def evaluate(self, episodes: Episodes, steps: int | None = None) -> MetaOutput:
+        """Adapt and evaluate without building graphs; parameters and buffers stay as they are.
+
+        Dropout follows the model's mode: call ``maml.eval()`` first.
+
+        Args:
+            episodes: the meta-batch.
+            steps: inner steps, 0 for the model as it is; None for those of training.
+        """
+        steps = self.steps if steps is None else _require_count("steps", steps, least=0)
+        return self._evaluate(episodes, steps, [steps])[0]
+
+    def evaluate_each_step(self, episodes: Episodes, steps: int | None = None) -> list[MetaOutput]:
+        """As `evaluate`, after 0, 1, ..., steps inner steps: one result each, for a learning curve."""
+        steps = self.steps if steps is None else _require_count("steps", steps, least=0)
+        return self._evaluate(episodes, steps, range(steps + 1))
+
+    def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
+        meta, seeds, program = self._prepare(episodes, steps)
+        results = evaluate(program, meta, episodes, seeds, at)
+        targets = episodes.query.targets
+        return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
+
+    def adapt_to(self, support: Batch, steps: int | None = None) -> nn.Module:
+        """A plain copy of the model, adapted to one task.
+
+        Args:
+            support: one task's examples, ``[examples, ...]``.
+            steps: inner steps; None for those of training.
+
+        Returns:
+            A module of the model's own class and mode, detached from the meta-parameters. With
+            ``batch_norm="batch"`` its normalisation layers go on using the batch at hand in both
+            modes (they hold no running statistics), as they did while it was meta-trained.
+        """
+        if not isinstance(support, Batch):
+            raise ValueError(
+                f"support is a {type(support).__name__}; give a fastmaml.Batch(inputs, targets) with "
+                "the examples of one task."
+            )
+        task = support.map(lambda x: x.unsqueeze(0))
+        episodes, steps = Episodes(task, task), self.steps if steps is None else steps
+        meta, seeds, program = self._prepare(episodes, steps)
+        adapted = adapt(program, meta, episodes, seeds)
+        learner = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for name, parameter in learner.named_parameters():
+                if name in adapted:
+                    parameter.copy_(adapted[name].squeeze(0))
+        if self.batch_norm == "batch":
+            _forget_running_statistics(learner)
+        return learner
+
+    def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
+        """Print, and return, what would run for such episodes, why, and what was refused and why."""
+        meta, steps = self._meta(), self.steps if steps is None else steps
+        seeds = task_seeds(episodes.tasks, _device(self.module))
+        plan = self._plan(self._program(meta, steps), meta, episodes, seeds, self.gradient)
+        print(plan)
+        return plan
+
+    def clone(
+        self,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> MAML:
+        """A learner whose parameters are differentiable copies of this one's (learn2learn's verb).
+
+        Call it on inputs, adapt it with `adapt`, and the query loss's ``backward()`` reaches the
+        original. Buffers are shared with the original. A clone of a clone stays connected. For
+        speed use ``maml(episodes)``, which runs all tasks at once.
+        """
+        learner = copy.copy(self)
+        learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
+        learner.module = clone_module(self.module)
+        learner._plans, learner._progress = OrderedDict(), Progress()
+        if first_order is not None:
+            learner.gradient = FirstOrder() if first_order else None
+        if allow_nograd is not None:
+            learner.allow_nograd = allow_nograd
+        if allow_unused is not None:
+            learner.allow_unused = allow_unused
+        return learner
+
+    def adapt(
+        self,
+        loss: Tensor,
+        first_order: bool | None = None,
+        allow_unused: bool | None = None,
+        allow_nograd: bool | None = None,
+    ) -> None:
+        """One inner step on `loss`, in place (learn2learn's verb); only on a `clone`.
+
+        Args:
+            loss: scalar, computed with this clone.
+            first_order: take the inner gradient as a constant.
+            allow_unused: leave parameters that the loss does not reach as they are.
+            allow_nograd: leave frozen parameters as they are.
+
+        Raises:
+            RuntimeError: the loss cannot be differentiated with respect to every parameter; the
+                message says which argument allows it. The loss's graph is left intact.
+        """
+        if first_order is None:
+            first_order = isinstance(self.gradient, FirstOrder)
+        self._progress = adapt_in_place(
+            self.module,
+            self.adapted,
+            self.rule,
+            self._meta().rates,
+            loss,
+            self._progress,
+            second_order=not first_order,
+            allow_unused=self.allow_unused if allow_unused is None else allow_unused,
+            allow_nograd=self.allow_nograd if allow_nograd is None else allow_nograd,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """The model's attributes are this object's too, as in learn2learn."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module" or "module" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.module, name)
+
+    # ------------------------------------------------------------------ what the above stand on
+
+    def _meta(self) -> Meta:
+        """The meta-parameters as they are now; frozen ones are not among them."""
+        named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        adapted = {n: named[n] for n in self.adapted if n in named}
+        shared = {n: p for n, p in named.items() if n not in adapted}
+        rates = {n: self.rates[_key(n)] for n in self._rate_names}
+        return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
+
+    def _program(self, meta: Meta, steps: int) -> Program:
+        if self.loss is None:
+            raise ValueError(
+                "this MAML has no loss: give loss= when you make it, for example "
+                "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
+            )
+        frozen = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
+        buffers = dict(self.module.named_buffers())
+        own = self.batch_norm == "batch" or not any(m.training for m in self.module.modules())
+        forward = TaskForward(self.module, self.loss, frozen, buffers, own, batched=False)
+        return Program(forward, self.rule, self.gradient or Unrolled(), steps, chunk=1)
+
+    def _prepare(
+        self, episodes: Episodes, steps: int, gradient: GradientMethod | None = None
+    ) -> tuple[Meta, Tensor, Program]:
+        """Check the episodes, decide how they run, and draw their seeds."""
+        if not isinstance(episodes, Episodes):
+            raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
+        check_device(self.module, episodes)
+        meta, seeds = self._meta(), task_seeds(episodes.tasks, _device(self.module))
+        program = self._program(meta, steps)
+        plan = self._plan(program, meta, episodes, seeds, gradient or self.gradient)
+        if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
+            check_labels(self.loss, plan.classes, episodes)
+        return meta, seeds, plan.applied(program)
+
+    def _plan(
+        self,
+        program: Program,
+        meta: Meta,
+        episodes: Episodes,
+        seeds: Tensor,
+        gradient: GradientMethod | None,
+    ) -> Plan:
+        """The plan for such episodes, made when they are first seen."""
+        modes = tuple(m.training for m in self.module.modules())
+        key = (signature(episodes), modes, gradient, program.steps, tuple(meta.adapted))
+        if key in self._plans:
+            self._plans.move_to_end(key)
+            return self._plans[key]
+        try:
+            with torch.enable_grad():  # it measures graphs, whatever the caller's mode
+                plan = make_plan(
+                    program, meta, episodes, seeds, gradient, self.tasks_chunk, self.memory_budget
+                )
+        except Exception as error:
+            explain_failure(error, self.module, self.loss, episodes)
+            raise
+        check_labels(self.loss, plan.classes, episodes)
+        self._plans[key] = plan
+        if len(self._plans) > _PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _keep_buffers(self, buffers: dict[str, Tensor]) -> None:
+        """Write back what the query pass left, the mean over tasks (a count is that of one task)."""
+        with torch.no_grad():
+            for name, own in self.module.named_buffers():
+                if name in buffers:
+                    each = buffers[name]
+                    own.copy_(each.mean(0) if own.is_floating_point() else each[0])
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:
+    if (lr is None) == (rule is None):
+        got = "neither" if lr is None else "both"
+        raise ValueError(
+            f"give either lr= (plain gradient descent) or rule= (for example rules.Adam(1e-3)), "
+            f"not {got}."
+        )
+    chosen = SGD(lr) if lr is not None else rule
+    if not isinstance(chosen, Rule) or not chosen.moves:
+        raise ValueError(
+            f"rule={chosen!r} does not move the parameters: use SGD, Momentum, Adam, AdamW, MetaSGD or "
+            "LSLR, or chain(...) with one of them last."
+        )
+    return chosen
+
+
+def _chosen_gradient(first_order: bool, gradient: GradientMethod | None) -> GradientMethod | None:
+    if gradient is not None and not isinstance(gradient, GradientMethod):
+        raise ValueError(
+            f"gradient={gradient!r} is no gradient method: give one such as gradients.MixedMode()."
+        )
+    if first_order and not isinstance(gradient, FirstOrder | None):
+        raise ValueError(f"first_order=True contradicts gradient={gradient}: give one of them.")
+    return FirstOrder() if first_order else gradient
+
+
+def _require_count(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    return value
+
+
+def _require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
+
+
+def _step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:
+    """A weight for each of 0, ..., steps inner steps."""
+    if weights is None:
+        return [0.0] * steps + [1.0]
+    given = weights.tolist() if isinstance(weights, Tensor) else [float(w) for w in weights]
+    if len(given) != steps or steps == 0:
+        raise ValueError(
+            f"step_weights has {len(given)} numbers for {steps} inner steps: give one for each of "
+            "the steps 1 to steps."
+        )
+    return [0.0, *given]
+
+
+def _task_weights(
+    cotangents: tuple[Tensor | None, Tensor | None] | None, model: nn.Module, tasks: int
+) -> Tensor:
+    """``[tasks]``: what each task's loss counts, given the cotangents of the mean and the losses."""
+    like = next(model.parameters())
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
+    if cotangents is None:
+        return mean
+    of_mean, of_each = cotangents
+    weights = torch.zeros_like(mean) if of_mean is None else mean * of_mean
+    return weights if of_each is None else weights + of_each
+
+
+def _key(name: str) -> str:
+    """A parameter's name as a key of a ParameterDict, which takes no dots."""
+    return name.replace(".", "/")
+
+
+def _forget_running_statistics(model: nn.Module) -> None:
+    """Make normalisation layers use the batch at hand in training and evaluation alike."""
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None

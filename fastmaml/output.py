@@ -1,0 +1,115 @@
+"""What ``maml(episodes)`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fastmaml.engine.meta_step import MetaResult
+
+
+@dataclass(frozen=True)
+class MetaOutput:
+    """The result of a meta-step or of an evaluation.
+
+    Attributes:
+        loss: scalar, the mean of `losses`; ``loss.backward()`` adds the meta-gradient to ``.grad``.
+        losses: ``[tasks]`` query losses after adaptation.
+        outputs: a tree of ``[tasks, ...]``: what the adapted models return for the query inputs.
+        targets: the query targets.
+
+    `losses` and `outputs` may be used in a loss of your own: the meta-gradient is then computed
+    anew for it, at the cost of a second meta-step; `loss` alone costs none.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    outputs: Any
+    targets: Any
+
+    @property
+    def accuracies(self) -> Tensor | None:
+        """``[tasks]`` shares of right answers, where targets are classes; else None.
+
+        They are where targets are integers ``[tasks, examples, ...]`` and outputs are one tensor
+        with one more dimension, the classes, last.
+        """
+        outputs, targets = self.outputs, self.targets
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            return None
+        if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+            return None
+        right = outputs.detach().argmax(-1) == targets
+        return right.flatten(1).float().mean(1)
+
+    @property
+    def accuracy(self) -> Tensor | None:
+        """Scalar: the mean of `accuracies`, or None."""
+        accuracies = self.accuracies
+        return None if accuracies is None else accuracies.mean()
+
+
+def with_gradient(
+    run: Callable[[Tensor | None, Any], MetaResult], parameters: Sequence[Tensor], targets: Any
+) -> tuple[MetaOutput, MetaResult]:
+    """Run a meta-step and tie its result to `parameters` for autograd.
+
+    Args:
+        run: the meta-step, given cotangents of the losses ``[tasks]`` (None for the mean) and of
+            the outputs (None for zero); it must give the same numbers each time.
+        parameters: the leaves of the meta-parameters, in the order of the meta-gradient's.
+        targets: the query targets.
+    """
+    result = run(None, None)
+    leaves, spec = tree_flatten(result.outputs)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    loss, losses, *tied = _MetaLoss.apply(run, result, tensors, *parameters)
+    rest = iter(tied)
+    outputs = tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
+    return MetaOutput(loss, losses, outputs, targets), result
+
+
+class _MetaLoss(torch.autograd.Function):
+    """Hands autograd a meta-gradient that the meta-step has already computed."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, result: Any, outputs: Any, *parameters: Tensor) -> Any:
+        """The mean loss, the losses and the outputs."""
+        gradients = tree_flatten(result.gradient)[0]
+        ctx.run, ctx.reached = run, [g is not None for g in gradients]
+        ctx.save_for_backward(*parameters, *(g for g in gradients if g is not None))
+        ctx.set_materialize_grads(False)
+        leaves, spec = tree_flatten(result.outputs)
+        ctx.layout = [isinstance(x, Tensor) for x in leaves], spec
+        # autograd wants tensors of its own to mark, not those that the result still holds
+        outputs = [x.view_as(x) for x in outputs]
+        ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
+        return (result.losses.mean(), result.losses.view_as(result.losses), *outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss: Any, losses: Any, *outputs: Any) -> Any:
+        """The stored meta-gradient times the loss's cotangent, or a meta-step with all of them."""
+        saved = ctx.saved_tensors[len(ctx.reached) :]
+        if losses is None and all(g is None for g in outputs):
+            found = iter(saved)
+            gradients = [next(found) * loss if reached else None for reached in ctx.reached]
+        else:
+            gradients = _again(ctx, loss, losses, outputs)
+        return (None, None, None, *gradients)
+
+
+def _again(ctx: Any, loss: Any, losses: Any, outputs: Any) -> list[Tensor | None]:
+    """The meta-gradient of a loss that uses more than the mean."""
+    is_tensor, spec = ctx.layout
+    rest = iter(outputs)
+    cotangents = tree_unflatten([next(rest) if tensor else None for tensor in is_tensor], spec)
+    result = ctx.run((loss, losses), cotangents)
+    found: list[Tensor | None] = tree_flatten(result.gradient)[0]
+    return found

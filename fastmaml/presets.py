@@ -1,0 +1,34 @@
+"""The defaults of each data set: the MAML paper's, where it has them."""
+
+from __future__ import annotations
+
+from fastmaml.config import TrainConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    "digits": TrainConfig(data="digits", out="runs/digits"),
+    "omniglot": TrainConfig(
+        data="omniglot",
+        out="runs/omniglot",
+        iterations=3000,
+        queries=1,
+        tasks=32,
+        eval_steps=3,
+        evaluate_every=250,
+        checkpoint_every=250,
+    ),
+    "sinusoid": TrainConfig(
+        data="sinusoid",
+        out="runs/sinusoid",
+        iterations=70_000,
+        ways=1,
+        shots=10,
+        queries=10,
+        tasks=25,
+        filters=40,
+        inner_lr=0.01,
+        eval_steps=5,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+    ),
+}
+"""The defaults of each data set."""

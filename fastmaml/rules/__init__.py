@@ -1,0 +1,26 @@
+"""How parameters move in the inner loop."""
+
+from fastmaml.rules.adam import Adam, AdamW
+from fastmaml.rules.base import Rule
+from fastmaml.rules.chain import Chain, chain
+from fastmaml.rules.clip import ClipNorm, ClipValue
+from fastmaml.rules.lslr import LSLR
+from fastmaml.rules.meta_sgd import MetaSGD
+from fastmaml.rules.momentum import Momentum
+from fastmaml.rules.sgd import SGD
+from fastmaml.rules.weight_decay import WeightDecay
+
+__all__ = [
+    "LSLR",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Chain",
+    "ClipNorm",
+    "ClipValue",
+    "MetaSGD",
+    "Momentum",
+    "Rule",
+    "WeightDecay",
+    "chain",
+]

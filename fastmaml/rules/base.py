@@ -1,0 +1,110 @@
+"""The contract of a rule: how parameters move in the inner loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+"""Tensors by parameter name."""
+
+State = Any
+"""A tree of tensors that a rule carries from one inner step to the next."""
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A pure pair (`init`, `update`), differentiable in every tensor that it is given.
+
+    Tensors of parameters, gradients and state are ``[tasks, *shape]``; learned rates have no
+    ``tasks`` dimension, as all tasks share them. Rules compose with `chain`.
+
+    Attributes:
+        moves: whether `update` returns the step to add to the parameters (SGD, Adam, ...) or a
+            gradient for the next rule of a chain (clipping, weight decay).
+        linear: whether `update` is linear in the gradient, given its other arguments up to the
+            state's linear part. `MixedMode` then needs one gradient a step less.
+    """
+
+    moves: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+
+    def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
+        """The initial values of what this rule learns: meta-parameters by name (none by default).
+
+        Args:
+            parameters: the adapted parameters, ``[*shape]``.
+            steps: the number of inner steps of the meta-step.
+        """
+        return {}
+
+    def init(self, parameters: Tensors) -> State:
+        """The state before the first step (none by default). It must not depend on the values."""
+        return ()
+
+    @abstractmethod
+    def update(
+        self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, State]:
+        """The update and the new state at inner step `step` (0, 1, ...)."""
+
+
+@dataclass(frozen=True)
+class WithRate(Rule):
+    """A rule that moves with one learning rate for all parameters.
+
+    A tensor `lr` that requires a gradient is learned: it is then among ``maml.parameters()``.
+    """
+
+    lr: float | Tensor
+
+    def __post_init__(self) -> None:
+        require_rate(type(self).__name__, self.lr)
+
+    def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
+        """The learning rate, where it is a tensor that requires a gradient."""
+        if isinstance(self.lr, Tensor) and self.lr.requires_grad:
+            return {"lr": self.lr}
+        return {}
+
+    def rate(self, rates: Tensors) -> float | Tensor:
+        """The learning rate of this meta-step."""
+        return rates.get("lr", self.lr)
+
+
+def require_rate(rule: str, lr: float | Tensor) -> None:
+    """Raise ValueError unless `lr` is a finite number at or above zero, or a tensor of one element."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(
+                f"{rule}(lr=tensor of shape {list(lr.shape)}): a learning rate is one number. "
+                "For a rate per element use rules.MetaSGD, per layer and step rules.LSLR."
+            )
+        return
+    require_at_least_zero(rule, "lr", lr)
+
+
+def require_at_least_zero(rule: str, name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a finite number at or above zero."""
+    if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+        raise ValueError(f"{rule}({name}={value!r}): give a finite number of at least 0.")
+
+
+def zeros_like(parameters: Tensors) -> Tensors:
+    """A zero tensor for each parameter."""
+    return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """The square root, with derivative 0 instead of infinity at 0.
+
+    A gradient that is exactly zero (a dead unit, an unused row) would otherwise give NaN: the
+    chain rule multiplies the infinite slope by the zero slope of the square inside.
+    """
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)

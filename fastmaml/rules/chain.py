@@ -1,0 +1,67 @@
+"""Rules one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from fastmaml.rules.base import Rule, State, Tensors
+
+
+@final
+@dataclass(frozen=True)
+class Chain(Rule):
+    """Each rule's output is the next one's gradient; the last one moves the parameters."""
+
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        movers = [i for i, rule in enumerate(self.rules) if rule.moves]
+        if movers != [len(self.rules) - 1]:
+            names = ", ".join(type(rule).__name__ for rule in self.rules)
+            raise ValueError(
+                f"chain({names}): exactly one rule moves the parameters (SGD, Momentum, Adam, AdamW, "
+                "MetaSGD, LSLR), and it comes last, after those that shape the gradient "
+                "(ClipNorm, ClipValue, WeightDecay)."
+            )
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]  # a chain's answer depends on its rules
+        """Whether every rule is linear in the gradient."""
+        return all(rule.linear for rule in self.rules)
+
+    def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
+        """The rates of every rule, their names prefixed by the rule's place."""
+        return {
+            f"{i}.{name}": rate
+            for i, rule in enumerate(self.rules)
+            for name, rate in rule.rates(parameters, steps).items()
+        }
+
+    def init(self, parameters: Tensors) -> State:
+        """The states of every rule."""
+        return tuple(rule.init(parameters) for rule in self.rules)
+
+    def update(
+        self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, State]:
+        """The last rule's update, and the states of every rule."""
+        states = []
+        for i, (rule, own) in enumerate(zip(self.rules, state, strict=True)):
+            prefix = f"{i}."
+            mine = {n.removeprefix(prefix): r for n, r in rates.items() if n.startswith(prefix)}
+            gradients, new = rule.update(step, gradients, own, parameters, mine)
+            states.append(new)
+        return gradients, tuple(states)
+
+
+def chain(*rules: Rule) -> Chain:
+    """Compose rules: ``chain(ClipNorm(1.0), WeightDecay(1e-4), SGD(0.1))``.
+
+    Raises:
+        ValueError: the last rule does not move the parameters, or another one does.
+    """
+    return Chain(rules)

@@ -1,0 +1,48 @@
+"""Gradient descent with momentum, classical or Nesterov's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fastmaml.rules.base import State, Tensors, WithRate, zeros_like
+
+
+@final
+@dataclass(frozen=True)
+class Momentum(WithRate):
+    """m' = momentum·m + g;  θ' = θ − lr·m', or θ − lr·(g + momentum·m') with Nesterov.
+
+    The convention is that of `torch.optim.SGD` without dampening. Carries one copy of the adapted
+    parameters a task.
+
+    Args:
+        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+        momentum: in [0, 1).
+        nesterov: look ahead (Sutskever et al., 2013).
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"Momentum(momentum={self.momentum!r}): give a number in [0, 1).")
+
+    def init(self, parameters: Tensors) -> State:
+        """Zero velocities."""
+        return zeros_like(parameters)
+
+    def update(
+        self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, State]:
+        """The step along the new velocity, and that velocity."""
+        lr = self.rate(rates)
+        velocity = {name: self.momentum * state[name] + g for name, g in gradients.items()}
+        if self.nesterov:
+            along = {name: g + self.momentum * velocity[name] for name, g in gradients.items()}
+        else:
+            along = velocity
+        return {name: -lr * d for name, d in along.items()}, velocity

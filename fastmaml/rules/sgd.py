@@ -1,0 +1,27 @@
+"""Gradient descent, as in MAML (Finn et al., 2017, eq. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fastmaml.rules.base import State, Tensors, WithRate
+
+
+@final
+@dataclass(frozen=True)
+class SGD(WithRate):
+    """θ' = θ − lr·g.
+
+    Args:
+        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+    """
+
+    linear: ClassVar[bool] = True
+
+    def update(
+        self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, State]:
+        """−lr·g, and no state."""
+        lr = self.rate(rates)
+        return {name: -lr * g for name, g in gradients.items()}, state

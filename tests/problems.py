@@ -1,0 +1,189 @@
+"""The rows of the contract: problems, rules and gradient methods that must agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastmaml as fm
+from fastmaml.gradients import Checkpointed, GradientMethod, MixedMode, Unrolled
+from fastmaml.rules import (
+    LSLR,
+    SGD,
+    Adam,
+    AdamW,
+    ClipNorm,
+    ClipValue,
+    MetaSGD,
+    Momentum,
+    Rule,
+    WeightDecay,
+    chain,
+)
+
+TASKS, STEPS = 3, 3
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, a loss and a meta-batch in float64, smooth, with a large second-order term."""
+
+    name: str
+    model: Callable[[], nn.Module]
+    loss: Callable[[Any, Any], Tensor]
+    episodes: fm.Episodes
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def maml(self, rule: Rule, **options: Any) -> fm.MAML:
+        torch.manual_seed(1)
+        model = self.model().double()
+        return fm.MAML(model, rule=rule, loss=self.loss, **{"steps": STEPS, **self.options, **options})
+
+
+class TwoInputs(nn.Module):
+    """Named inputs, a nested module, and a parameter that the loss never uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.ModuleDict({"inner": nn.Linear(3, 4)})
+        self.right = nn.Linear(2, 4)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.left["inner"](a).tanh() * self.right(b)).sum(-1, keepdim=True)
+
+
+class Tied(nn.Module):
+    """The same weight embeds and reads out, and one linear module is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.mix = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 6, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.out(self.mix(self.mix(x).tanh()).mean(-2))
+
+
+class NormalisedClassifier(nn.Module):
+    """BatchNorm with running statistics, a frozen layer and a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(4, 6).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 5)
+        self.register_buffer("scale", torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.frozen(x)).tanh() * self.scale)
+
+
+def _labels(n: int, classes: int, seed: int) -> Tensor:
+    return torch.randint(classes, (TASKS, n), generator=torch.Generator().manual_seed(seed))
+
+
+def _regression() -> fm.Episodes:
+    x, q = tensor(TASKS, 6, 2, seed=1), tensor(TASKS, 4, 2, seed=2)
+    return fm.Episodes(
+        fm.Batch(x, x.sum(-1, keepdim=True).sin()), fm.Batch(q, q.prod(-1, keepdim=True).cos())
+    )
+
+
+def _pairs(n: int, seed: int) -> fm.Batch:
+    inputs = {"a": tensor(TASKS, n, 3, seed=seed), "b": tensor(TASKS, n, 2, seed=seed + 1)}
+    return fm.Batch(inputs, tensor(TASKS, n, 1, seed=seed + 2))
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 1))
+
+
+def _dropout_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1))
+
+
+def _tokens(n: int, seed: int) -> Tensor:
+    return torch.randint(6, (TASKS, n, 3), generator=torch.Generator().manual_seed(seed))
+
+
+PROBLEMS = [
+    Problem("mlp", _mlp, F.mse_loss, _regression()),
+    Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
+    Problem("mlp-bias", _mlp, F.mse_loss, _regression(), {"scope": "*.bias"}),
+    Problem("dropout", _dropout_mlp, F.mse_loss, _regression()),
+    Problem(
+        "two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))
+    ),
+    Problem(
+        "tied",
+        Tied,
+        F.cross_entropy,
+        fm.Episodes(
+            fm.Batch(_tokens(5, 1), _labels(5, 6, 2)), fm.Batch(_tokens(4, 3), _labels(4, 6, 4))
+        ),
+    ),
+    Problem(
+        "batch-norm",
+        NormalisedClassifier,
+        F.cross_entropy,
+        fm.Episodes(
+            fm.Batch(tensor(TASKS, 5, 4, seed=5), _labels(5, 5, 6)),
+            fm.Batch(tensor(TASKS, 5, 4, seed=7), _labels(5, 5, 8)),
+        ),
+    ),
+]
+
+
+def _learned_rate() -> SGD:
+    return SGD(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
+
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "sgd": lambda: SGD(0.3),
+    "sgd-learned": _learned_rate,
+    "momentum": lambda: Momentum(0.2, 0.8),
+    "nesterov": lambda: Momentum(0.2, 0.8, nesterov=True),
+    "adam": lambda: Adam(0.1, eps=0.1),
+    "adamw": lambda: AdamW(0.1, eps=0.1, weight_decay=0.3),
+    "meta-sgd": lambda: MetaSGD(0.3),
+    "lslr": lambda: LSLR(0.3),
+    "clip-decay-sgd": lambda: chain(ClipNorm(0.5), WeightDecay(0.2), SGD(0.3)),
+    "clip-value-momentum": lambda: chain(ClipValue(0.4), Momentum(0.2)),
+    "decay-lslr": lambda: chain(WeightDecay(0.2), LSLR(0.3)),
+}
+
+EXACT: dict[str, GradientMethod] = {
+    "unrolled": Unrolled(),
+    "checkpointed": Checkpointed(),
+    "checkpointed-2": Checkpointed(segments=2),
+    "mixed-mode": MixedMode(),
+    "mixed-mode-2": MixedMode(segments=2),
+}
+
+
+def meta_gradient(maml: fm.MAML, episodes: fm.Episodes, seed: int = 5, **options: Any) -> Tensor:
+    """The meta-gradient of all meta-parameters as one vector; zero where there is none."""
+    maml.zero_grad()
+    torch.manual_seed(seed)
+    maml(episodes, **options).loss.backward()
+    trainable = [p for p in maml.parameters() if p.requires_grad]
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trainable]
+    )
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())

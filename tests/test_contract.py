@@ -1,0 +1,120 @@
+"""One table of gradient method x rule x problem, in float64: every exact path is the gradient."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from problems import EXACT, PROBLEMS, RULES, Problem, meta_gradient, relative, tensor
+from torch import Tensor
+
+import fastmaml as fm
+from fastmaml.gradients import FirstOrder, Truncated, Unrolled
+
+BY_NAME = {problem.name: problem for problem in PROBLEMS}
+CELLS = [(p, r) for p in BY_NAME for r in RULES]
+
+
+def loss_at(problem: Problem, rule: str, direction: Tensor, h: float) -> float:
+    """The query loss with all meta-parameters moved by h·direction, without any derivative."""
+    maml = problem.maml(RULES[rule]())
+    with torch.no_grad():
+        trainable = [p for p in maml.parameters() if p.requires_grad]
+        moves = torch.split(direction, [p.numel() for p in trainable])
+        for p, move in zip(trainable, moves, strict=True):
+            p.add_(h * move.view_as(p))
+    torch.manual_seed(5)
+    return float(maml.evaluate(problem.episodes).loss)
+
+
+@functools.cache
+def central_difference(name: str, rule: str) -> tuple[Tensor, float]:
+    """A direction and the derivative along it, by central differences of sixth order."""
+    problem = BY_NAME[name]
+    maml = problem.maml(RULES[rule]())
+    size = sum(p.numel() for p in maml.parameters() if p.requires_grad)
+    direction = tensor(size, seed=11)
+    direction = direction / direction.norm()
+    h = 2e-4  # small, or a kink of ClipValue would lie within reach
+    odd = [
+        loss_at(problem, rule, direction, i * h) - loss_at(problem, rule, direction, -i * h)
+        for i in (1, 2, 3)
+    ]
+    return direction, (45 * odd[0] - 9 * odd[1] + odd[2]) / (60 * h)
+
+
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize(("problem", "rule"), CELLS)
+def test_exact_methods_equal_central_differences(problem: str, rule: str, method: str) -> None:
+    direction, expected = central_difference(problem, rule)
+    maml = BY_NAME[problem].maml(RULES[rule](), gradient=EXACT[method])
+    gradient = meta_gradient(maml, BY_NAME[problem].episodes)
+    assert abs(float(gradient @ direction) - expected) < 1e-9 * float(gradient.norm())
+
+
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize(("problem", "rule"), CELLS)
+def test_exact_methods_equal_each_other(problem: str, rule: str, method: str) -> None:
+    row = BY_NAME[problem]
+    reference = meta_gradient(row.maml(RULES[rule](), gradient=Unrolled()), row.episodes)
+    gradient = meta_gradient(row.maml(RULES[rule](), gradient=EXACT[method]), row.episodes)
+    assert relative(gradient, reference) < 1e-12
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("problem", BY_NAME)
+def test_batched_equals_chunked_equals_looped(problem: str, method: str, chunk: int) -> None:
+    row = BY_NAME[problem]
+    batched = row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=3)
+    other = row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=chunk)
+    assert batched.explain(row.episodes).batched
+    assert relative(
+        meta_gradient(other, row.episodes), meta_gradient(batched, row.episodes)
+    ) < 1e-12
+    torch.manual_seed(3)
+    expected = batched.evaluate(row.episodes)
+    torch.manual_seed(3)
+    found = other.evaluate(row.episodes)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.outputs, expected.outputs, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("problem", BY_NAME)
+def test_the_second_order_term_is_large(problem: str, rule: str) -> None:
+    """Else this table would test nothing: first order must be visibly wrong on it."""
+    row = BY_NAME[problem]
+    exact = meta_gradient(row.maml(RULES[rule]()), row.episodes)
+    first = meta_gradient(row.maml(RULES[rule](), gradient=FirstOrder()), row.episodes)
+    assert relative(first, exact) > 0.01
+
+
+@pytest.mark.parametrize("problem", BY_NAME)
+def test_truncated_goes_from_first_order_to_exact(problem: str) -> None:
+    row = BY_NAME[problem]
+
+    def of(gradient: fm.gradients.GradientMethod) -> Tensor:
+        return meta_gradient(row.maml(RULES["adam"](), gradient=gradient), row.episodes)
+
+    assert torch.equal(of(Truncated(last=0)), of(FirstOrder()))
+    assert torch.equal(of(Truncated(last=3)), of(Unrolled()))
+    exact = of(Unrolled())
+    assert 0 < relative(of(Truncated(last=2)), exact) < relative(of(Truncated(last=0)), exact)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_multi_step_loss_is_the_weighted_sum(method: str) -> None:
+    row, weights = BY_NAME["mlp"], [0.2, 0.3, 0.5]
+    expected = 0.0
+    for steps, weight in zip((1, 2, 3), weights, strict=True):
+        maml = row.maml(RULES["momentum"](), steps=steps, gradient=Unrolled())
+        expected = expected + weight * meta_gradient(maml, row.episodes)
+    maml = row.maml(RULES["momentum"](), gradient=EXACT[method])
+    assert relative(meta_gradient(maml, row.episodes, step_weights=weights), expected) < 1e-12
+    losses = [o.losses for o in maml.evaluate_each_step(row.episodes)][1:]
+    out = maml(row.episodes, step_weights=torch.tensor(weights, dtype=torch.float64))
+    torch.testing.assert_close(
+        out.losses, sum(w * x for w, x in zip(weights, losses, strict=True))
+    )
