@@ -148,7 +148,7 @@ def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
     """Print an evaluation beside no adaptation and chance, and a line for each step."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=48)
     table.add_column("inner steps")
     table.add_column(f"query {test.metric}", justify="right")
     for step in range(test.steps + 1):

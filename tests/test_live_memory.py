@@ -112,6 +112,14 @@ def test_sees_through_torch_func():
     assert memory.live_bytes == 0
 
 
+def test_zero_tangents_have_no_memory():
+    with LiveMemory() as memory:
+        zero = torch._efficientzerotensor((N,))
+        assert memory.live_bytes == 0
+        dense = zero.view(2, -1).clone()
+        assert memory.live_bytes == KB
+
+
 def test_repeats_exactly():
     net = nn.Sequential(nn.Linear(9, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, 2))
     x = torch.randn(7, 9)

@@ -53,17 +53,18 @@ class AdjointScan(GradientMethod):
         """Run the loop once forward without graphs, then the adjoint scan."""
         meta = detached(meta)
         with torch.no_grad():
-            bounds = self._bounds(loop.steps)
+            segments = self._segments(loop.steps)
+            starts = {begin for begin, _ in segments}
             kept: dict[int, Carry] = {}
             carry = loop.start(meta)
             for step in range(loop.steps):
-                if step in bounds:
+                if step in starts:
                     kept[step] = carry
                 carry = loop.step(step, carry, meta, create_graph=False)
             cotangent, gradient, query = _query_back(loop, loop.steps, carry, meta)
             queries = [query]
             del carry
-            for begin, end in reversed(list(zip(bounds, [*bounds[1:], loop.steps], strict=True))):
+            for begin, end in reversed(segments):
                 for step, carry in self._backwards(loop, begin, end, kept.pop(begin), meta):
                     cotangent, own = self.step_back(loop, step, carry, meta, cotangent)
                     gradient = add(gradient, own)
@@ -74,10 +75,10 @@ class AdjointScan(GradientMethod):
             gradient = add(gradient, _start_back(loop, meta, cotangent))
         return gradient, queries[::-1]
 
-    def _bounds(self, steps: int) -> list[int]:
-        """The first step of every segment."""
+    def _segments(self, steps: int) -> list[tuple[int, int]]:
+        """The first step of every segment, and the one after its last."""
         count = min(self.segments or steps, steps)
-        return [steps * i // count for i in range(count)]
+        return [(steps * i // count, steps * (i + 1) // count) for i in range(count)]
 
     @staticmethod
     def _backwards(loop: Loop, begin: int, end: int, carry: Carry, meta: Meta) -> Any:

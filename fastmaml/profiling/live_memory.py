@@ -82,4 +82,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    return (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))
+    for x in tree_leaves(tree):
+        # Forward mode stands zero tangents for by tensors that claim a size but have no memory.
+        if isinstance(x, Tensor) and not x._is_zerotensor():
+            yield x.untyped_storage()
