@@ -1,19 +1,25 @@
 """fastmaml: exact, fast, small-memory meta-gradients for any PyTorch module."""
 
 from fastmaml import episodes, gradients, models, rules
+from fastmaml.config import LoopConfig, TrainConfig
 from fastmaml.engine.errors import NonFiniteLoss
-from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.episodes import Batch, Episodes, EpisodeSampler
 from fastmaml.maml import MAML
 from fastmaml.output import MetaOutput
+from fastmaml.trainer import MetaTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MAML",
     "Batch",
+    "EpisodeSampler",
     "Episodes",
+    "LoopConfig",
     "MetaOutput",
+    "MetaTrainer",
     "NonFiniteLoss",
+    "TrainConfig",
     "episodes",
     "gradients",
     "models",

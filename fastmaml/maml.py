@@ -194,8 +194,10 @@ class MAML(nn.Module):
         return self._evaluate(episodes, steps, range(steps + 1))
 
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
-        meta, seeds, program = self._prepare(episodes, steps)
-        results = evaluate(program, meta, episodes, seeds, at)
+        with torch.inference_mode(False):  # the inner gradient needs autograd all the same
+            episodes = _usable(episodes)
+            meta, seeds, program = self._prepare(episodes, steps)
+            results = evaluate(program, meta, episodes, seeds, at)
         targets = episodes.query.targets
         return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
 
@@ -321,8 +323,9 @@ class MAML(nn.Module):
             )
         frozen = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
         buffers = dict(self.module.named_buffers())
-        own = self.batch_norm == "batch" or not any(m.training for m in self.module.modules())
-        forward = TaskForward(self.module, self.loss, frozen, buffers, own, batched=False)
+        own = self.batch_norm == "batch"
+        keeps = not own and any(m.training for m in self.module.modules())
+        forward = TaskForward(self.module, self.loss, frozen, buffers, own, keeps, batched=False)
         return Program(forward, self.rule, self.gradient or Unrolled(), steps, chunk=1)
 
     def _prepare(
@@ -374,6 +377,15 @@ class MAML(nn.Module):
                 if name in buffers:
                     each = buffers[name]
                     own.copy_(each.mean(0) if own.is_floating_point() else each[0])
+
+
+def _usable(episodes: Episodes) -> Episodes:
+    """The same episodes in tensors that autograd accepts."""
+    if not isinstance(episodes, Episodes) or not any(
+        x.is_inference() for b in (episodes.support, episodes.query) for x in b.tensors()
+    ):
+        return episodes
+    return Episodes(episodes.support.map(torch.clone), episodes.query.map(torch.clone))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.meta_step import MetaResult
@@ -93,9 +92,14 @@ class _MetaLoss(torch.autograd.Function):
         return (result.losses.mean(), result.losses.view_as(result.losses), *outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, loss: Any, losses: Any, *outputs: Any) -> Any:
         """The stored meta-gradient times the loss's cotangent, or a meta-step with all of them."""
+        if torch.is_grad_enabled():  # so it is under create_graph=True alone
+            raise RuntimeError(
+                "the meta-gradient cannot be differentiated again: call backward() or "
+                "torch.autograd.grad() without create_graph=True, or write the inner loop with "
+                "maml.clone() and adapt(), whose graph has every derivative."
+            )
         saved = ctx.saved_tensors[len(ctx.reached) :]
         if losses is None and all(g is None for g in outputs):
             found = iter(saved)

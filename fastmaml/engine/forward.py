@@ -28,6 +28,7 @@ class TaskForward:
         frozen: parameters that are not learned; all tasks share them.
         buffers: the model's buffers; every forward pass begins with a copy of them.
         own_statistics: see `Routing`.
+        keeps_buffers: whether what a pass writes to the buffers is handed out.
         batched: whether tasks run under vmap; else there is one task, and it runs plainly.
     """
 
@@ -36,6 +37,7 @@ class TaskForward:
     frozen: Tensors
     buffers: Tensors
     own_statistics: bool
+    keeps_buffers: bool
     batched: bool
 
     def __call__(
@@ -72,7 +74,7 @@ class TaskForward:
 
     def _buffers(self, tasks: int) -> Tensors:
         """One copy a task of what a forward pass may write to, where that is kept."""
-        if self.own_statistics:
+        if not self.keeps_buffers:
             return {}
         return {n: b.expand(tasks, *b.shape).clone() for n, b in self.buffers.items()}
 
@@ -86,7 +88,7 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        if self.own_statistics:  # copies: a module may write to them, and the user's must not change
+        if not self.keeps_buffers:  # copies: a module may write to them, and the user's must not change
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         with Routing(key, self.own_statistics):
             output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)
@@ -97,7 +99,7 @@ class TaskForward:
                 f"loss(output, targets) returned {got}; it must return a scalar tensor for one task, "
                 "for example the mean over its examples (reduction='mean')."
             )
-        return loss, output, {} if self.own_statistics else buffers
+        return loss, output, buffers if self.keeps_buffers else {}
 
 
 def call(model: nn.Module, parameters: Tensors, inputs: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastmaml.engine.randomness import dropout_mask, python_seed
-from fastmaml.engine.written_out import WRITTEN_OUT
+from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
 _RANDOM_FUNCTIONS = (
     "rand randn rand_like randn_like randint randint_like randperm normal bernoulli multinomial "
@@ -66,8 +66,10 @@ class Routing(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)
-        if func in WRITTEN_OUT and forward_ad._current_level >= 0:
-            return WRITTEN_OUT[func](*args, **kwargs)
+        if func in ALWAYS:
+            return ALWAYS[func](*args, **kwargs)
+        if func in FORWARD_MODE and forward_ad._current_level >= 0:
+            return FORWARD_MODE[func](*args, **kwargs)
         if _draws(func, args, kwargs):
             return self.replayed(func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -196,11 +198,11 @@ def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -
 
 
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """The vendors' fused recurrent kernels have no second derivative."""
+    """cuDNN's recurrent kernels have no second derivative."""
     packed = isinstance(args[1], Tensor)  # (data, batch_sizes, ...) rather than (input, state, ...)
     dropout, training = args[6:8] if packed else args[5:7]
     run = mode.replayed if dropout > 0 and training else lambda f, *a, **k: f(*a, **k)
-    with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+    with torch.backends.cudnn.flags(enabled=False):
         return run(func, *args, **kwargs)
 
 

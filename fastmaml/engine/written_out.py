@@ -1,7 +1,8 @@
-"""Functions whose fused PyTorch kernels lack the forward-mode derivative of their backward.
+"""Functions whose fused PyTorch kernels lack a derivative that the meta-gradient needs.
 
-`MixedMode` differentiates gradients forwards. For these, and only while it does, the model runs
-the same formula written in operations that have every derivative.
+`MixedMode` differentiates gradients forwards: where only that is lacking, and only while it does,
+the model runs the same formula written in operations that have every derivative. Where the second
+derivative or the rule of vmap is lacking, it always does.
 """
 
 from __future__ import annotations
@@ -98,12 +99,27 @@ def group_norm(
     return result if bias is None else result + bias.view(channels)
 
 
-WRITTEN_OUT: dict[Any, Callable[..., Tensor]] = {
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g·v/‖v‖, the norm over every dimension but `dim` (-1: over all).
+
+    torch's own kernel has a second derivative, but a wrong one (seen in 2.13: gradgradcheck fails).
+    """
+    others = [d for d in range(v.ndim) if d != dim]
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+ALWAYS: dict[Any, Callable[..., Tensor]] = {
+    F.hardsigmoid: hardsigmoid,
+    torch._weight_norm: weight_norm,
+}
+"""What stands in whenever the model runs inside the meta-step."""
+
+FORWARD_MODE: dict[Any, Callable[..., Tensor]] = {
     F.mse_loss: mse_loss,
     F.huber_loss: huber_loss,
     F.soft_margin_loss: soft_margin_loss,
     F.silu: silu,
     F.mish: mish,
-    F.hardsigmoid: hardsigmoid,
     F.group_norm: group_norm,
 }
+"""What stands in while forward-mode differentiation is on."""
