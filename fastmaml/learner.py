@@ -41,7 +41,8 @@ def adapt_in_place(
 ) -> Progress:
     """One inner step on `loss` for a module made by `clone_module`, and how far it is then."""
     named = dict(module.named_parameters())
-    if named[adapted[0]].is_leaf:
+    adapted = [n for n in adapted if named[n].requires_grad]
+    if not adapted or named[adapted[0]].is_leaf:
         raise RuntimeError(
             "adapt() changes a learner in place, so it is for clones made while gradients are "
             "enabled: learner = maml.clone(); learner.adapt(loss)."

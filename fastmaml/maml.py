@@ -104,7 +104,9 @@ class MAML(nn.Module):
         self.rule = _chosen_rule(lr, rule)
         self.gradient = _chosen_gradient(first_order, gradient)
         self.steps = _require_count("steps", steps, least=0)
-        self.tasks_chunk = tasks_chunk and _require_count("tasks_chunk", tasks_chunk, least=1)
+        if tasks_chunk is not None:
+            _require_count("tasks_chunk", tasks_chunk, least=1)
+        self.tasks_chunk = tasks_chunk
         _require_choice("executor", executor, (None, "eager"))
         _require_choice("backend", backend, (None, "reference"))
         _require_choice("batch_norm", batch_norm, ("batch", "module"))

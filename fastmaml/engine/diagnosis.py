@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.engine.forward import call
 from fastmaml.engine.inner_loop import InnerLoop, Objective
-from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, tensors_of
+from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
 
@@ -106,15 +107,36 @@ def check_finite(
         return
     if not result.losses.isfinite().all():
         _raise_for_losses(program, meta, episodes, seeds, result.losses)
-    if not all(bool(g.isfinite().all()) for g in tensors[1:]):
-        raise NonFiniteLoss(
-            "The meta-gradient is NaN or infinite although every query loss is finite. A derivative "
-            "has no value somewhere on the way: look for square roots, norms, logarithms or "
-            "divisions at zero in the model, the loss or the rule (torch.autograd.set_detect_anomaly "
-            "names the operation with gradient=Unrolled()), or lower the inner learning rate.",
-            None,
-            [],
+    if not _finite(result.gradient):
+        _raise_for_gradient(program, meta, episodes, seeds)
+
+
+def _finite(tree: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors_of(tree))
+
+
+def _raise_for_gradient(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
+) -> None:
+    """Look at one task at a time, now that something is known to be wrong."""
+    by_step = [0.0] * program.steps + [1.0]
+    one = torch.ones(1, device=seeds.device)
+    tasks = [
+        t
+        for t in range(len(seeds))
+        if not _finite(
+            meta_step(program, meta, episodes[t], seeds[t : t + 1], one, by_step).gradient
         )
+    ]
+    raise NonFiniteLoss(
+        f"The meta-gradient of task {tasks[0] if tasks else '?'} (of {len(tasks)}: {tasks[:6]}) is NaN "
+        f"or infinite after {program.steps} inner steps, although every query loss is finite. No "
+        "gradient was set. A derivative has no value somewhere on the way: look for square roots, "
+        "norms, logarithms or divisions at zero in the model, the loss or the rule "
+        "(torch.autograd.set_detect_anomaly names the operation), or lower the inner learning rate.",
+        None,
+        tasks,
+    )
 
 
 def _raise_for_losses(
@@ -147,7 +169,7 @@ def _first_bad_step(loop: InnerLoop, meta: Meta) -> tuple[int, float]:
         carry = loop.start(meta)
         for step in range(loop.steps):
             value = loop.support_losses(step, carry.parameters, meta.shared).item()
-            if not torch.isfinite(torch.tensor(value)):
+            if not math.isfinite(value):
                 return step, value
             carry = loop.step(step, carry, meta, create_graph=False)
         return loop.steps, loop.query(loop.steps, carry.parameters, meta.shared).losses.item()

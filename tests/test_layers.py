@@ -1,0 +1,81 @@
+"""Imports go one way: cli -> trainer -> maml -> engine -> {gradients, rules} -> ops; leaves apart."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastmaml"
+
+ALLOWED: dict[str, set[str]] = {
+    # a layer: what it may import, apart from itself
+    "files": set(),
+    "rules": set(),
+    "gradients": {"rules"},
+    "episodes": {"files"},
+    "models": {"episodes"},
+    "profiling": set(),
+    "engine": {"gradients", "rules", "episodes"},
+    "learner": {"engine", "rules"},
+    "output": {"engine"},
+    "maml": {"engine", "episodes", "gradients", "learner", "output", "rules"},
+    "annealing": set(),
+    "config": set(),
+    "interrupts": set(),
+    "environment": set(),
+    "evaluation": {"maml", "output", "episodes"},
+    "checkpoint": {"config", "files", "environment"},
+    "plots": {"evaluation", "files"},
+    "reporting": {"config", "evaluation", "files", "plots", "environment"},
+}
+TOP = {"__init__", "__main__", "cli", "presets", "recipes", "trainer"}
+
+
+def layer(module: str) -> str:
+    return module.removeprefix("fastmaml").lstrip(".").split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastmaml"):
+            own = layer(node.module or "")
+            found |= {own} if own else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {layer(a.name) for a in node.names if a.name.startswith("fastmaml.")}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own in TOP:
+        return
+    assert imports(path) - {own} <= ALLOWED[own]
+
+
+def test_nothing_below_the_trainer_imports_it() -> None:
+    for path in FILES:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own not in TOP:
+            assert not imports(path) & TOP, path
+
+
+def test_import_needs_torch_only() -> None:
+    """No extra is imported, and none of torch's own heavy parts that torch itself leaves out."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import fastmaml; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
+        "print(' '.join(sorted(new - set(sys.stdlib_module_names))))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert set(result.stdout.split()) <= {"fastmaml", "torch"}
