@@ -1,7 +1,7 @@
 """Builds the native module ``fastmaml._C``, and nothing else: all metadata is in pyproject.toml.
 
 ``FASTMAML_BUILD=auto`` (default) builds it where there are sources and a compiler and otherwise
-leaves a working pure-PyTorch install; ``0`` never builds; ``1`` fails where ``auto`` would not build.
+leaves a working pure-PyTorch install; ``0`` never builds; ``1`` fails where ``auto`` would not.
 """
 
 import os

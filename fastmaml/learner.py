@@ -79,7 +79,7 @@ def _gradients(
         retain_graph=second_order or not allow_unused,
         allow_unused=True,
     )
-    found = dict(zip(parameters, gradients, strict=True))
+    found: dict[str, Tensor | None] = dict(zip(parameters, gradients, strict=True))
     unused = [n for n, g in found.items() if g is None]
     if unused and not allow_unused:
         raise RuntimeError(

@@ -9,9 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.arguments import (
+    chosen_gradient,
+    chosen_rule,
+    require_choice,
+    require_count,
+    task_weights,
+    weights_by_step,
+)
+from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.diagnosis import (
     check_device,
@@ -25,12 +33,13 @@ from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate, meta
 from fastmaml.engine.planning import Plan, make_plan
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.scope import Scope, adapted_names
-from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile, Unrolled
 from fastmaml.gradients.base import Meta
 from fastmaml.learner import Progress, adapt_in_place
 from fastmaml.output import MetaOutput, with_gradient
-from fastmaml.rules import SGD, Rule
+from fastmaml.rules import Rule
+from fastmaml.rules.base import Tensors
 
 _PLANS_KEPT = 16
 
@@ -101,15 +110,15 @@ class MAML(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
-        self.rule = _chosen_rule(lr, rule)
-        self.gradient = _chosen_gradient(first_order, gradient)
-        self.steps = _require_count("steps", steps, least=0)
+        self.rule = chosen_rule(lr, rule)
+        self.gradient = chosen_gradient(first_order, gradient)
+        self.steps = require_count("steps", steps, least=0)
         if tasks_chunk is not None:
-            _require_count("tasks_chunk", tasks_chunk, least=1)
+            require_count("tasks_chunk", tasks_chunk, least=1)
         self.tasks_chunk = tasks_chunk
-        _require_choice("executor", executor, (None, "eager"))
-        _require_choice("backend", backend, (None, "reference"))
-        _require_choice("batch_norm", batch_norm, ("batch", "module"))
+        require_choice("executor", executor, (None, "eager"))
+        require_choice("backend", backend, (None, "reference"))
+        require_choice("batch_norm", batch_norm, ("batch", "module"))
         self.adapted = adapted_names(model, scope)
         self.batch_norm, self.loss = batch_norm, loss
         self.memory_budget, self.check_finite = memory_budget, check_finite
@@ -165,17 +174,17 @@ class MAML(nn.Module):
     ) -> MetaOutput:
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
-        meta, seeds, program = self._prepare(episodes, self.steps, gradient)
-        by_step = _step_weights(step_weights, self.steps)
+        episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient)
+        by_step = weights_by_step(step_weights, self.steps)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
-            weights = _task_weights(cotangents, self.module, len(seeds))
+            weights = task_weights(cotangents, self.module, len(seeds))
             return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)
 
         out, result = with_gradient(run, tree_leaves(meta), episodes.query.targets)
         if self.check_finite:
             check_finite(program, meta, episodes, seeds, result)
-        self._keep_buffers(result.buffers)
+        keep_buffers(self.module, result.buffers)
         return out
 
     def evaluate(self, episodes: Episodes, steps: int | None = None) -> MetaOutput:
@@ -187,18 +196,17 @@ class MAML(nn.Module):
             episodes: the meta-batch.
             steps: inner steps, 0 for the model as it is; None for those of training.
         """
-        steps = self.steps if steps is None else _require_count("steps", steps, least=0)
+        steps = self.steps if steps is None else require_count("steps", steps, least=0)
         return self._evaluate(episodes, steps, [steps])[0]
 
     def evaluate_each_step(self, episodes: Episodes, steps: int | None = None) -> list[MetaOutput]:
-        """As `evaluate`, after 0, 1, ..., steps inner steps: one result each, for a learning curve."""
-        steps = self.steps if steps is None else _require_count("steps", steps, least=0)
+        """As `evaluate`, after 0, 1, ..., steps inner steps: a learning curve, one result each."""
+        steps = self.steps if steps is None else require_count("steps", steps, least=0)
         return self._evaluate(episodes, steps, range(steps + 1))
 
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
-            episodes = _usable(episodes)
-            meta, seeds, program = self._prepare(episodes, steps)
+            episodes, meta, seeds, program = self._prepare(episodes, steps)
             results = evaluate(program, meta, episodes, seeds, at)
         targets = episodes.query.targets
         return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
@@ -217,24 +225,25 @@ class MAML(nn.Module):
         """
         if not isinstance(support, Batch):
             raise ValueError(
-                f"support is a {type(support).__name__}; give a fastmaml.Batch(inputs, targets) with "
-                "the examples of one task."
+                f"support is a {type(support).__name__}; give a fastmaml.Batch(inputs, targets) "
+                "with the examples of one task."
             )
         task = support.map(lambda x: x.unsqueeze(0))
         episodes, steps = Episodes(task, task), self.steps if steps is None else steps
-        meta, seeds, program = self._prepare(episodes, steps)
-        adapted = adapt(program, meta, episodes, seeds)
+        with torch.inference_mode(False):  # as in `_evaluate`
+            episodes, meta, seeds, program = self._prepare(episodes, steps)
+            adapted = adapt(program, meta, episodes, seeds)
         learner = copy.deepcopy(self.module)
         with torch.no_grad():
             for name, parameter in learner.named_parameters():
                 if name in adapted:
                     parameter.copy_(adapted[name].squeeze(0))
         if self.batch_norm == "batch":
-            _forget_running_statistics(learner)
+            forget_running_statistics(learner)
         return learner
 
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
-        """Print, and return, what would run for such episodes, why, and what was refused and why."""
+        """Print and return what would run for such episodes, what was refused, and why."""
         meta, steps = self._meta(), self.steps if steps is None else steps
         seeds = task_seeds(episodes.tasks, _device(self.module))
         plan = self._plan(self._program(meta, steps), meta, episodes, seeds, self.gradient)
@@ -323,7 +332,7 @@ class MAML(nn.Module):
                 "this MAML has no loss: give loss= when you make it, for example "
                 "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
             )
-        frozen = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
+        frozen: Tensors = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
         buffers = dict(self.module.named_buffers())
         own = self.batch_norm == "batch"
         keeps = not own and any(m.training for m in self.module.modules())
@@ -332,17 +341,18 @@ class MAML(nn.Module):
 
     def _prepare(
         self, episodes: Episodes, steps: int, gradient: GradientMethod | None = None
-    ) -> tuple[Meta, Tensor, Program]:
+    ) -> tuple[Episodes, Meta, Tensor, Program]:
         """Check the episodes, decide how they run, and draw their seeds."""
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
         check_device(self.module, episodes)
+        episodes = without_inference_mode(episodes)
         meta, seeds = self._meta(), task_seeds(episodes.tasks, _device(self.module))
         program = self._program(meta, steps)
         plan = self._plan(program, meta, episodes, seeds, gradient or self.gradient)
         if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
             check_labels(self.loss, plan.classes, episodes)
-        return meta, seeds, plan.applied(program)
+        return episodes, meta, seeds, plan.applied(program)
 
     def _plan(
         self,
@@ -372,100 +382,11 @@ class MAML(nn.Module):
             self._plans.popitem(last=False)
         return plan
 
-    def _keep_buffers(self, buffers: dict[str, Tensor]) -> None:
-        """Write back what the query pass left, the mean over tasks (a count is that of one task)."""
-        with torch.no_grad():
-            for name, own in self.module.named_buffers():
-                if name in buffers:
-                    each = buffers[name]
-                    own.copy_(each.mean(0) if own.is_floating_point() else each[0])
-
-
-def _usable(episodes: Episodes) -> Episodes:
-    """The same episodes in tensors that autograd accepts."""
-    if not isinstance(episodes, Episodes) or not any(
-        x.is_inference() for b in (episodes.support, episodes.query) for x in b.tensors()
-    ):
-        return episodes
-    return Episodes(episodes.support.map(torch.clone), episodes.query.map(torch.clone))
-
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:
-    if (lr is None) == (rule is None):
-        got = "neither" if lr is None else "both"
-        raise ValueError(
-            f"give either lr= (plain gradient descent) or rule= (for example rules.Adam(1e-3)), "
-            f"not {got}."
-        )
-    chosen = SGD(lr) if lr is not None else rule
-    if not isinstance(chosen, Rule) or not chosen.moves:
-        raise ValueError(
-            f"rule={chosen!r} does not move the parameters: use SGD, Momentum, Adam, AdamW, MetaSGD or "
-            "LSLR, or chain(...) with one of them last."
-        )
-    return chosen
-
-
-def _chosen_gradient(first_order: bool, gradient: GradientMethod | None) -> GradientMethod | None:
-    if gradient is not None and not isinstance(gradient, GradientMethod):
-        raise ValueError(
-            f"gradient={gradient!r} is no gradient method: give one such as gradients.MixedMode()."
-        )
-    if first_order and not isinstance(gradient, FirstOrder | None):
-        raise ValueError(f"first_order=True contradicts gradient={gradient}: give one of them.")
-    return FirstOrder() if first_order else gradient
-
-
-def _require_count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
-    return value
-
-
-def _require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
-
-
-def _step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:
-    """A weight for each of 0, ..., steps inner steps."""
-    if weights is None:
-        return [0.0] * steps + [1.0]
-    given = weights.tolist() if isinstance(weights, Tensor) else [float(w) for w in weights]
-    if len(given) != steps or steps == 0:
-        raise ValueError(
-            f"step_weights has {len(given)} numbers for {steps} inner steps: give one for each of "
-            "the steps 1 to steps."
-        )
-    return [0.0, *given]
-
-
-def _task_weights(
-    cotangents: tuple[Tensor | None, Tensor | None] | None, model: nn.Module, tasks: int
-) -> Tensor:
-    """``[tasks]``: what each task's loss counts, given the cotangents of the mean and the losses."""
-    like = next(model.parameters())
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
-    if cotangents is None:
-        return mean
-    of_mean, of_each = cotangents
-    weights = torch.zeros_like(mean) if of_mean is None else mean * of_mean
-    return weights if of_each is None else weights + of_each
-
-
 def _key(name: str) -> str:
     """A parameter's name as a key of a ParameterDict, which takes no dots."""
     return name.replace(".", "/")
-
-
-def _forget_running_statistics(model: nn.Module) -> None:
-    """Make normalisation layers use the batch at hand in training and evaluation alike."""
-    for module in model.modules():
-        if isinstance(module, _NormBase) and module.running_mean is not None:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None

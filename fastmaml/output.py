@@ -55,13 +55,16 @@ class MetaOutput:
 
 
 def with_gradient(
-    run: Callable[[Tensor | None, Any], MetaResult], parameters: Sequence[Tensor], targets: Any
+    run: Callable[[tuple[Tensor | None, Tensor | None] | None, Any], MetaResult],
+    parameters: Sequence[Tensor],
+    targets: Any,
 ) -> tuple[MetaOutput, MetaResult]:
     """Run a meta-step and tie its result to `parameters` for autograd.
 
     Args:
-        run: the meta-step, given cotangents of the losses ``[tasks]`` (None for the mean) and of
-            the outputs (None for zero); it must give the same numbers each time.
+        run: the meta-step, given the cotangents of the mean loss and of the losses
+            ``[tasks]`` (None for the mean's alone) and of the outputs (None for zero);
+            it must give the same numbers each time.
         parameters: the leaves of the meta-parameters, in the order of the meta-gradient's.
         targets: the query targets.
     """

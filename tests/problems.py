@@ -1,4 +1,4 @@
-"""The rows of the contract: problems, rules and gradient methods that must agree with each other."""
+"""The rows of the contract: problems, rules and gradient methods that must agree."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Problem:
     def maml(self, rule: Rule, **options: Any) -> fm.MAML:
         torch.manual_seed(1)
         model = self.model().double()
-        return fm.MAML(model, rule=rule, loss=self.loss, **{"steps": STEPS, **self.options, **options})
+        return fm.MAML(
+            model, rule=rule, loss=self.loss, **{"steps": STEPS, **self.options, **options}
+        )
 
 
 class TwoInputs(nn.Module):
@@ -124,9 +126,7 @@ PROBLEMS = [
     Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
     Problem("mlp-bias", _mlp, F.mse_loss, _regression(), {"scope": "*.bias"}),
     Problem("dropout", _dropout_mlp, F.mse_loss, _regression()),
-    Problem(
-        "two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))
-    ),
+    Problem("two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))),
     Problem(
         "tied",
         Tied,

@@ -39,7 +39,12 @@ class Branching(nn.Module):
 
 def conv(norm: nn.Module) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), norm, nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 2)
+        nn.Conv2d(1, 4, 3, padding=1),
+        norm,
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 2),
     )
 
 
@@ -144,7 +149,10 @@ def test_batch_norm_as_the_module_says() -> None:
     meta_gradient(maml, data)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     expected = hand_loop(model.eval(), F.mse_loss, data, 0.3, 1)[1]  # running statistics used
-    assert relative(meta_gradient(maml, data), torch.cat([g.flatten() for g in expected.values()])) < 1e-9
+    assert (
+        relative(meta_gradient(maml, data), torch.cat([g.flatten() for g in expected.values()]))
+        < 1e-9
+    )
 
 
 def drop_model(p: float = 0.5) -> nn.Module:
@@ -210,7 +218,9 @@ def test_dropout_inside_attention() -> None:
     model = nn.Sequential(nn.Linear(3, 8), layer, nn.Flatten(), nn.Linear(32, 2)).double()
     data = episodes(sequence())
     results = [
-        meta_gradient(fm.MAML(model, 0.3, steps=2, loss=F.mse_loss, gradient=g, tasks_chunk=c), data)
+        meta_gradient(
+            fm.MAML(model, 0.3, steps=2, loss=F.mse_loss, gradient=g, tasks_chunk=c), data
+        )
         for g in (Unrolled(), Checkpointed(), MixedMode())
         for c in (1, 3)
     ]
@@ -243,7 +253,10 @@ def test_weight_norm_whose_second_derivative_torch_has_wrong(method: str) -> Non
             self.bias = nn.Parameter(theirs.bias.detach().clone())
             self.g, self.v = (
                 nn.Parameter(p.detach().clone())
-                for p in (theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1)
+                for p in (
+                    theirs.parametrizations.weight.original0,
+                    theirs.parametrizations.weight.original1,
+                )
             )
 
         def forward(self, x: Tensor) -> Tensor:

@@ -70,9 +70,9 @@ def test_batched_equals_chunked_equals_looped(problem: str, method: str, chunk: 
     batched = row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=3)
     other = row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=chunk)
     assert batched.explain(row.episodes).batched
-    assert relative(
-        meta_gradient(other, row.episodes), meta_gradient(batched, row.episodes)
-    ) < 1e-12
+    assert (
+        relative(meta_gradient(other, row.episodes), meta_gradient(batched, row.episodes)) < 1e-12
+    )
     torch.manual_seed(3)
     expected = batched.evaluate(row.episodes)
     torch.manual_seed(3)
@@ -115,6 +115,4 @@ def test_multi_step_loss_is_the_weighted_sum(method: str) -> None:
     assert relative(meta_gradient(maml, row.episodes, step_weights=weights), expected) < 1e-12
     losses = [o.losses for o in maml.evaluate_each_step(row.episodes)][1:]
     out = maml(row.episodes, step_weights=torch.tensor(weights, dtype=torch.float64))
-    torch.testing.assert_close(
-        out.losses, sum(w * x for w, x in zip(weights, losses, strict=True))
-    )
+    torch.testing.assert_close(out.losses, sum(w * x for w, x in zip(weights, losses, strict=True)))

@@ -1,4 +1,4 @@
-"""Bad input: each gets an error that names the argument and says what to do, and nothing changes."""
+"""Bad input: each gets an error that names the argument and says what to do."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_a_nan_is_reported_with_its_step_and_task(method: str, chunk: int) -> No
     before = [p.grad.clone() for p in maml.parameters()]
     inputs = tensor(3, 4, 3)
     inputs[1, 2, 0] = torch.nan
-    with pytest.raises(fm.NonFiniteLoss, match="support loss of task 1 is nan at inner step 0") as e:
+    with pytest.raises(
+        fm.NonFiniteLoss, match="support loss of task 1 is nan at inner step 0"
+    ) as e:
         maml(labelled(inputs))
     assert (e.value.step, e.value.tasks) == (0, [1])
     assert all(torch.equal(p.grad, b) for p, b in zip(maml.parameters(), before, strict=True))
@@ -136,7 +138,7 @@ def test_a_diverging_task_names_the_step() -> None:
     data = fm.Episodes(fm.Batch(x, x[..., :2]), fm.Batch(x, x[..., :2]))
     torch.manual_seed(0)
     maml = fm.MAML(nn.Linear(3, 2).double(), 0.01, steps=8, loss=loss)
-    with pytest.raises(fm.NonFiniteLoss, match="task 1 is (inf|nan) at inner step") as error:
+    with pytest.raises(fm.NonFiniteLoss, match=r"task 1 is (inf|nan) at inner step") as error:
         maml(data)
     assert error.value.tasks == [1]
     assert 1 <= error.value.step < 8

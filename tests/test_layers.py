@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> trainer -> maml -> engine -> {gradients, rules} -> ops; leaves apart."""
+"""Imports go one way: cli -> trainer -> maml -> engine -> {gradients, rules}; leaves apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"gradients", "rules", "episodes"},
     "learner": {"engine", "rules"},
     "output": {"engine"},
-    "maml": {"engine", "episodes", "gradients", "learner", "output", "rules"},
+    "arguments": {"gradients", "rules"},
+    "maml": {"arguments", "engine", "episodes", "gradients", "learner", "output", "rules"},
     "annealing": set(),
     "config": set(),
     "interrupts": set(),

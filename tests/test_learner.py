@@ -30,7 +30,9 @@ def script(maml: fm.MAML, steps: int = 2, **adapt: object) -> torch.Tensor:
     for task in episodes():
         learner = maml.clone()
         for _ in range(steps):
-            learner.adapt(F.mse_loss(learner(task.support.inputs[0]), task.support.targets[0]), **adapt)
+            learner.adapt(
+                F.mse_loss(learner(task.support.inputs[0]), task.support.targets[0]), **adapt
+            )
         total = total + F.mse_loss(learner(task.query.inputs[0]), task.query.targets[0])
     (total / 3).backward()
     return torch.cat([p.grad.flatten() for p in maml.parameters() if p.grad is not None])

@@ -117,7 +117,7 @@ def test_zero_tangents_have_no_memory():
         zero = torch._efficientzerotensor((N,))
         assert memory.live_bytes == 0
         dense = zero.view(2, -1).clone()
-        assert memory.live_bytes == KB
+        assert memory.live_bytes == dense.nbytes == KB
 
 
 def test_repeats_exactly():

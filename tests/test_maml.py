@@ -180,8 +180,10 @@ def test_autocast_is_as_near_as_plain_pytorch(gradient: fm.gradients.GradientMet
         by_hand = hand_loop(model, F.cross_entropy, data, 0.5, 2)[1]
         out = fm.MAML(model, 0.5, steps=2, loss=F.cross_entropy, gradient=gradient)(data)
     out.loss.backward()
-    flat = {k: torch.cat([v.double().flatten() for v in g.values()]) for k, g in
-            {"exact": exact, "hand": by_hand}.items()}
+    flat = {
+        k: torch.cat([v.double().flatten() for v in g.values()])
+        for k, g in {"exact": exact, "hand": by_hand}.items()
+    }
     error = relative(grads(model).double(), flat["exact"])
     assert 0 < error <= 2 * relative(flat["hand"], flat["exact"])
 

@@ -34,10 +34,15 @@ def pure(program: Program, weights: Tensor) -> Any:
 
 def arguments(maml: fm.MAML, problem: Problem) -> tuple[Program, tuple[Any, ...]]:
     torch.manual_seed(3)
-    meta, seeds, program = maml._prepare(problem.episodes, maml.steps)
+    _, meta, seeds, program = maml._prepare(problem.episodes, maml.steps)
     episodes = problem.episodes
     parts = [(b.inputs, b.targets) for b in (episodes.support, episodes.query)]
-    return program, (tree_map_only(Tensor, torch.detach, meta), program.forward.buffers, *parts, seeds)
+    return program, (
+        tree_map_only(Tensor, torch.detach, meta),
+        program.forward.buffers,
+        *parts,
+        seeds,
+    )
 
 
 @pytest.mark.parametrize("method", EXACT)

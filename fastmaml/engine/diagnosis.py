@@ -32,7 +32,7 @@ def check_device(model: nn.Module, episodes: Episodes) -> None:
 
 
 def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
-    """How many classes the labels may name, where the loss is PyTorch's cross-entropy; else None."""
+    """How many classes labels may name, where the loss is PyTorch's cross-entropy; else None."""
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None
     if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
@@ -70,9 +70,7 @@ def _ignored_label(loss: Any) -> int | None:
     return None
 
 
-def explain_failure(
-    error: Exception, model: nn.Module, loss: Any, episodes: Episodes
-) -> None:
+def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Episodes) -> None:
     """Raise a clearer error where the reason of `error` can be told; else return.
 
     Called when the model failed on the first task, run plainly.
@@ -115,9 +113,7 @@ def _finite(tree: Any) -> bool:
     return all(bool(x.isfinite().all()) for x in tensors_of(tree))
 
 
-def _raise_for_gradient(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
-) -> None:
+def _raise_for_gradient(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
     """Look at one task at a time, now that something is known to be wrong."""
     by_step = [0.0] * program.steps + [1.0]
     one = torch.ones(1, device=seeds.device)
@@ -129,11 +125,11 @@ def _raise_for_gradient(
         )
     ]
     raise NonFiniteLoss(
-        f"The meta-gradient of task {tasks[0] if tasks else '?'} (of {len(tasks)}: {tasks[:6]}) is NaN "
-        f"or infinite after {program.steps} inner steps, although every query loss is finite. No "
-        "gradient was set. A derivative has no value somewhere on the way: look for square roots, "
+        f"The meta-gradient of task {tasks[0] if tasks else '?'} (of {len(tasks)}: {tasks[:6]}) "
+        f"is NaN or infinite after {program.steps} inner steps, although every query loss is "
+        "finite. No gradient was set. A derivative has no value somewhere on the way: look for square roots, "
         "norms, logarithms or divisions at zero in the model, the loss or the rule "
-        "(torch.autograd.set_detect_anomaly names the operation), or lower the inner learning rate.",
+        "(torch.autograd.set_detect_anomaly names the operation), or lower the inner rate.",
         None,
         tasks,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(ArithmeticError):  # noqa: N818  # it says what happened
     """A loss or the meta-gradient is NaN or infinite.
 
     Attributes:

@@ -88,7 +88,9 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        if not self.keeps_buffers:  # copies: a module may write to them, and the user's must not change
+        if (
+            not self.keeps_buffers
+        ):  # copies: a module may write to them, and the user's must not change
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         with Routing(key, self.own_statistics):
             output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)
@@ -96,8 +98,8 @@ class TaskForward:
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"loss(output, targets) returned {got}; it must return a scalar tensor for one task, "
-                "for example the mean over its examples (reduction='mean')."
+                f"loss(output, targets) returned {got}; it must return a scalar tensor for one "
+                "task, for example the mean over its examples (reduction='mean')."
             )
         return loss, output, buffers if self.keeps_buffers else {}
 

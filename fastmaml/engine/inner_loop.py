@@ -34,7 +34,9 @@ class Objective:
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """θ_0 = θ, θ_{k+1} = U_k(θ_k, ∇L(θ_k; support)), for some tasks at once (`gradients.base.Loop`).
+    """θ_0 = θ, θ_{k+1} = U_k(θ_k, ∇L(θ_k; support)), for some tasks at once.
+
+    It is the `Loop` that gradient methods differentiate.
 
     Attributes:
         forward: model and loss.
@@ -79,8 +81,8 @@ class InnerLoop:
             if not loss.requires_grad:
                 raise ValueError(
                     "the support loss does not depend on any adapted parameter "
-                    f"({', '.join(list(parameters)[:5])}): check scope=, and that neither the model "
-                    "nor the loss detaches its result."
+                    f"({', '.join(list(parameters)[:5])}): check scope=, and that neither the "
+                    "model nor the loss detaches its result."
                 )
             gradients = torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
@@ -89,9 +91,7 @@ class InnerLoop:
 
     def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
         """Let the rule move the parameters."""
-        updates, state = self.rule.update(
-            step, gradient, carry.state, carry.parameters, meta.rates
-        )
+        updates, state = self.rule.update(step, gradient, carry.state, carry.parameters, meta.rates)
         return Carry({n: p + updates[n] for n, p in carry.parameters.items()}, state)
 
     def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:

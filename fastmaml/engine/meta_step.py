@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import GradientMethod, Meta, Query, add, detached
+from fastmaml.gradients.base import GradientMethod, Meta, MetaGradient, Query, add, detached
 from fastmaml.rules.base import Rule, Tensors
 
 
@@ -43,7 +43,7 @@ class MetaResult(NamedTuple):
     """``[tasks]``: each task's share of the objective, before its weight."""
     outputs: Any
     """A tree of ``[tasks, ...]``: the model's query outputs after the last step."""
-    gradient: Meta
+    gradient: MetaGradient
     """The meta-gradient; None where it does not reach."""
     buffers: Tensors
     """``[tasks, *shape]``: the buffers as the query pass left them, where they are kept."""
@@ -73,7 +73,7 @@ def meta_step(
         cotangents: like the outputs, None for zero.
     """
     parts = []
-    gradient: Any = tree_map(lambda _: None, meta)
+    gradient = MetaGradient(*(dict.fromkeys(part) for part in meta))
     for chunk in _chunks(len(seeds), program.chunk):
         part = None if cotangents is None else tree_map_only(Tensor, _slicer(chunk), cotangents)
         objective = Objective(weights[chunk], step_weights, part)

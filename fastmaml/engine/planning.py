@@ -19,8 +19,8 @@ from fastmaml.gradients.base import Meta, leaves_of
 from fastmaml.rules.base import Tensors
 
 CACHE_BYTES = 32 * 2**20
-"""On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot 4 to
-8 tasks at a time were faster than 1 and than 32."""
+"""On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot 4
+to 8 tasks at a time were faster than 1 and than 32."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,10 @@ def make_plan(
         reasons.append(why)
     else:
         reasons.append(f"gradient: {gradient}, as asked")
-    estimate = unrolled(size) if isinstance(gradient, Unrolled) else _scan_bytes(
-        size, program.steps, bytes_step, bytes_query, meta.adapted
+    estimate = (
+        unrolled(size)
+        if isinstance(gradient, Unrolled)
+        else _scan_bytes(size, program.steps, bytes_step, bytes_query, meta.adapted)
     )
     if batched:
         asked = ", as asked" if chunk is not None else ""
@@ -149,9 +151,7 @@ def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) ->
     return ""
 
 
-def _kept_bytes(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
-) -> tuple[int, int]:
+def _kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
     """Bytes that autograd keeps for one inner step and for the query pass, each storage once."""
     weights = torch.ones(len(seeds), device=seeds.device)
     loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
@@ -216,9 +216,7 @@ def _exact_method(
     return MixedMode(), f"gradient: MixedMode(), because {over}"
 
 
-def _scan_bytes(
-    tasks: int, steps: int, bytes_step: int, bytes_query: int, adapted: Tensors
-) -> int:
+def _scan_bytes(tasks: int, steps: int, bytes_step: int, bytes_query: int, adapted: Tensors) -> int:
     """One copy of what adapts for every step, and the work of one step."""
     copy = sum(p.numel() * p.element_size() for p in adapted.values())
     return tasks * (steps * copy + max(bytes_step, bytes_query))

@@ -52,8 +52,8 @@ def python_seed(key: Tensor, function: str) -> int:
     """
     if torch._C._functorch.is_batchedtensor(key):
         raise RuntimeError(
-            f"the model calls torch's {function}, whose numbers vmap cannot draw again for each task "
-            "(dropout can be)"
+            f"the model calls torch's {function}, whose numbers vmap cannot draw again for each "
+            "task (dropout can be)"
         )
     return int(_hash(key))
 

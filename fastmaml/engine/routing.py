@@ -2,8 +2,8 @@
 
 An unmodified model calls `F.batch_norm`, `F.dropout`, `F.scaled_dot_product_attention`. Inside a
 meta-step these must use the task's own statistics, draw a mask that can be drawn again, and have
-second derivatives, forwards too (`written_out`). A `TorchFunctionMode` that is active only while the model runs sees to that;
-nothing is patched, and every other function is left alone.
+second derivatives, forwards too (`written_out`). A `TorchFunctionMode` sees to that. It is active
+only while the model runs; nothing is patched, and every other function is left alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,28 @@ from torch.overrides import TorchFunctionMode
 from fastmaml.engine.randomness import dropout_mask, python_seed
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
-_RANDOM_FUNCTIONS = (
-    "rand randn rand_like randn_like randint randint_like randperm normal bernoulli multinomial "
-    "poisson gumbel_softmax bernoulli_ uniform_ normal_ exponential_ random_ geometric_ cauchy_ "
-    "log_normal_"
-).split()
+_RANDOM_FUNCTIONS = {
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "randint",
+    "randint_like",
+    "randperm",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "poisson",
+    "gumbel_softmax",
+    "bernoulli_",
+    "uniform_",
+    "normal_",
+    "exponential_",
+    "random_",
+    "geometric_",
+    "cauchy_",
+    "log_normal_",
+}
 _RANDOM_IN_TRAINING = {"rrelu": 3, "alpha_dropout": 2, "feature_alpha_dropout": 2}
 """Functions that draw only in training, and the place of that argument."""
 
@@ -132,9 +149,7 @@ def _instance_norm(
 ) -> Tensor:
     if mode.own_statistics:
         running_mean, running_var, use_input_stats = None, None, True
-    return func(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
+    return func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 def _dropout_over(dimensions: int | None) -> Callable[..., Tensor]:
@@ -174,7 +189,14 @@ def _attention(
     if dropout_p == 0:
         with sdpa_kernel(SDPBackend.MATH):
             return func(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
             )
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]

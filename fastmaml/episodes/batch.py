@@ -92,6 +92,14 @@ class Episodes:
         return Episodes(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))
 
 
+def without_inference_mode(episodes: Episodes) -> Episodes:
+    """The same episodes in tensors that autograd accepts."""
+    tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
+    if not any(x.is_inference() for x in tensors):
+        return episodes
+    return Episodes(episodes.support.map(torch.clone), episodes.query.map(torch.clone))
+
+
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not x.is_floating_point():
         args = tuple(a for a in args if not isinstance(a, torch.dtype))

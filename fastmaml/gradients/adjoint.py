@@ -14,6 +14,7 @@ from fastmaml.gradients.base import (
     GradientMethod,
     Loop,
     Meta,
+    MetaGradient,
     Query,
     add,
     detached,
@@ -39,17 +40,17 @@ class AdjointScan(GradientMethod):
     def __post_init__(self) -> None:
         if self.segments is not None and not (isinstance(self.segments, int) and self.segments > 0):
             raise ValueError(
-                f"{type(self).__name__}(segments={self.segments!r}): give a positive number, or None "
-                "to keep every step."
+                f"{type(self).__name__}(segments={self.segments!r}): give a positive number, or "
+                "None to keep every step."
             )
 
     @abstractmethod
     def step_back(
         self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any
-    ) -> tuple[Any, Meta]:
+    ) -> tuple[Any, MetaGradient]:
         """The cotangent of `carry`, and what the step adds to the meta-gradient."""
 
-    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """Run the loop once forward without graphs, then the adjoint scan."""
         meta = detached(meta)
         with torch.no_grad():
@@ -91,7 +92,7 @@ class AdjointScan(GradientMethod):
             yield step, carries.pop()
 
 
-def _query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, Meta, Query]:
+def _query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, MetaGradient, Query]:
     """The query loss at `carry`: its cotangent, its direct part of the meta-gradient, itself."""
     with torch.enable_grad():
         parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
@@ -100,12 +101,12 @@ def _query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, M
             query.value, torch.ones_like(query.value), (parameters, shared)
         )
     nothing = tree_map(lambda _: None, carry.state)
-    gradient = Meta(dict.fromkeys(meta.adapted), to_shared, dict.fromkeys(meta.rates))
+    gradient = MetaGradient(dict.fromkeys(meta.adapted), to_shared, dict.fromkeys(meta.rates))
     return Carry(to_parameters, nothing), gradient, query.detach()
 
 
-def _start_back(loop: Loop, meta: Meta, cotangent: Any) -> Meta:
+def _start_back(loop: Loop, meta: Meta, cotangent: Any) -> MetaGradient:
     """What arrives at θ: the sum over tasks."""
     with torch.enable_grad():
         meta = leaves_of(meta)
-        return pull_back(loop.start(meta), cotangent, meta)
+        return MetaGradient(*pull_back(loop.start(meta), cotangent, meta))

@@ -14,10 +14,7 @@ from fastmaml.rules.base import Rule, State, Tensors
 
 
 class Meta(NamedTuple):
-    """Everything that is meta-learned, without a ``tasks`` dimension.
-
-    Also the shape of a meta-gradient, in which None stands for "does not reach it".
-    """
+    """Everything that is meta-learned, without a ``tasks`` dimension."""
 
     adapted: Tensors
     """Where the inner loop starts: θ."""
@@ -25,6 +22,18 @@ class Meta(NamedTuple):
     """Parameters that the inner loop leaves alone (the body, in ANIL)."""
     rates: Tensors
     """What the rule learns."""
+
+
+Cotangents = dict[str, Tensor | None]
+"""Derivatives by name; None stands for zero, because nothing reaches that tensor."""
+
+
+class MetaGradient(NamedTuple):
+    """A derivative for each tensor of `Meta`."""
+
+    adapted: Cotangents
+    shared: Cotangents
+    rates: Cotangents
 
 
 class Carry(NamedTuple):
@@ -53,8 +62,13 @@ class Query(NamedTuple):
 class Loop(Protocol):
     """The inner loop of some tasks, as a gradient method sees it (`engine.InnerLoop`)."""
 
-    steps: int
-    rule: Rule
+    @property
+    def steps(self) -> int:
+        """The number of inner steps."""
+
+    @property
+    def rule(self) -> Rule:
+        """How parameters move."""
 
     def start(self, meta: Meta) -> Carry:
         """θ for every task, and the rule's first state."""
@@ -92,7 +106,7 @@ class GradientMethod(ABC):
     exact: ClassVar[bool] = True
 
     @abstractmethod
-    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """The gradient of the meta-objective, and the query losses that it was made of.
 
         Pure: the result depends on the arguments alone, and nothing of them is changed. Works

@@ -8,7 +8,14 @@ from typing import Any, final
 import torch
 
 from fastmaml.gradients.adjoint import AdjointScan
-from fastmaml.gradients.base import Carry, Loop, Meta, leaves_of, pull_back
+from fastmaml.gradients.base import (
+    Carry,
+    Loop,
+    Meta,
+    MetaGradient,
+    leaves_of,
+    pull_back,
+)
 
 
 @final
@@ -24,10 +31,10 @@ class Checkpointed(AdjointScan):
 
     def step_back(
         self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any
-    ) -> tuple[Any, Meta]:
+    ) -> tuple[Any, MetaGradient]:
         """Record the step, then the ordinary vector-Jacobian product (reverse over reverse)."""
         with torch.enable_grad():
             carry, meta = leaves_of(carry), leaves_of(meta)
             after = loop.step(step, carry, meta, create_graph=True)
-            back: tuple[Any, Meta] = pull_back(after, cotangent, (carry, meta))
-            return back
+            to_carry, to_meta = pull_back(after, cotangent, (carry, meta))
+            return to_carry, MetaGradient(*to_meta)

@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastmaml.gradients.adjoint import AdjointScan
-from fastmaml.gradients.base import Carry, Loop, Meta, leaves_of, pull_back
+from fastmaml.gradients.base import (
+    Carry,
+    Cotangents,
+    Loop,
+    Meta,
+    MetaGradient,
+    add,
+    leaves_of,
+    pull_back,
+)
 from fastmaml.rules.base import Tensors
 
 
@@ -33,7 +41,7 @@ class MixedMode(AdjointScan):
 
     def step_back(
         self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any
-    ) -> tuple[Any, Meta]:
+    ) -> tuple[Any, MetaGradient]:
         """The rule's own vector-Jacobian product, and one H·v."""
         if loop.rule.linear:  # v is then the same at every gradient, so the H·v below can give it
             gradient = {name: torch.zeros_like(p) for name, p in carry.parameters.items()}
@@ -43,25 +51,24 @@ class MixedMode(AdjointScan):
         gradient, hessian, mixed = _hessian_products(loop, step, carry, meta, along)
         if loop.rule.linear and meta.rates:
             _, _, to_meta = _rule_back(loop, step, carry, gradient, meta, cotangent)
-        parameters = {n: _sum(to_carry.parameters[n], hessian[n]) for n in hessian}
-        return Carry(parameters, to_carry.state), Meta(to_meta.adapted, mixed, to_meta.rates)
+        to_carry = to_carry._replace(parameters=add(to_carry.parameters, hessian))
+        return to_carry, to_meta._replace(shared=mixed)
 
 
 def _rule_back(
     loop: Loop, step: int, carry: Carry, gradient: Tensors, meta: Meta, cotangent: Any
-) -> tuple[Any, dict[str, Tensor | None], Meta]:
+) -> tuple[Any, Cotangents, MetaGradient]:
     """The cotangents of the carry, the inner gradient and the rates, through the rule alone."""
     with torch.enable_grad():
         carry, gradient, meta = leaves_of(carry), leaves_of(gradient), leaves_of(meta)
         after = loop.update(step, carry, gradient, meta)
-        back: tuple[Any, dict[str, Tensor | None], Meta]
-        back = pull_back(after, cotangent, (carry, gradient, meta))
-        return back
+        to_carry, to_gradient, to_meta = pull_back(after, cotangent, (carry, gradient, meta))
+        return to_carry, to_gradient, MetaGradient(*to_meta)
 
 
 def _hessian_products(
-    loop: Loop, step: int, carry: Carry, meta: Meta, along: dict[str, Tensor | None]
-) -> tuple[Tensors, dict[str, Tensor | None], dict[str, Tensor | None]]:
+    loop: Loop, step: int, carry: Carry, meta: Meta, along: Cotangents
+) -> tuple[Tensors, Cotangents, Cotangents]:
     """The inner gradient g, H·v, and the mixed ∂²L/∂φ∂θ·v for the parameters φ left alone."""
     _load_forward_rules()
     with torch.enable_grad(), forward_ad.dual_level():
@@ -94,7 +101,3 @@ def _load_forward_rules() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
-from fastmaml.gradients.base import GradientMethod, Loop, Meta, Query, detached
+from fastmaml.gradients.base import (
+    Cotangents,
+    GradientMethod,
+    Loop,
+    Meta,
+    MetaGradient,
+    Query,
+    detached,
+)
 
 
 @final
@@ -25,13 +32,13 @@ class Reptile(GradientMethod):
 
     exact: ClassVar[bool] = False
 
-    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """Adapt without graphs; then one difference."""
         if meta.shared or meta.rates:
             raise ValueError(
-                "Reptile moves only what the inner loop adapts, so these meta-parameters would never "
-                f"learn: {', '.join([*meta.shared, *meta.rates][:5])}. Use scope='all' and a rule "
-                "without learned rates, or freeze them (requires_grad_(False)), or use FirstOrder."
+                "Reptile moves only what the inner loop adapts, so these meta-parameters would "
+                f"never learn: {', '.join([*meta.shared, *meta.rates][:5])}. Use scope='all' and a "
+                "rule without learned rates, or freeze them (requires_grad_(False)), or use FirstOrder."
             )
         meta = detached(meta)
         with torch.no_grad():
@@ -39,8 +46,8 @@ class Reptile(GradientMethod):
             for step in range(loop.steps):
                 carry = loop.step(step, carry, meta, create_graph=False)
             query = loop.query(loop.steps, carry.parameters, meta.shared)
-            moved: dict[str, Tensor] = {
+            moved: Cotangents = {
                 name: loop.weighted_sum(meta.adapted[name] - p)
                 for name, p in carry.parameters.items()
             }
-        return Meta(moved, {}, {}), [query.detach()]
+        return MetaGradient(moved, {}, {}), [query.detach()]

@@ -1,4 +1,4 @@
-"""Differentiating through the recorded inner loop: all of it, its last steps, or its updates only."""
+"""Differentiating through the recorded inner loop: all of it, its last steps, or no gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import ClassVar, final
 
 import torch
 
-from fastmaml.gradients.base import GradientMethod, Loop, Meta, Query, leaves_of, pull_back
+from fastmaml.gradients.base import (
+    GradientMethod,
+    Loop,
+    Meta,
+    MetaGradient,
+    Query,
+    leaves_of,
+    pull_back,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class _Recorded(GradientMethod):
     def differentiates(self, step: int, steps: int) -> bool:
         """Whether the inner gradient of `step` is differentiated or taken as a constant."""
 
-    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[Meta, list[Query]]:
+    def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """Run the loop with autograd recording, then go back once."""
         with torch.enable_grad():
             meta = leaves_of(meta)
@@ -31,8 +39,8 @@ class _Recorded(GradientMethod):
                 if loop.observed(step + 1):
                     queries.append(loop.query(step + 1, carry.parameters, meta.shared))
             values = [query.value for query in queries]
-            gradient = pull_back(values, [torch.ones_like(v) for v in values], meta)
-        return gradient, [query.detach() for query in queries]
+            back = pull_back(values, [torch.ones_like(v) for v in values], meta)
+        return MetaGradient(*back), [query.detach() for query in queries]
 
 
 @final
@@ -81,8 +89,8 @@ class FirstOrder(_Recorded):
 
     The meta-gradient is then the query gradient at the adapted parameters, carried back through
     the updates alone (learned rates still get theirs). The error is every Hessian term: of the
-    order of lr·steps·curvature. Time: 1 gradient a step; memory does not grow with steps' activations.
-    Finn et al., 2017, section 5.2.
+    order of lr·steps·curvature. Time: 1 gradient a step; memory does not grow with the
+    steps' activations. Finn et al., 2017, section 5.2.
     """
 
     exact: ClassVar[bool] = False

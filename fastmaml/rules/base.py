@@ -78,7 +78,7 @@ class WithRate(Rule):
 
 
 def require_rate(rule: str, lr: float | Tensor) -> None:
-    """Raise ValueError unless `lr` is a finite number at or above zero, or a tensor of one element."""
+    """Raise ValueError unless `lr` is a finite number of at least 0, or a tensor of one element."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(

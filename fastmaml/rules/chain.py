@@ -23,8 +23,8 @@ class Chain(Rule):
         if movers != [len(self.rules) - 1]:
             names = ", ".join(type(rule).__name__ for rule in self.rules)
             raise ValueError(
-                f"chain({names}): exactly one rule moves the parameters (SGD, Momentum, Adam, AdamW, "
-                "MetaSGD, LSLR), and it comes last, after those that shape the gradient "
+                f"chain({names}): exactly one rule moves the parameters (SGD, Momentum, Adam, "
+                "AdamW, MetaSGD, LSLR), and it comes last, after those that shape the gradient "
                 "(ClipNorm, ClipValue, WeightDecay)."
             )
 

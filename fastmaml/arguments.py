@@ -1,0 +1,80 @@
+"""What `MAML` makes of its arguments, and the errors where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmaml.gradients import FirstOrder, GradientMethod
+from fastmaml.rules import SGD, Rule
+
+
+def chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:
+    """The one rule that is meant."""
+    if (lr is None) == (rule is None):
+        got = "neither" if lr is None else "both"
+        raise ValueError(
+            f"give either lr= (plain gradient descent) or rule= (for example rules.Adam(1e-3)), "
+            f"not {got}."
+        )
+    chosen = SGD(lr) if lr is not None else rule
+    if not isinstance(chosen, Rule) or not chosen.moves:
+        raise ValueError(
+            f"rule={chosen!r} does not move the parameters: use SGD, Momentum, Adam, AdamW, "
+            "MetaSGD or LSLR, or chain(...) with one of them last."
+        )
+    return chosen
+
+
+def chosen_gradient(first_order: bool, gradient: GradientMethod | None) -> GradientMethod | None:
+    """The one gradient method that is meant; None for `MAML` to choose."""
+    if gradient is not None and not isinstance(gradient, GradientMethod):
+        raise ValueError(
+            f"gradient={gradient!r} is no gradient method: give one such as gradients.MixedMode()."
+        )
+    if first_order and not isinstance(gradient, FirstOrder | None):
+        raise ValueError(f"first_order=True contradicts gradient={gradient}: give one of them.")
+    return FirstOrder() if first_order else gradient
+
+
+def require_count(name: str, value: int, least: int) -> int:
+    """The value, where it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    return value
+
+
+def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise ValueError unless the value is among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
+
+
+def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:
+    """A weight for each of 0, ..., steps inner steps."""
+    if weights is None:
+        return [0.0] * steps + [1.0]
+    given = weights.tolist() if isinstance(weights, Tensor) else [float(w) for w in weights]
+    if len(given) != steps or steps == 0:
+        raise ValueError(
+            f"step_weights has {len(given)} numbers for {steps} inner steps: give one for each of "
+            "the steps 1 to steps."
+        )
+    return [0.0, *given]
+
+
+def task_weights(
+    cotangents: tuple[Tensor | None, Tensor | None] | None, model: nn.Module, tasks: int
+) -> Tensor:
+    """``[tasks]``: each task's weight, given the cotangents of the mean and of the losses."""
+    like = next(model.parameters())
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
+    if cotangents is None:
+        return mean
+    of_mean, of_each = cotangents
+    weights = torch.zeros_like(mean) if of_mean is None else mean * of_mean
+    return weights if of_each is None else weights + of_each
