@@ -188,17 +188,26 @@ def measure(setting: Setting, steps: list[int], resident: bool) -> dict[str, Any
 
 
 def environment(device: str) -> dict[str, Any]:
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": git.stdout.strip() if git.returncode == 0 else None,
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str | None:
+    """The commit, marked where the working tree differs from it; None outside a repository."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    head = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    return head.stdout.strip() + ("+changes" if changed else "") if head.returncode == 0 else None
 
 
 def _cpu_name() -> str:
@@ -228,12 +237,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
     s = result["setting"]
     axes.set(
         xlabel="inner steps",
-        ylabel="peak of a meta-step (copies of the adapted parameters)",
+        ylabel="peak memory, in copies of the\nadapted parameters",
         title=f"MLP {s['layers']} × {s['width']}, {s['examples']} examples, {s['tasks']} tasks",
-        yscale="log",
         xlim=(0, None),
+        ylim=(0, None),
+        xticks=range(0, max(result["steps"]) + 1, 1 + max(result["steps"]) // 10),
     )
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -125,11 +125,12 @@ def _raise_for_gradient(program: Program, meta: Meta, episodes: Episodes, seeds:
         )
     ]
     raise NonFiniteLoss(
-        f"The meta-gradient of task {tasks[0] if tasks else '?'} (of {len(tasks)}: {tasks[:6]}) "
-        f"is NaN or infinite after {program.steps} inner steps, although every query loss is "
-        "finite. No gradient was set. A derivative has no value somewhere on the way: look for square roots, "
-        "norms, logarithms or divisions at zero in the model, the loss or the rule "
-        "(torch.autograd.set_detect_anomaly names the operation), or lower the inner rate.",
+        f"The meta-gradient of task {tasks[0] if tasks else '?'} is NaN or infinite (so are those "
+        f"of {max(len(tasks) - 1, 0)} other tasks) after {program.steps} inner steps, although "
+        "every query loss is finite. No gradient was set. A derivative has no value somewhere on "
+        "the way: look for square roots, norms, logarithms or divisions at zero in the model, the "
+        "loss or the rule (torch.autograd.set_detect_anomaly names the operation), or lower the "
+        "inner learning rate.",
         None,
         tasks,
     )

@@ -44,13 +44,14 @@ class MixedMode(AdjointScan):
     ) -> tuple[Any, MetaGradient]:
         """The rule's own vector-Jacobian product, and one H·v."""
         if loop.rule.linear:  # v is then the same at every gradient, so the H·v below can give it
-            gradient = {name: torch.zeros_like(p) for name, p in carry.parameters.items()}
+            gradient = {n: p.new_zeros(()).expand_as(p) for n, p in carry.parameters.items()}
         else:
             gradient = loop.gradient(step, carry, meta, create_graph=False)
         to_carry, along, to_meta = _rule_back(loop, step, carry, gradient, meta, cotangent)
         gradient, hessian, mixed = _hessian_products(loop, step, carry, meta, along)
         if loop.rule.linear and meta.rates:
             _, _, to_meta = _rule_back(loop, step, carry, gradient, meta, cotangent)
+        del gradient, along
         to_carry = to_carry._replace(parameters=add(to_carry.parameters, hessian))
         return to_carry, to_meta._replace(shared=mixed)
 

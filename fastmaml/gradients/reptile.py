@@ -37,8 +37,9 @@ class Reptile(GradientMethod):
         if meta.shared or meta.rates:
             raise ValueError(
                 "Reptile moves only what the inner loop adapts, so these meta-parameters would "
-                f"never learn: {', '.join([*meta.shared, *meta.rates][:5])}. Use scope='all' and a "
-                "rule without learned rates, or freeze them (requires_grad_(False)), or use FirstOrder."
+                f"never learn: {', '.join([*meta.shared, *meta.rates][:5])}. Use scope='all' and "
+                "a rule without learned rates, or freeze them (requires_grad_(False)), or use "
+                "FirstOrder."
             )
         meta = detached(meta)
         with torch.no_grad():

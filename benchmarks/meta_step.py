@@ -1,0 +1,146 @@
+"""How long does one exact second-order meta-step take beside a loop over tasks?
+
+    python benchmarks/meta_step.py [--rounds 15] [--threads 2]
+
+Same weights and episodes for all; the meta-gradients are checked equal before anything is timed;
+the contestants take turns within each round, so a slow moment hits all of them. learn2learn and
+higher take part where they can be imported (benchmarks/peers/install.sh makes such an
+environment). Writes benchmarks/results/DEVICE/meta_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import about, folder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from hand_loop import hand_loop  # noqa: E402
+from test_peers import with_higher, with_learn2learn  # noqa: E402
+
+METHODS = {
+    "fastmaml Unrolled": fm.gradients.Unrolled(),
+    "fastmaml Checkpointed": fm.gradients.Checkpointed(),
+    "fastmaml MixedMode": fm.gradients.MixedMode(),
+    "fastmaml FirstOrder": fm.gradients.FirstOrder(),
+}
+EXACT = 1e-3  # float32, relative, over the whole gradient
+Gradient = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a meta-step works on."""
+
+    name: str
+    model: Callable[[], nn.Module]
+    loss: Callable[[Any, Any], Tensor]
+    episodes: Callable[[], fm.Episodes]
+    lr: float
+    steps: int
+
+
+def sinusoids() -> fm.Episodes:
+    return fm.episodes.sinusoid(shots=10, queries=10, tasks=25, seed=0).sample()
+
+
+def images() -> fm.Episodes:
+    x = (torch.rand(32, 10, 1, 28, 28) > 0.8).float()
+    labels = torch.arange(5).repeat(32, 1)
+    return fm.Episodes(fm.Batch(x[:, :5], labels), fm.Batch(x[:, 5:], labels))
+
+
+WORKLOADS = [
+    Workload("sinusoid MLP, 25 tasks, 1 step", partial(fm.models.mlp, 1, 1), F.mse_loss, sinusoids, 0.01, 1),
+    Workload("sinusoid MLP, 25 tasks, 5 steps", partial(fm.models.mlp, 1, 1), F.mse_loss, sinusoids, 0.01, 5),
+    Workload("conv4-64 strided, 5-way 1-shot, 32 tasks, 1 step", partial(fm.models.conv4, 5), F.cross_entropy, images, 0.1, 1),
+    Workload("conv4-64 max-pool, 5-way 1-shot, 32 tasks, 1 step", partial(fm.models.conv4, 5, pool="max"), F.cross_entropy, images, 0.1, 1),
+]  # fmt: skip
+
+
+def contestants(work: Workload, model: nn.Module, data: fm.Episodes) -> dict[str, Callable[[], Any]]:
+    """By name, a function that computes the meta-gradient."""
+    given = (model, work.loss, data, work.lr, work.steps)
+    found: dict[str, Callable[[], Any]] = {
+        "hand-written loop": lambda: hand_loop(*given)[1],
+        "hand-written loop, first order": lambda: hand_loop(*given, first_order=True)[1],
+    }
+    for name, run in {"learn2learn": with_learn2learn, "higher": with_higher}.items():
+        if importlib.util.find_spec(name):
+            found[name] = lambda run=run: run(*given, False)[1]
+    for name, gradient in METHODS.items():
+        maml = fm.MAML(model, work.lr, steps=work.steps, loss=work.loss, gradient=gradient)
+        found[name] = lambda maml=maml: of(maml, data)
+    return found
+
+
+def of(maml: fm.MAML, data: fm.Episodes) -> Gradient:
+    maml.zero_grad()
+    maml(data).loss.backward()
+    return {n: p.grad for n, p in maml.module.named_parameters()}
+
+
+def difference(a: Gradient, b: Gradient) -> float:
+    flat = [torch.cat([g[n].flatten() for n in b]) for g in (a, b)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+def measure(work: Workload, rounds: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, data = work.model(), work.episodes()
+    runs, rows, reference = contestants(work, model, data), {}, None
+    for name, run in runs.items():
+        start = time.perf_counter()
+        gradient = {n: g.clone() for n, g in run().items()}
+        first = time.perf_counter() - start
+        reference = gradient if reference is None else reference
+        error = difference(gradient, reference)
+        if "irst" not in name and error > EXACT:
+            raise SystemExit(f"{work.name}: {name} differs from the hand-written loop by {error:.1e}")
+        rows[name] = {"first_call_ms": round(1e3 * first, 2), "difference": error, "ms": []}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            rows[name]["ms"].append(1e3 * (time.perf_counter() - start))
+    for row in rows.values():
+        times = row.pop("ms")
+        row["median_ms"] = round(statistics.median(times), 2)
+        row["quartiles_ms"] = [round(q, 2) for q in statistics.quantiles(times, n=4)[::2]]
+    return {"workload": work.name, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = []
+    for work in WORKLOADS:
+        found.append(measure(work, options.rounds))
+        print(found[-1]["workload"])
+        for name, row in found[-1]["rows"].items():
+            print(f"  {name:32} {row['median_ms']:9.2f} ms  {row['quartiles_ms']}")
+    path = folder("cpu") / "meta_step.json"
+    result = {**about(), "rounds": options.rounds, "workloads": found}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Where results lie, and what is recorded with each of them."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmaml.environment import describe_device
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def folder(device: str) -> Path:
+    """``benchmarks/results/DEVICE``, made if need be."""
+    path = ROOT / "benchmarks" / "results" / device
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def about(device: str = "cpu") -> dict[str, Any]:
+    """Device, threads, versions, commit and date."""
+    return {
+        "device": describe_device(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The commit, with "+changes" where the working tree differs from it."""
+    run = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown"
+    status = [*run, "status", "--porcelain", "--untracked-files=no"]
+    changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    return head.stdout.strip() + ("+changes" if changed else "")
