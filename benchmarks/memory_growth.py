@@ -12,10 +12,8 @@ and docs/memory_growth.png.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -25,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import ROOT, about, folder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.profiling import LiveMemory
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
     "Unrolled": fm.gradients.Unrolled(),
     "Checkpointed": fm.gradients.Checkpointed(),
@@ -187,35 +185,6 @@ def measure(setting: Setting, steps: list[int], resident: bool) -> dict[str, Any
     return methods
 
 
-def environment(device: str) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str | None:
-    """The commit, marked where the working tree differs from it; None outside a repository."""
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    head = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
-    return head.stdout.strip() + ("+changes" if changed else "") if head.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.machine()
-
-
 def plot(result: dict[str, Any], path: Path) -> None:
     """Peak against steps: lines are live tensors, circles resident memory."""
     try:
@@ -279,7 +248,7 @@ def main() -> None:
     if max(differences[m] for m in METHODS) > 1e-9 or differences["FirstOrder"] < 0.1:
         sys.exit("The meta-gradients differ, or hardly depend on second order: nothing measured.")
     result = {
-        **environment(options.device),
+        **about(options.device),
         "setting": asdict(setting),
         "parameters": setting.parameters(),
         "copy_bytes": setting.copy_bytes(),
@@ -287,8 +256,7 @@ def main() -> None:
         "steps": steps,
         "methods": measure(setting, steps, not options.no_resident),
     }
-    path = options.json or ROOT / "benchmarks/results" / options.device / "memory_growth.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = options.json or folder(options.device) / "memory_growth.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, options.png)
 

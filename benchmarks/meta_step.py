@@ -30,8 +30,8 @@ from torch.nn import functional as F
 import fastmaml as fm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from hand_loop import hand_loop  # noqa: E402
-from test_peers import with_higher, with_learn2learn  # noqa: E402
+from hand_loop import hand_loop
+from test_peers import with_higher, with_learn2learn
 
 METHODS = {
     "fastmaml Unrolled": fm.gradients.Unrolled(),
@@ -65,15 +65,20 @@ def images() -> fm.Episodes:
     return fm.Episodes(fm.Batch(x[:, :5], labels), fm.Batch(x[:, 5:], labels))
 
 
+MLP = partial(fm.models.mlp, 1, 1)
+CONV = "conv4-64 {}, 5-way 1-shot, 32 tasks, 1 step"
+STRIDED, POOLED = (partial(fm.models.conv4, 5, pool=pool) for pool in ("stride", "max"))
 WORKLOADS = [
-    Workload("sinusoid MLP, 25 tasks, 1 step", partial(fm.models.mlp, 1, 1), F.mse_loss, sinusoids, 0.01, 1),
-    Workload("sinusoid MLP, 25 tasks, 5 steps", partial(fm.models.mlp, 1, 1), F.mse_loss, sinusoids, 0.01, 5),
-    Workload("conv4-64 strided, 5-way 1-shot, 32 tasks, 1 step", partial(fm.models.conv4, 5), F.cross_entropy, images, 0.1, 1),
-    Workload("conv4-64 max-pool, 5-way 1-shot, 32 tasks, 1 step", partial(fm.models.conv4, 5, pool="max"), F.cross_entropy, images, 0.1, 1),
-]  # fmt: skip
+    Workload("sinusoid MLP, 25 tasks, 1 step", MLP, F.mse_loss, sinusoids, 0.01, 1),
+    Workload("sinusoid MLP, 25 tasks, 5 steps", MLP, F.mse_loss, sinusoids, 0.01, 5),
+    Workload(CONV.format("strided"), STRIDED, F.cross_entropy, images, 0.1, 1),
+    Workload(CONV.format("max-pool"), POOLED, F.cross_entropy, images, 0.1, 1),
+]
 
 
-def contestants(work: Workload, model: nn.Module, data: fm.Episodes) -> dict[str, Callable[[], Any]]:
+def contestants(
+    work: Workload, model: nn.Module, data: fm.Episodes
+) -> dict[str, Callable[[], Any]]:
     """By name, a function that computes the meta-gradient."""
     given = (model, work.loss, data, work.lr, work.steps)
     found: dict[str, Callable[[], Any]] = {
@@ -111,7 +116,9 @@ def measure(work: Workload, rounds: int) -> dict[str, Any]:
         reference = gradient if reference is None else reference
         error = difference(gradient, reference)
         if "irst" not in name and error > EXACT:
-            raise SystemExit(f"{work.name}: {name} differs from the hand-written loop by {error:.1e}")
+            raise SystemExit(
+                f"{work.name}: {name} differs from the hand-written loop by {error:.1e}"
+            )
         rows[name] = {"first_call_ms": round(1e3 * first, 2), "difference": error, "ms": []}
     for _ in range(rounds):
         for name, run in runs.items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from fastmaml.environment import describe_device
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,13 +25,20 @@ def folder(device: str) -> Path:
 def about(device: str = "cpu") -> dict[str, Any]:
     """Device, threads, versions, commit and date."""
     return {
-        "device": describe_device(torch.device(device)),
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def cpu_name() -> str:
+    """Such as "AMD EPYC 9R14, 2 cores"."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
 def commit() -> str:

@@ -37,6 +37,7 @@ def learned() -> str:
         test, config = found["test"], found["config"]
         accuracy = "accuracy" in test
         metric = "accuracy" if accuracy else "loss"
+        minutes = found["seconds"] / 60
 
         def show(mean: float, interval: float, accuracy: bool = accuracy) -> str:
             if accuracy:
@@ -50,10 +51,17 @@ def learned() -> str:
                 show(test["no_adaptation"], test["no_adaptation_interval_95"]),
                 "" if test["chance"] is None else f"{100 * test['chance']:.0f}%",
                 f"{test['steps']} steps, {test['episodes']} episodes",
-                f"{found['iterations']:,} x {config['tasks']} tasks, {found['seconds'] / 60:.0f} min",
+                f"{found['iterations']:,} x {config['tasks']} tasks, {minutes:.0f} min",
             ]
         )
-    header = ["task", "after adaptation, 95% interval", "without", "chance", "test", "meta-training"]
+    header = [
+        "task",
+        "after adaptation, 95% interval",
+        "without",
+        "chance",
+        "test",
+        "meta-training",
+    ]
     return table(header, rows)
 
 

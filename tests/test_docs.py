@@ -44,7 +44,7 @@ def test_the_readme_example_runs() -> None:
     assert not torch.equal(before, next(model.parameters()))
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=str)
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=str)
 def test_links_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"

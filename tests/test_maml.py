@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.gradients import FirstOrder, MixedMode, Reptile, Unrolled
+from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Reptile, Unrolled
 
 
 def classifier(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -236,7 +236,7 @@ def test_gradient_is_chosen_by_memory(capsys: pytest.CaptureFixture[str]) -> Non
     assert make().explain(episodes()).gradient == Unrolled()
     tight = make(memory_budget=1)
     plan = tight.explain(episodes())
-    assert plan.gradient == MixedMode()
+    assert plan.gradient == Checkpointed()
     assert "may be used" in capsys.readouterr().out
     assert relative(meta_gradient(tight, episodes()), meta_gradient(make(), episodes())) < 1e-12
     with pytest.raises(FrozenInstanceError):

@@ -14,7 +14,7 @@ from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import Checkpointed, GradientMethod, MixedMode, Unrolled
+from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta, leaves_of
 from fastmaml.rules.base import Tensors
 
@@ -104,7 +104,7 @@ def make_plan(
     if chunk is None and batched:
         size = _fitting(tasks, bytes_step + bytes_query, seeds.device, free)
     if gradient is None:
-        gradient, why = _exact_method(program, meta, episodes, seeds, unrolled(size), free)
+        gradient, why = _exact_method(unrolled(size), free)
         reasons.append(why)
     else:
         reasons.append(f"gradient: {gradient}, as asked")
@@ -199,21 +199,17 @@ def _fitting(tasks: int, bytes_task: int, device: torch.device, free: int) -> in
     return max(1, min(tasks, room // max(bytes_task, 1)))
 
 
-def _exact_method(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, unrolled: int, free: int
-) -> tuple[GradientMethod, str]:
+def _exact_method(unrolled: int, free: int) -> tuple[GradientMethod, str]:
     """An exact method that fits, and why it was chosen."""
     if unrolled <= free:
         return Unrolled(), (
             f"gradient: Unrolled(), the fastest exact method, as its {_mib(unrolled)} fit in "
             f"{_mib(free)}"
         )
-    over = f"Unrolled() would need {_mib(unrolled)}, and {_mib(free)} may be used"
-    trial = replace(program, chunk=1, steps=min(program.steps, 1), gradient=MixedMode())
-    refusal = _refusal(trial, meta, episodes[:1], seeds[:1])
-    if refusal:
-        return Checkpointed(), f"gradient: Checkpointed(), because {over}; MixedMode(): {refusal}"
-    return MixedMode(), f"gradient: MixedMode(), because {over}"
+    return Checkpointed(), (
+        f"gradient: Checkpointed(), because Unrolled() would need {_mib(unrolled)}, and "
+        f"{_mib(free)} may be used"
+    )
 
 
 def _scan_bytes(tasks: int, steps: int, bytes_step: int, bytes_query: int, adapted: Tensors) -> int:

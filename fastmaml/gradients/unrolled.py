@@ -50,7 +50,7 @@ class Unrolled(_Recorded):
 
     Time: about 3 gradients a step. Memory: every step keeps its second-order graph, so it grows
     with steps times activations; this is what runs out in other libraries. The fastest exact
-    method for few steps on small models; for more, `MixedMode` or `Checkpointed`.
+    method where it fits; for many steps or large models, `Checkpointed` or `MixedMode`.
     """
 
     def differentiates(self, step: int, steps: int) -> bool:
