@@ -7,13 +7,17 @@ STAMP  := $(VENV)/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check format clean
+# Where `make gpu` writes its results; copy them to benchmarks/results/<device>/.
+OUT ?= benchmarks/results/cuda
+
+.PHONY: demo test check format gpu clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
 
+# One thread: the tests' tensors are small, and a second one would only wait for the first.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -23,6 +27,13 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
+gpu:
+	mkdir -p $(OUT)
+	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py
+	PYTHONPATH=. $(PYTHON) benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
+	PYTHONPATH=. $(PYTHON) benchmarks/meta_step.py --device cuda --json $(OUT)/meta_step.json
 
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries.
 $(STAMP): constraints.txt pyproject.toml setup.py

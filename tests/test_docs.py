@@ -48,3 +48,19 @@ def test_the_readme_example_runs() -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("own_model", ROOT / "examples" / "own_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["own_model.py", "--iterations", "40"])
+        module.main()
+    torch.set_num_threads(threads)
+    after = re.findall(r"unseen digits after \d steps: ([\d.]+)%", capsys.readouterr().out)
+    assert len(after) == 4
+    assert float(after[3]) > 2 * float(after[0])  # chance is 20%

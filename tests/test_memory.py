@@ -14,9 +14,6 @@ from fastmaml.profiling import LiveMemory
 
 WIDTH, LAYERS, EXAMPLES, TASKS = 48, 6, 96, 2
 
-# torch's forward mode scripts its own decompositions the first time, and deprecates scripting.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 
 class Setting(NamedTuple):
     model: nn.Module

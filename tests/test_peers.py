@@ -116,8 +116,6 @@ def relative_difference(a: Parameters, b: Parameters) -> float:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True], ids=["second-order", "first-order"])
 @pytest.mark.parametrize("reference", [hand_loop, with_learn2learn, with_higher])
-# torch's forward mode scripts its own decompositions the first time, and deprecates scripting.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_same_meta_gradient(
     problem: Callable[[], Problem], steps: int, first_order: bool, reference: Reference
 ):

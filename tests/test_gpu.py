@@ -1,0 +1,62 @@
+"""The same contract on a CUDA device: `make gpu` runs these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import EXACT, PROBLEMS, RULES, Problem, meta_gradient, relative
+from torch import nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("rule", ["sgd", "adam", "lslr"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_cuda_equals_the_cpu(problem: Problem, rule: str, method: str) -> None:
+    on_cpu = problem.maml(RULES[rule](), gradient=EXACT[method])
+    expected = meta_gradient(on_cpu, problem.episodes)
+    on_cuda = problem.maml(RULES[rule](), gradient=EXACT[method]).cuda()
+    found = meta_gradient(on_cuda, problem.episodes.to("cuda"))
+    assert relative(found.cpu(), expected) < 1e-9
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_have_second_derivatives(kind: type[nn.RNNBase]) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0][:, -1]
+
+    torch.manual_seed(0)
+    model, x, y = Last(), torch.randn(2, 5, 6, 3), torch.randn(2, 5, 4)
+    episodes = fm.Episodes(fm.Batch(x, y), fm.Batch(x, y))
+    gradients = []
+    for device in ("cpu", "cuda"):
+        maml = fm.MAML(model, 0.3, steps=2, loss=F.mse_loss).double().to(device)
+        gradients.append(meta_gradient(maml, episodes.to(device, torch.float64)).cpu())
+    assert relative(gradients[1], gradients[0]) < 1e-9
+
+
+def test_episodes_are_sampled_on_the_device_and_errors_name_devices() -> None:
+    sampler = fm.episodes.digits(ways=5, shots=1, tasks=4, device="cuda")
+    episodes = sampler.sample()
+    assert all(x.device.type == "cuda" for x in episodes.support.tensors())
+    model = fm.models.conv4(5, filters=8, image_size=8)
+    with pytest.raises(ValueError, match="on cuda:0 and the model on cpu"):
+        fm.MAML(model, 0.1, loss=F.cross_entropy)(episodes)
+    maml = fm.MAML(model.cuda(), 0.1, loss=F.cross_entropy)
+    scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        out = maml(episodes)
+    scaler.scale(out.loss).backward()
+    assert all(p.grad.isfinite().all() for p in maml.parameters())
