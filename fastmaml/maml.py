@@ -206,7 +206,8 @@ class MAML(nn.Module):
 
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
-            episodes, meta, seeds, program = self._prepare(episodes, steps)
+            # No meta-gradient is wanted here, so nothing need have a second derivative.
+            episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
             results = evaluate(program, meta, episodes, seeds, at)
         targets = episodes.query.targets
         return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
@@ -231,7 +232,7 @@ class MAML(nn.Module):
         task = support.map(lambda x: x.unsqueeze(0))
         episodes, steps = Episodes(task, task), self.steps if steps is None else steps
         with torch.inference_mode(False):  # as in `_evaluate`
-            episodes, meta, seeds, program = self._prepare(episodes, steps)
+            episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
             adapted = adapt(program, meta, episodes, seeds)
         learner = copy.deepcopy(self.module)
         with torch.no_grad():

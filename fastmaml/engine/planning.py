@@ -14,9 +14,8 @@ from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
+from fastmaml.gradients import Checkpointed, FirstOrder, GradientMethod, Reptile, Unrolled
 from fastmaml.gradients.base import Meta, leaves_of
-from fastmaml.rules.base import Tensors
 
 CACHE_BYTES = 32 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot 4
@@ -32,7 +31,7 @@ class Plan:
         chunk: how many tasks run at a time.
         batched: whether they run under vmap.
         classes: how many classes the labels may name, where that is known.
-        bytes_step: measured bytes that one inner step of one task keeps for its second derivative.
+        bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
         bytes_query: the same for the query pass.
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
         bytes_budget: what the estimate was held against.
@@ -81,45 +80,34 @@ def make_plan(
     Raises:
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
     """
-    tasks, reasons = episodes.tasks, []
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(program.steps, 1))
     outputs = _run(alone, meta, episodes[:1], seeds[:1]).outputs
-    bytes_step, bytes_query = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
-
+    kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
     pair = replace(alone, chunk=2, forward=replace(alone.forward, batched=True))
-    refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if tasks > 1 else ""
-    if refusal:
-        reasons.append(f"tasks: one at a time, because vmap cannot batch this model: {refusal}")
-    batched = not refusal
-    reasons.append(
-        f"memory: one inner step of one task keeps {_mib(bytes_step)} for its second derivative, "
-        f"the query pass {_mib(bytes_query)} (measured on the first task)"
-    )
+    refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if episodes.tasks > 1 else ""
 
-    def unrolled(tasks: int) -> int:
-        return tasks * (program.steps * bytes_step + bytes_query)
-
-    size = chunk if chunk is not None and batched else 1
-    if chunk is None and batched:
-        size = _fitting(tasks, bytes_step + bytes_query, seeds.device, free)
-    if gradient is None:
-        gradient, why = _exact_method(unrolled(size), free)
-        reasons.append(why)
-    else:
-        reasons.append(f"gradient: {gradient}, as asked")
-    estimate = (
-        unrolled(size)
-        if isinstance(gradient, Unrolled)
-        else _scan_bytes(size, program.steps, bytes_step, bytes_query, meta.adapted)
-    )
-    if batched:
-        asked = ", as asked" if chunk is not None else ""
-        reasons.append(f"tasks: {min(size, tasks)} of {tasks} at a time under vmap{asked}")
-    reasons.append("backend: reference (PyTorch); executor: eager")
-    classes = class_count(program.forward.loss, outputs, episodes[:1].query.targets)
+    size, tasks_why = _chunk(episodes.tasks, chunk, sum(kept), seeds.device, free, refusal)
+    copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
+    unrolled = size * (program.steps * (kept[0] + copy) + kept[1])
+    scanned = size * (program.steps * copy + max(kept))
+    chosen, gradient_why = _method(gradient, unrolled, free)
     return Plan(
-        gradient, size, batched, classes, bytes_step, bytes_query, estimate, free, tuple(reasons)
+        gradient=chosen,
+        chunk=size,
+        batched=not refusal,
+        classes=class_count(program.forward.loss, outputs, episodes[:1].query.targets),
+        bytes_step=kept[0],
+        bytes_query=kept[1],
+        bytes_estimate=unrolled if isinstance(chosen, Unrolled) else scanned,
+        bytes_budget=free,
+        reasons=(
+            tasks_why,
+            f"memory: one inner step of one task keeps {_mib(kept[0])} for its derivatives, the "
+            f"query pass {_mib(kept[1])} (measured on the first task)",
+            gradient_why,
+            "backend: reference (PyTorch); executor: eager",
+        ),
     )
 
 
@@ -153,6 +141,7 @@ def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) ->
 
 def _kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
     """Bytes that autograd keeps for one inner step and for the query pass, each storage once."""
+    second_order = not isinstance(program.gradient, FirstOrder | Reptile)
     weights = torch.ones(len(seeds), device=seeds.device)
     loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
     with torch.enable_grad():
@@ -161,7 +150,7 @@ def _kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor)
         ignored = {_storage(x)[0] for x in own}
         carry, step = loop.start(meta), 0
         if program.steps:
-            step = _saved(lambda: loop.step(0, carry, meta, create_graph=True), ignored)
+            step = _saved(lambda: loop.step(0, carry, meta, create_graph=second_order), ignored)
         query = _saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
     return step, query
 
@@ -193,14 +182,22 @@ def episodes_tree(episodes: Episodes) -> Any:
     return tuple((b.inputs, b.targets) for b in (episodes.support, episodes.query))
 
 
-def _fitting(tasks: int, bytes_task: int, device: torch.device, free: int) -> int:
-    """How many tasks to run at a time."""
+def _chunk(
+    tasks: int, asked: int | None, bytes_task: int, device: torch.device, free: int, refusal: str
+) -> tuple[int, str]:
+    """How many tasks to run at a time, and why."""
+    if refusal:
+        return 1, f"tasks: one at a time, because vmap cannot batch this model: {refusal}"
     room = CACHE_BYTES if device.type == "cpu" else free
-    return max(1, min(tasks, room // max(bytes_task, 1)))
+    fitting = max(1, min(tasks, room // max(bytes_task, 1)))
+    size = fitting if asked is None else min(asked, tasks)
+    return size, f"tasks: {size} of {tasks} at a time under vmap" + ", as asked" * bool(asked)
 
 
-def _exact_method(unrolled: int, free: int) -> tuple[GradientMethod, str]:
-    """An exact method that fits, and why it was chosen."""
+def _method(asked: GradientMethod | None, unrolled: int, free: int) -> tuple[GradientMethod, str]:
+    """The gradient method, and why."""
+    if asked is not None:
+        return asked, f"gradient: {asked}, as asked"
     if unrolled <= free:
         return Unrolled(), (
             f"gradient: Unrolled(), the fastest exact method, as its {_mib(unrolled)} fit in "
@@ -210,12 +207,6 @@ def _exact_method(unrolled: int, free: int) -> tuple[GradientMethod, str]:
         f"gradient: Checkpointed(), because Unrolled() would need {_mib(unrolled)}, and "
         f"{_mib(free)} may be used"
     )
-
-
-def _scan_bytes(tasks: int, steps: int, bytes_step: int, bytes_query: int, adapted: Tensors) -> int:
-    """One copy of what adapts for every step, and the work of one step."""
-    copy = sum(p.numel() * p.element_size() for p in adapted.values())
-    return tasks * (steps * copy + max(bytes_step, bytes_query))
 
 
 def _mib(size: int) -> str:
