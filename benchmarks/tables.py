@@ -44,20 +44,23 @@ def learned() -> str:
                 return f"{100 * mean:.1f} ± {100 * interval:.1f}%"
             return f"MSE {mean:.2f} ± {interval:.2f}"
 
+        untrained = found["untrained"]
         rows.append(
             [
-                found["title"],
+                f"[{found['title']}](docs/{path.stem}.png)",
                 f"**{show(test[metric], test['interval_95'])}**",
                 show(test["no_adaptation"], test["no_adaptation_interval_95"]),
+                show(untrained[metric], untrained["interval_95"]) if untrained else "not measured",
                 "" if test["chance"] is None else f"{100 * test['chance']:.0f}%",
-                f"{test['steps']} steps, {test['episodes']} episodes",
+                f"{test['steps']} steps, {test['episodes']} tasks",
                 f"{found['iterations']:,} x {config['tasks']} tasks, {minutes:.0f} min",
             ]
         )
     header = [
         "task",
         "after adaptation, 95% interval",
-        "without",
+        "before adaptation",
+        "an untrained network, adapted alike",
         "chance",
         "test",
         "meta-training",
