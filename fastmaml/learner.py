@@ -51,11 +51,14 @@ def adapt_in_place(
     trainable_only = allow_nograd or len(adapted) < sum(p.requires_grad for p in named.values())
     wanted = {n: p for n, p in named.items() if n in adapted or not trainable_only}
     gradients = _gradients(loss, wanted, second_order, allow_unused)
-    moving = {n: named[n].unsqueeze(0) for n in adapted if gradients[n] is not None}
+    moving = {n: named[n].unsqueeze(0) for n in adapted}
+    # The rule sees all of them, so that its state stays whole; unreached ones stay where they are.
+    seen = {n: torch.zeros_like(p) for n, p in moving.items()}
+    seen.update({n: g.unsqueeze(0) for n in moving if (g := gradients[n]) is not None})
     state = rule.init(moving) if progress.state is None else progress.state
-    reached = {n: g.unsqueeze(0) for n in moving if (g := gradients[n]) is not None}
-    updates, state = rule.update(progress.step, reached, state, moving, rates)
-    replace_parameters(module, {named[n]: named[n] + u.squeeze(0) for n, u in updates.items()})
+    updates, state = rule.update(progress.step, seen, state, moving, rates)
+    reached = [n for n in moving if gradients[n] is not None]
+    replace_parameters(module, {named[n]: named[n] + updates[n].squeeze(0) for n in reached})
     return Progress(progress.step + 1, state)
 
 

@@ -33,6 +33,7 @@ from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate, meta
 from fastmaml.engine.planning import Plan, make_plan
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.scope import Scope, adapted_names
+from fastmaml.engine.surroundings import Surroundings
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile, Unrolled
 from fastmaml.gradients.base import Meta
@@ -54,8 +55,8 @@ class MAML(nn.Module):
     Args:
         model: called as ``model(x)`` for inputs that are a tensor, ``model(*x)`` for a tuple and
             ``model(**x)`` for a dict. It becomes ``maml.module`` and is not changed.
-        lr: the inner learning rate, for plain gradient descent; a tensor that requires a gradient
-            is learned. Give `rule` instead for another rule.
+        lr: the inner learning rate, for plain gradient descent; a scalar `nn.Parameter` is
+            learned. Give `rule` instead for another rule.
         first_order: short for ``gradient=FirstOrder()``.
         allow_unused, allow_nograd: as in learn2learn, for `adapt` only; ``maml(episodes)`` leaves
             unused and frozen parameters as they are by itself.
@@ -76,7 +77,9 @@ class MAML(nn.Module):
         memory_budget: bytes that a meta-step may use, for the choices above; None is half of
             what is free.
         check_finite: raise `NonFiniteLoss` where a loss or the meta-gradient is NaN or infinite.
-            It reads one number back from the device.
+            It reads one number back from the device. Switch it off for float16 with a GradScaler,
+            which expects to meet infinities; note that the meta-gradient is computed before the
+            scaler's factor is known, so that float16 may underflow where bfloat16 does not.
 
     Raises:
         ValueError: an argument that cannot be obeyed, named in the message.
@@ -119,14 +122,15 @@ class MAML(nn.Module):
         require_choice("executor", executor, (None, "eager"))
         require_choice("backend", backend, (None, "reference"))
         require_choice("batch_norm", batch_norm, ("batch", "module"))
-        self.adapted = adapted_names(model, scope)
+        self.scope = scope
+        adapted = adapted_names(model, scope)
         self.batch_norm, self.loss = batch_norm, loss
         self.memory_budget, self.check_finite = memory_budget, check_finite
         self.allow_nograd = allow_nograd
         self.allow_unused = allow_nograd if allow_unused is None else allow_unused
         self.module = model
         named = dict(model.named_parameters())
-        rates = self.rule.rates({n: named[n].detach() for n in self.adapted}, steps)
+        rates = self.rule.rates({n: named[n].detach() for n in adapted}, steps)
         self.rates = nn.ParameterDict(
             {
                 _key(n): r if isinstance(r, nn.Parameter) else nn.Parameter(r.detach().clone())
@@ -162,7 +166,7 @@ class MAML(nn.Module):
 
         Cost: ``steps`` inner steps for every task and their derivatives; see the gradient method.
         """
-        if args and isinstance(args[0], Episodes):
+        if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return self._meta_step(*args, **kwargs)
         return self.module(*args, **kwargs)
 
@@ -177,9 +181,12 @@ class MAML(nn.Module):
         episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient)
         by_step = weights_by_step(step_weights, self.steps)
 
+        same = Surroundings(self.module, episodes)
+
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
             weights = task_weights(cotangents, self.module, len(seeds))
-            return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)
+            with same:
+                return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)
 
         out, result = with_gradient(run, tree_leaves(meta), episodes.query.targets)
         if self.check_finite:
@@ -190,7 +197,8 @@ class MAML(nn.Module):
     def evaluate(self, episodes: Episodes, steps: int | None = None) -> MetaOutput:
         """Adapt and evaluate without building graphs; parameters and buffers stay as they are.
 
-        Dropout follows the model's mode: call ``maml.eval()`` first.
+        Dropout follows the model's mode: call ``maml.eval()`` first. Seeds are drawn from torch's
+        global CPU generator, as in training.
 
         Args:
             episodes: the meta-batch.
@@ -230,7 +238,8 @@ class MAML(nn.Module):
                 "with the examples of one task."
             )
         task = support.map(lambda x: x.unsqueeze(0))
-        episodes, steps = Episodes(task, task), self.steps if steps is None else steps
+        steps = self.steps if steps is None else require_count("steps", steps, least=0)
+        episodes = Episodes(task, task)
         with torch.inference_mode(False):  # as in `_evaluate`
             episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
             adapted = adapt(program, meta, episodes, seeds)
@@ -245,8 +254,9 @@ class MAML(nn.Module):
 
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
         """Print and return what would run for such episodes, what was refused, and why."""
-        meta, steps = self._meta(), self.steps if steps is None else steps
-        seeds = task_seeds(episodes.tasks, _device(self.module))
+        steps = self.steps if steps is None else require_count("steps", steps, least=0)
+        meta = self._meta()
+        seeds = torch.arange(episodes.tasks, device=_device(self.module))  # draws nothing
         plan = self._plan(self._program(meta, steps), meta, episodes, seeds, self.gradient)
         print(plan)
         return plan
@@ -266,7 +276,7 @@ class MAML(nn.Module):
         learner = copy.copy(self)
         learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
         learner.module = clone_module(self.module)
-        learner._plans, learner._progress = OrderedDict(), Progress()
+        learner._plans = OrderedDict()  # `_progress` is immutable: a clone goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None
         if allow_nograd is not None:
@@ -298,7 +308,7 @@ class MAML(nn.Module):
             first_order = isinstance(self.gradient, FirstOrder)
         self._progress = adapt_in_place(
             self.module,
-            self.adapted,
+            list(self._meta().adapted),
             self.rule,
             self._meta().rates,
             loss,
@@ -322,7 +332,7 @@ class MAML(nn.Module):
     def _meta(self) -> Meta:
         """The meta-parameters as they are now; frozen ones are not among them."""
         named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        adapted = {n: named[n] for n in self.adapted if n in named}
+        adapted = {n: named[n] for n in adapted_names(self.module, self.scope)}
         shared = {n: p for n, p in named.items() if n not in adapted}
         rates = {n: self.rates[_key(n)] for n in self._rate_names}
         return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
@@ -334,9 +344,9 @@ class MAML(nn.Module):
                 "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
             )
         frozen: Tensors = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
-        buffers = dict(self.module.named_buffers())
         own = self.batch_norm == "batch"
         keeps = not own and any(m.training for m in self.module.modules())
+        buffers = {n: b.clone() if keeps else b for n, b in self.module.named_buffers()}
         forward = TaskForward(self.module, self.loss, frozen, buffers, own, keeps, batched=False)
         return Program(forward, self.rule, self.gradient or Unrolled(), steps, chunk=1)
 
@@ -389,5 +399,5 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _key(name: str) -> str:
-    """A parameter's name as a key of a ParameterDict, which takes no dots."""
-    return name.replace(".", "/")
+    """A rate's name as a key of a ParameterDict: it takes no dots and no names of its methods."""
+    return "rate:" + name.replace(".", "/")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_unflatten
 
 from fastmaml.engine.meta_step import MetaResult
 
@@ -37,14 +37,16 @@ class MetaOutput:
         """``[tasks]`` shares of right answers, where targets are classes; else None.
 
         They are where targets are integers ``[tasks, examples, ...]`` and outputs are one tensor
-        with one more dimension, the classes, last.
+        ``[tasks, examples, classes, ...]`` of at least two classes, as cross-entropy takes them.
         """
         outputs, targets = self.outputs, self.targets
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
             return None
-        if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+        if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
             return None
-        right = outputs.detach().argmax(-1) == targets
+        if outputs.shape[2] < 2 or outputs.shape[:2] + outputs.shape[3:] != targets.shape:
+            return None
+        right = outputs.detach().argmax(2) == targets
         return right.flatten(1).float().mean(1)
 
     @property
@@ -52,6 +54,15 @@ class MetaOutput:
         """Scalar: the mean of `accuracies`, or None."""
         accuracies = self.accuracies
         return None if accuracies is None else accuracies.mean()
+
+
+# Wrappers such as DistributedDataParallel look for tensors in what a module returns.
+register_pytree_node(
+    MetaOutput,
+    lambda out: ([out.loss, out.losses, out.outputs, out.targets], None),
+    lambda children, _: MetaOutput(*children),
+    serialized_type_name="fastmaml.MetaOutput",
+)
 
 
 def with_gradient(

@@ -16,8 +16,10 @@ def keep_buffers(model: nn.Module, left: Tensors) -> None:
     """
     with torch.no_grad():
         for name, own in model.named_buffers():
-            if name in left:
-                own.copy_(left[name].mean(0) if own.is_floating_point() else left[name][0])
+            each = left.get(name)
+            if each is None or torch.equal(each, own.expand_as(each)):
+                continue  # a constant is not to be rounded by its own mean
+            own.copy_(each.mean(0) if own.is_floating_point() else each[0])
 
 
 def forget_running_statistics(model: nn.Module) -> None:

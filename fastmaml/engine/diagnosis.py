@@ -76,10 +76,11 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
     Called when the model failed on the first task, run plainly.
     """
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    for x in tensors_of(episodes.support.inputs):
+    named = {"support": episodes.support.inputs, "query": episodes.query.inputs}
+    for name, x in ((name, x) for name, tree in named.items() for x in tensors_of(tree)):
         if x.is_floating_point() and x.dtype not in floats and not torch.is_autocast_enabled():
             raise ValueError(
-                f"support.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
+                f"{name}.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
                 f"for example with episodes.to({_names(floats)})."
             ) from error
     if isinstance(error, IndexError | RuntimeError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
@@ -61,16 +62,21 @@ class TaskForward:
         """
         keys = step_keys(seeds, step, query)
         arguments = (adapted, batch.inputs, batch.targets, keys, self._buffers(len(seeds)))
+        leaves, spec = tree_flatten(arguments)
+        layout: list[Any] = []  # of what one task returns, known once one has run
 
-        def one(adapted: Tensors, inputs: Any, targets: Any, key: Tensor, buffers: Tensors) -> Any:
-            return self._one(adapted, shared, inputs, targets, key, buffers)
+        def one(*tensors: Tensor) -> tuple[Tensor, ...]:
+            own = tree_unflatten(_filled(leaves, tensors), spec)
+            layout[:] = tree_flatten(self._one(shared, *own))
+            return tuple(x for x in layout[0] if isinstance(x, Tensor))
 
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
         if self.batched:
-            result: tuple[Tensor, Any, Tensors] = vmap(one, randomness="error")(*arguments)
-            return result
-        tree_map = torch.utils._pytree.tree_map_only
-        losses, outputs, buffers = one(*tree_map(Tensor, lambda x: x.squeeze(0), arguments))
-        return tree_map(Tensor, lambda x: x.unsqueeze(0), (losses, outputs, buffers))
+            found = vmap(one, randomness="error")(*tensors)
+        else:
+            found = tuple(x.unsqueeze(0) for x in one(*(x.squeeze(0) for x in tensors)))
+        result: tuple[Tensor, Any, Tensors] = tree_unflatten(_filled(layout[0], found), layout[1])
+        return result
 
     def _buffers(self, tasks: int) -> Tensors:
         """One copy a task of what a forward pass may write to, where that is kept."""
@@ -80,8 +86,8 @@ class TaskForward:
 
     def _one(
         self,
-        adapted: Tensors,
         shared: Tensors,
+        adapted: Tensors,
         inputs: Any,
         targets: Any,
         key: Tensor,
@@ -101,7 +107,27 @@ class TaskForward:
                 f"loss(output, targets) returned {got}; it must return a scalar tensor for one "
                 "task, for example the mean over its examples (reduction='mean')."
             )
-        return loss, output, buffers if self.keeps_buffers else {}
+        return loss, _plain(output), buffers if self.keeps_buffers else {}
+
+
+def _filled(leaves: list[Any], tensors: Iterable[Tensor]) -> list[Any]:
+    """The leaves with these tensors, in order, where they hold tensors."""
+    rest = iter(tensors)
+    return [next(rest) if isinstance(x, Tensor) else x for x in leaves]
+
+
+def _plain(output: Any) -> Any:
+    """The output as a tree of tensors and constants; a dataclass becomes a dict of its fields."""
+    if dataclasses.is_dataclass(output) and tree_flatten(output)[0] == [output]:
+        fields = dataclasses.fields(output)
+        return {field.name: _plain(getattr(output, field.name)) for field in fields}
+    for x in tree_flatten(output)[0]:
+        if not isinstance(x, Tensor | bool | int | float | str | None):
+            raise ValueError(
+                f"the model returned a {type(x).__name__}: return tensors, or tuples, lists, dicts "
+                "or dataclasses of them, so that tasks can be told apart."
+            )
+    return output
 
 
 def call(model: nn.Module, parameters: Tensors, inputs: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
+from fastmaml.engine.watching import Watch
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, FirstOrder, GradientMethod, Reptile, Unrolled
+from fastmaml.gradients.adjoint import AdjointScan
 from fastmaml.gradients.base import Meta, leaves_of
 
 CACHE_BYTES = 32 * 2**20
@@ -80,18 +83,23 @@ def make_plan(
     Raises:
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
     """
+    tasks = episodes.tasks
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(program.steps, 1))
-    outputs = _run(alone, meta, episodes[:1], seeds[:1]).outputs
+    # On copies, so that a model which writes to its inputs does no harm before that is noticed.
+    episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
+    with Watch(episodes, seeds.device) as watch:
+        outputs = _run(alone, meta, episodes[:1], seeds[:1]).outputs
+    watch.check_inputs()
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
     pair = replace(alone, chunk=2, forward=replace(alone.forward, batched=True))
-    refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if episodes.tasks > 1 else ""
+    refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if tasks > 1 else ""
 
-    size, tasks_why = _chunk(episodes.tasks, chunk, sum(kept), seeds.device, free, refusal)
+    size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal)
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
     unrolled = size * (program.steps * (kept[0] + copy) + kept[1])
     scanned = size * (program.steps * copy + max(kept))
-    chosen, gradient_why = _method(gradient, unrolled, free)
+    chosen, gradient_why = _method(gradient, unrolled, free, watch.drew())
     return Plan(
         gradient=chosen,
         chunk=size,
@@ -114,11 +122,14 @@ def make_plan(
 def free_bytes(device: torch.device) -> int:
     """Memory that is free now on the device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    names = getattr(os, "sysconf_names", {})
-    if "SC_AVPHYS_PAGES" in names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 * 2**30  # an operating system that does not say: assume a small machine
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
+    meminfo = Path("/proc/meminfo")
+    available = re.search(
+        r"MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.exists() else ""
+    )
+    # Where the operating system does not say, assume a small machine.
+    return 1024 * int(available[1]) if available else 4 * 2**30
 
 
 def _run(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> MetaResult:
@@ -194,10 +205,23 @@ def _chunk(
     return size, f"tasks: {size} of {tasks} at a time under vmap" + ", as asked" * bool(asked)
 
 
-def _method(asked: GradientMethod | None, unrolled: int, free: int) -> tuple[GradientMethod, str]:
+def _method(
+    asked: GradientMethod | None, unrolled: int, free: int, drew: bool
+) -> tuple[GradientMethod, str]:
     """The gradient method, and why."""
+    if drew and isinstance(asked, AdjointScan):
+        raise ValueError(
+            f"gradient={asked} runs inner steps again, but the model draws random numbers in a way "
+            "that cannot be drawn again (dropout and torch's common random functions can): the "
+            "meta-gradient would be wrong. Use gradient=Unrolled()."
+        )
     if asked is not None:
         return asked, f"gradient: {asked}, as asked"
+    if drew:
+        return Unrolled(), (
+            "gradient: Unrolled(), as the model draws random numbers that a method which runs "
+            "steps again could not draw again"
+        )
     if unrolled <= free:
         return Unrolled(), (
             f"gradient: Unrolled(), the fastest exact method, as its {_mib(unrolled)} fit in "

@@ -33,9 +33,14 @@ _RANDOM_FUNCTIONS = {
     "randperm",
     "normal",
     "bernoulli",
+    "binomial",
     "multinomial",
     "poisson",
+    "native_dropout",
+    "feature_dropout",
     "gumbel_softmax",
+    "_standard_gamma",
+    "_sample_dirichlet",
     "bernoulli_",
     "uniform_",
     "normal_",
@@ -44,6 +49,11 @@ _RANDOM_FUNCTIONS = {
     "geometric_",
     "cauchy_",
     "log_normal_",
+    "dropout_",
+    "alpha_dropout_",
+    "feature_dropout_",
+    "feature_alpha_dropout_",
+    "rrelu_",
 }
 _RANDOM_IN_TRAINING = {"rrelu": 3, "alpha_dropout": 2, "feature_alpha_dropout": 2}
 """Functions that draw only in training, and the place of that argument."""
@@ -98,7 +108,8 @@ class Routing(TorchFunctionMode):
 
     def replayed(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Any other random function: draw from a generator state that only the key decides."""
-        with _seeded(python_seed(self.next_key(), func.__name__)):
+        key = self.next_key()
+        with _seeded(python_seed(key, func.__name__), key.device):
             return func(*args, **kwargs)
 
 
@@ -111,11 +122,19 @@ def _draws(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The generators of the CPU and of `device` at `seed`, and as they were afterwards."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _batch_norm(
@@ -221,7 +240,8 @@ def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -
 
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     """cuDNN's recurrent kernels have no second derivative."""
-    packed = isinstance(args[1], Tensor)  # (data, batch_sizes, ...) rather than (input, state, ...)
+    # Packed: (data, batch_sizes, state, weights, ...); else (input, state, weights, biases, ...).
+    packed = not isinstance(args[3], bool)
     dropout, training = args[6:8] if packed else args[5:7]
     run = mode.replayed if dropout > 0 and training else lambda f, *a, **k: f(*a, **k)
     with torch.backends.cudnn.flags(enabled=False):
@@ -232,6 +252,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.dropout: _dropout_over(None),
+    torch.dropout: _dropout_over(None),
     F.dropout1d: _dropout_over(1),
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),

@@ -23,6 +23,10 @@ def adapted_names(model: nn.Module, scope: Scope) -> list[str]:
     Raises:
         ValueError: the model has nothing to train, or the scope selects nothing that can be.
     """
+    if not callable(scope) and not isinstance(scope, str):
+        raise ValueError(
+            f"scope={scope!r}: give 'all', 'head', 'body', a name pattern or a predicate."
+        )
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         frozen = sum(1 for _ in model.parameters())
@@ -47,11 +51,19 @@ def _selects(model: nn.Module, scope: Scope, name: str, parameter: nn.Parameter)
     if scope == "all":
         return True
     if scope in {"head", "body"}:
-        return (name.rpartition(".")[0] == _head(model)) == (scope == "head")
+        return (_owner(name) == _head(model)) == (scope == "head")
     return fnmatchcase(name, scope)
 
 
 def _head(model: nn.Module) -> str:
     """The name of the last sub-module that has trainable parameters of its own."""
-    owners = [n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad]
-    return owners[-1]
+    return [_owner(n) for n, p in model.named_parameters() if p.requires_grad][-1]
+
+
+def _owner(name: str) -> str:
+    """The sub-module that a parameter belongs to, also through a parametrisation of it."""
+    return (
+        name.partition(".parametrizations.")[0]
+        if ".parametrizations." in name
+        else (name.rpartition(".")[0])
+    )

@@ -29,6 +29,14 @@ class Batch:
     inputs: Tree
     targets: Tree
 
+    def __post_init__(self) -> None:
+        for x in tree_leaves((self.inputs, self.targets)):
+            if not isinstance(x, Tensor | bool | int | float | str | None):
+                raise ValueError(
+                    f"a Batch holds a {type(x).__name__}: give tensors, in tuples, lists or dicts "
+                    "(torch.as_tensor converts arrays)."
+                )
+
     def tensors(self) -> list[Tensor]:
         """Every tensor of the inputs and targets."""
         return [x for x in tree_leaves((self.inputs, self.targets)) if isinstance(x, Tensor)]

@@ -60,7 +60,7 @@ class Adam(_Adam):
     gradients that slope is steep: a larger `eps` (1e-3) steadies second-order training.
 
     Args:
-        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+        lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
     """
@@ -83,7 +83,7 @@ class AdamW(_Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), as `torch.optim.AdamW`.
 
     Args:
-        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+        lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: θ is also multiplied by 1 − lr·weight_decay at each step.

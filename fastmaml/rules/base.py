@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 """Tensors by parameter name."""
@@ -27,8 +27,9 @@ class Rule(ABC):
     Attributes:
         moves: whether `update` returns the step to add to the parameters (SGD, Adam, ...) or a
             gradient for the next rule of a chain (clipping, weight decay).
-        linear: whether `update` is linear in the gradient, given its other arguments up to the
-            state's linear part. `MixedMode` then needs one gradient a step less.
+        linear: whether the update and the new state are jointly linear in gradient, state and
+            parameters, with coefficients that depend on the rates alone. `MixedMode` then needs
+            one gradient a step less; a wrong True gives wrong meta-gradients there.
     """
 
     moves: ClassVar[bool] = True
@@ -58,7 +59,7 @@ class Rule(ABC):
 class WithRate(Rule):
     """A rule that moves with one learning rate for all parameters.
 
-    A tensor `lr` that requires a gradient is learned: it is then among ``maml.parameters()``.
+    An `lr` that is a scalar `nn.Parameter` is learned: it is then among ``maml.parameters()``.
     """
 
     lr: float | Tensor
@@ -78,15 +79,22 @@ class WithRate(Rule):
 
 
 def require_rate(rule: str, lr: float | Tensor) -> None:
-    """Raise ValueError unless `lr` is a finite number of at least 0, or a tensor of one element."""
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(
-                f"{rule}(lr=tensor of shape {list(lr.shape)}): a learning rate is one number. "
-                "For a rate per element use rules.MetaSGD, per layer and step rules.LSLR."
-            )
+    """Raise ValueError unless `lr` is a finite number of at least 0, or such a learned scalar."""
+    if not isinstance(lr, Tensor):
+        require_at_least_zero(rule, "lr", lr)
         return
-    require_at_least_zero(rule, "lr", lr)
+    if lr.ndim != 0:
+        raise ValueError(
+            f"{rule}(lr=tensor of shape {list(lr.shape)}): a learning rate is one number, a tensor "
+            "of shape []. For a rate per element use rules.MetaSGD, per layer and step rules.LSLR."
+        )
+    if not isinstance(lr, nn.Parameter):
+        raise ValueError(
+            f"{rule}(lr=tensor): to learn the rate give nn.Parameter(torch.tensor(0.1)), which is "
+            "then among maml.parameters(); else give a float. Another tensor would be copied, and "
+            "what it was computed from would never learn."
+        )
+    require_at_least_zero(rule, "lr", lr.detach().item())
 
 
 def require_at_least_zero(rule: str, name: str, value: float) -> None:

@@ -17,7 +17,7 @@ class Momentum(WithRate):
     parameters a task.
 
     Args:
-        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+        lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
         momentum: in [0, 1).
         nesterov: look ahead (Sutskever et al., 2013).
     """

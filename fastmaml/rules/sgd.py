@@ -14,7 +14,7 @@ class SGD(WithRate):
     """θ' = θ − lr·g.
 
     Args:
-        lr: the inner learning rate; a tensor that requires a gradient is meta-learned.
+        lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
     """
 
     linear: ClassVar[bool] = True
