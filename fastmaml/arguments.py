@@ -57,6 +57,11 @@ def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> lis
     """A weight for each of 0, ..., steps inner steps."""
     if weights is None:
         return [0.0] * steps + [1.0]
+    if isinstance(weights, Tensor) and (weights.ndim != 1 or weights.requires_grad):
+        raise ValueError(
+            f"step_weights is a tensor of shape {list(weights.shape)}"
+            f"{' that requires a gradient' * weights.requires_grad}: give a plain tensor [steps]."
+        )
     given = weights.tolist() if isinstance(weights, Tensor) else [float(w) for w in weights]
     if len(given) != steps or steps == 0:
         raise ValueError(

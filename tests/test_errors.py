@@ -55,6 +55,8 @@ def test_bad_models() -> None:
         fm.MAML(nn.Tanh(), 0.1)
     with pytest.raises(ValueError, match="all of its 4 parameters are frozen"):
         fm.MAML(model().requires_grad_(False), 0.1)
+    with pytest.raises(ValueError, match="lazy parameters without a shape"):
+        fm.MAML(nn.LazyLinear(3), 0.1)
     with pytest.raises(ValueError, match=r"give a torch\.nn\.Module"):
         fm.MAML(F.relu, 0.1)  # type: ignore[arg-type]
 
@@ -162,6 +164,11 @@ def test_a_nan_gradient_with_finite_losses_is_reported() -> None:
 def test_step_weights_of_the_wrong_length(weights: list[float]) -> None:
     with pytest.raises(ValueError, match=f"step_weights has {len(weights)} numbers for 2"):
         make(steps=2)(labelled(), step_weights=weights)
+
+
+def test_step_weights_cannot_be_learned() -> None:
+    with pytest.raises(ValueError, match="requires a gradient"):
+        make(steps=2)(labelled(), step_weights=torch.ones(2, requires_grad=True))
 
 
 def test_reptile_per_call_with_parameters_that_it_cannot_move() -> None:

@@ -68,7 +68,7 @@ def trainer(out: Path, train: Any = None, seed: int = 0, **changes: Any) -> Meta
     """A small network with dropout, two inner steps and learned rates."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
-    rates = torch.tensor(0.05, requires_grad=True)
+    rates = nn.Parameter(torch.tensor(0.05))
     return MetaTrainer(
         MAML(model, lr=rates, steps=2, loss=mean_square),
         Watched() if train is None else train,

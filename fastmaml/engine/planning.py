@@ -145,6 +145,8 @@ def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) ->
     """
     try:
         _run(program, meta, episodes, seeds)
+    except torch.OutOfMemoryError:
+        raise  # no refusal: less memory has to be used
     except Exception as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ""
@@ -199,6 +201,8 @@ def _chunk(
     """How many tasks to run at a time, and why."""
     if refusal:
         return 1, f"tasks: one at a time, because vmap cannot batch this model: {refusal}"
+    if tasks == 1:
+        return 1, "tasks: only one, which runs plainly"
     room = CACHE_BYTES if device.type == "cpu" else free
     fitting = max(1, min(tasks, room // max(bytes_task, 1)))
     size = fitting if asked is None else min(asked, tasks)

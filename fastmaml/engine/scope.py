@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 Scope = str | Callable[[str, nn.Parameter], bool]
 """``"all"``, ``"head"``, ``"body"``, a name pattern, or a predicate of (name, parameter)."""
@@ -26,6 +27,11 @@ def adapted_names(model: nn.Module, scope: Scope) -> list[str]:
     if not callable(scope) and not isinstance(scope, str):
         raise ValueError(
             f"scope={scope!r}: give 'all', 'head', 'body', a name pattern or a predicate."
+        )
+    if any(is_lazy(p) for p in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has lazy parameters without a shape: run it once on an "
+            "example before you give it to MAML."
         )
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not trainable:
