@@ -6,19 +6,21 @@ which costs the same. Each figure is the median of several rounds; the range sho
 machine was.
 
     python benchmarks/sampling.py [--json FILE] [--rounds 9] [--seconds 0.3]
+
+Writes benchmarks/results/cpu/sampling.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from results import about, folder
 
 from fastmaml.episodes import EpisodeSampler
 
@@ -43,14 +45,6 @@ def measure(sampler: EpisodeSampler, rounds: int, seconds: float) -> list[float]
     return rates[1:]  # the first one warms up
 
 
-def processor() -> str:
-    """The name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def run(rounds: int, seconds: float) -> dict[str, Any]:
     """All workloads, with what they ran on."""
     torch.set_num_threads(1)
@@ -65,8 +59,7 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
     return {
         "benchmark": "sampling",
         "unit": "episodes per second",
-        "device": f"{processor()}, 1 thread",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **about(),
         "data": {"classes": CLASSES, "examples": EXAMPLES, "image": [1, 28, 28]},
         "rounds": rounds,
         "seconds": seconds,
@@ -78,21 +71,25 @@ def table(report: dict[str, Any]) -> str:
     """The report for people."""
     head = ("ways", "shots", "queries", "tasks", "median", "least", "most")
     rows = [head, *([f"{row[name]:,}" for name in head] for row in report["results"])]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = ["  ".join(f"{cell:>8}" for cell in row) for row in rows]
-    return "\n".join([f"{report['unit']}; {report['device']}; {versions}", *lines])
+    return "\n".join(
+        [
+            f"{report['unit']}; {report['device']}, {report['threads']} thread; torch {report['torch']}",
+            *lines,
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the report there")
+    parser.add_argument("--json", type=Path, help="where the report goes")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a round")
     arguments = parser.parse_args()
     report = run(arguments.rounds, arguments.seconds)
     print(table(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    path = arguments.json or folder("cpu") / "sampling.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def learned() -> str:
         "task",
         "after adaptation, 95% interval",
         "before adaptation",
-        "an untrained network, adapted alike",
+        "an untrained network, adapted alike (validation tasks)",
         "chance",
         "test",
         "meta-training",
