@@ -72,12 +72,8 @@ def table(report: dict[str, Any]) -> str:
     head = ("ways", "shots", "queries", "tasks", "median", "least", "most")
     rows = [head, *([f"{row[name]:,}" for name in head] for row in report["results"])]
     lines = ["  ".join(f"{cell:>8}" for cell in row) for row in rows]
-    return "\n".join(
-        [
-            f"{report['unit']}; {report['device']}, {report['threads']} thread; torch {report['torch']}",
-            *lines,
-        ]
-    )
+    where = f"{report['device']}, {report['threads']} thread, torch {report['torch']}"
+    return "\n".join([f"{report['unit']}; {where}", *lines])
 
 
 def main() -> None:

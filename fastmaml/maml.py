@@ -306,11 +306,12 @@ class MAML(nn.Module):
         """
         if first_order is None:
             first_order = isinstance(self.gradient, FirstOrder)
+        meta = self._meta()
         self._progress = adapt_in_place(
             self.module,
-            list(self._meta().adapted),
+            list(meta.adapted),
             self.rule,
-            self._meta().rates,
+            meta.rates,
             loss,
             self._progress,
             second_order=not first_order,
