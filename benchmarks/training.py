@@ -35,7 +35,8 @@ def main() -> None:
     first = lines[0].get("validation") if lines[0]["iteration"] == 0 else None
     data = result["config"]["data"]
     kept = {
-        **{k: v for k, v in about(options.device).items() if k != "threads"},
+        **{k: v for k, v in about(options.device).items() if k in {"device", "torch", "python"}},
+        "kept_at": {k: about(options.device)[k] for k in ("commit", "date")},
         **{k: v for k, v in result.items() if k not in {"device", "versions"}},
         "untrained": first,
         "learning_curve": {k: thinned(lines, k) for k in ("loss", "accuracy")},
