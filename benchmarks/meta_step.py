@@ -2,10 +2,10 @@
 
     python benchmarks/meta_step.py [--rounds 15] [--threads 2] [--device cuda]
 
-Same weights and episodes for all; the meta-gradients are checked equal, in float64, before anything
-is timed, in float32; the contestants take turns within each round, so a slow moment hits all of them. learn2learn and
-higher take part where they can be imported (benchmarks/peers/install.sh makes such an
-environment). Writes benchmarks/results/DEVICE/meta_step.json.
+Same weights and episodes for all; the meta-gradients are checked equal in float64 before anything
+is timed in float32; the contestants take turns within each round, so a slow moment hits all of
+them. learn2learn and higher take part where they can be imported (benchmarks/peers/install.sh makes
+such an environment). Writes benchmarks/results/DEVICE/meta_step.json.
 """
 
 from __future__ import annotations
