@@ -12,6 +12,8 @@ and docs/memory_growth.png.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
@@ -89,7 +91,8 @@ class MetaStep:
             gradient=method,
             tasks_chunk=setting.tasks,  # else fewer tasks at a time may run, and share memory
         )
-        self.maml.evaluate(self.episodes)  # plans, so that only the step itself is measured
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.maml.explain(self.episodes)  # plans, so that only the step itself is measured
 
     def __call__(self) -> None:
         """Leaves the meta-gradient in ``.grad``."""

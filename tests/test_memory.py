@@ -42,7 +42,7 @@ def peak(setting: Setting, gradient: fm.gradients.GradientMethod, steps: int) ->
         setting.model, 0.5, steps=steps, loss=F.mse_loss, gradient=gradient, tasks_chunk=TASKS
     )
     maml.zero_grad()
-    maml.evaluate(setting.episodes)  # plans, so that only the step itself is measured
+    maml.explain(setting.episodes)  # plans, so that only the step itself is measured
     with LiveMemory() as memory:
         maml(setting.episodes).loss.backward()
     return memory.peak_bytes / setting.copies
