@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,3 +83,18 @@ def task_weights(
     of_mean, of_each = cotangents
     weights = torch.zeros_like(mean) if of_mean is None else mean * of_mean
     return weights if of_each is None else weights + of_each
+
+
+def rate_parameters(rates: Mapping[str, Tensor]) -> nn.ParameterDict:
+    """What a rule learns as parameters; one that is a parameter already stays that very one."""
+    return nn.ParameterDict(
+        {
+            rate_key(n): r if isinstance(r, nn.Parameter) else nn.Parameter(r.detach().clone())
+            for n, r in rates.items()
+        }
+    )
+
+
+def rate_key(name: str) -> str:
+    """A rate's name as a key of a ParameterDict: it takes no dots and no names of its methods."""
+    return "rate:" + name.replace(".", "/")

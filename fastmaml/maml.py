@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.arguments import (
     chosen_gradient,
     chosen_rule,
+    rate_key,
+    rate_parameters,
     require_choice,
     require_count,
     task_weights,
@@ -131,12 +133,7 @@ class MAML(nn.Module):
         self.module = model
         named = dict(model.named_parameters())
         rates = self.rule.rates({n: named[n].detach() for n in adapted}, steps)
-        self.rates = nn.ParameterDict(
-            {
-                _key(n): r if isinstance(r, nn.Parameter) else nn.Parameter(r.detach().clone())
-                for n, r in rates.items()
-            }
-        )
+        self.rates = rate_parameters(rates)
         self._rate_names = list(rates)
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._progress = Progress()
@@ -335,7 +332,7 @@ class MAML(nn.Module):
         named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         adapted = {n: named[n] for n in adapted_names(self.module, self.scope)}
         shared = {n: p for n, p in named.items() if n not in adapted}
-        rates = {n: self.rates[_key(n)] for n in self._rate_names}
+        rates = {n: self.rates[rate_key(n)] for n in self._rate_names}
         return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
 
     def _program(self, meta: Meta, steps: int) -> Program:
@@ -397,8 +394,3 @@ class MAML(nn.Module):
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _key(name: str) -> str:
-    """A rate's name as a key of a ParameterDict: it takes no dots and no names of its methods."""
-    return "rate:" + name.replace(".", "/")
