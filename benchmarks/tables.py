@@ -94,12 +94,16 @@ def times() -> str:
         cells = []
         for work in found["workloads"]:
             row = work["rows"].get(name)
-            loop = work["rows"]["hand-written loop"]["median_ms"]
+            order = ", first order" if "irst" in name else ""
+            loop = work["rows"][f"hand-written loop{order}"]["median_ms"]
             cells.append(
                 "" if row is None else f"{row['median_ms']:.1f} ({loop / row['median_ms']:.1f}x)"
             )
         rows.append([name, *cells])
-    header = ["median ms (times as fast as the loop)", *(w["workload"] for w in found["workloads"])]
+    header = [
+        "median ms (times as fast as the loop of the same order)",
+        *(w["workload"] for w in found["workloads"]),
+    ]
     note = (
         f"{found['device']}, torch {found['torch']}, {found['rounds']} rounds; quartiles and first "
         "calls are in `benchmarks/results/cpu/meta_step.json`."

@@ -181,6 +181,11 @@ class MAML(nn.Module):
         same = Surroundings(self.module, episodes)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
+            if cotangents is not None and not program.repeatable:
+                raise RuntimeError(
+                    "a loss of your own over out.losses or out.outputs runs the meta-step again, "
+                    "but the model draws random numbers that cannot be drawn again: use out.loss."
+                )
             weights = task_weights(cotangents, self.module, len(seeds))
             with same:
                 return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)

@@ -1,4 +1,8 @@
-"""The defaults of each data set: the MAML paper's, where it has them."""
+"""The defaults of each data set.
+
+The sinusoid's are the MAML paper's (Finn et al., 2017). Omniglot has the paper's inner loop and
+meta-batch, with an outer loop made for a few thousand iterations instead of sixty.
+"""
 
 from __future__ import annotations
 

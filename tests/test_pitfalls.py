@@ -97,6 +97,10 @@ def test_draws_that_cannot_be_repeated_are_refused_where_steps_run_again() -> No
         make(model(hidden), gradient=Checkpointed())(episodes())
     plan = make(model(hidden), memory_budget=1).explain(episodes())
     assert plan.gradient == Unrolled()
+    out = make(model(hidden))(episodes())
+    with pytest.raises(RuntimeError, match=r"use out\.loss"):
+        out.losses.sum().backward(retain_graph=True)
+    out.loss.backward()
 
 
 def test_activation_checkpointing_inside_the_model_is_refused() -> None:

@@ -76,18 +76,20 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
     Called when the model failed on the first task, run plainly.
     """
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    cast = torch.is_autocast_enabled(next(model.parameters()).device.type)
     named = {"support": episodes.support.inputs, "query": episodes.query.inputs}
     for name, x in ((name, x) for name, tree in named.items() for x in tensors_of(tree)):
-        if x.is_floating_point() and x.dtype not in floats and not torch.is_autocast_enabled():
+        if x.is_floating_point() and x.dtype not in floats and not cast:
             raise ValueError(
                 f"{name}.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
                 f"for example with episodes.to({_names(floats)})."
             ) from error
     if isinstance(error, IndexError | RuntimeError):
         inputs = episodes[:1].support.map(lambda x: x.squeeze(0)).inputs
+        buffers = {n: b.clone() for n, b in model.named_buffers()}  # the user's stay as they are
         with torch.no_grad():
             try:
-                outputs = call(model, {}, inputs)
+                outputs = call(model, buffers, inputs)
             except (IndexError, RuntimeError):
                 return  # the model itself fails: its own error, which the caller raises, says why
         if isinstance(outputs, Tensor):

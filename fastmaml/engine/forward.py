@@ -94,9 +94,8 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        if (
-            not self.keeps_buffers
-        ):  # copies: a module may write to them, and the user's must not change
+        if not self.keeps_buffers:
+            # Copies: a module may write to its buffers, and the user's must not change.
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         with Routing(key, self.own_statistics):
             output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)

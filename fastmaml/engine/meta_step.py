@@ -27,6 +27,7 @@ class Program:
         gradient: how the inner loop is differentiated.
         steps: the number of inner steps.
         chunk: how many tasks run at a time.
+        repeatable: whether it gives the same numbers when it runs again.
     """
 
     forward: TaskForward
@@ -34,6 +35,7 @@ class Program:
     gradient: GradientMethod
     steps: int
     chunk: int
+    repeatable: bool = True
 
 
 class MetaResult(NamedTuple):

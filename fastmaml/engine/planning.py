@@ -34,6 +34,7 @@ class Plan:
         gradient: how the inner loop is differentiated.
         chunk: how many tasks run at a time.
         batched: whether they run under vmap.
+        repeatable: whether the model draws only random numbers that can be drawn again.
         classes: how many classes the labels may name, where that is known.
         bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
         bytes_query: the same for the query pass.
@@ -45,6 +46,7 @@ class Plan:
     gradient: GradientMethod
     chunk: int
     batched: bool
+    repeatable: bool
     classes: int | None
     bytes_step: int
     bytes_query: int
@@ -58,7 +60,13 @@ class Plan:
     def applied(self, program: Program) -> Program:
         """The program with what was decided."""
         forward = replace(program.forward, batched=self.batched)
-        return replace(program, gradient=self.gradient, chunk=self.chunk, forward=forward)
+        return replace(
+            program,
+            gradient=self.gradient,
+            chunk=self.chunk,
+            repeatable=self.repeatable,
+            forward=forward,
+        )
 
 
 def make_plan(
@@ -92,6 +100,7 @@ def make_plan(
     with Watch(episodes, seeds.device) as watch:
         outputs = _run(alone, meta, episodes[:1], seeds[:1]).outputs
     watch.check_inputs()
+    drew = watch.drew()
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
     pair = replace(alone, chunk=2, forward=replace(alone.forward, batched=True))
     refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if tasks > 1 else ""
@@ -100,11 +109,12 @@ def make_plan(
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
     unrolled = size * (program.steps * (kept[0] + copy) + kept[1])
     scanned = size * (program.steps * copy + max(kept))
-    chosen, gradient_why = _method(gradient, unrolled, free, watch.drew())
+    chosen, gradient_why = _method(gradient, unrolled, free, drew)
     return Plan(
         gradient=chosen,
         chunk=size,
         batched=not refusal,
+        repeatable=not drew,
         classes=class_count(program.forward.loss, outputs, episodes[:1].query.targets),
         bytes_step=kept[0],
         bytes_query=kept[1],
