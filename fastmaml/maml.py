@@ -118,8 +118,7 @@ class MAML(nn.Module):
         self.rule = chosen_rule(lr, rule)
         self.gradient = chosen_gradient(first_order, gradient)
         self.steps = require_count("steps", steps, least=0)
-        if tasks_chunk is not None:
-            require_count("tasks_chunk", tasks_chunk, least=1)
+        require_count("tasks_chunk", 1 if tasks_chunk is None else tasks_chunk, least=1)
         self.tasks_chunk = tasks_chunk
         require_choice("executor", executor, (None, "eager"))
         require_choice("backend", backend, (None, "reference"))
@@ -142,8 +141,6 @@ class MAML(nn.Module):
                 "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
                 "requires_grad_(False)) and a rule without learned rates, or gradient=FirstOrder()."
             )
-
-    # ------------------------------------------------------------------ the meta-step
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``maml(episodes)``: the meta-step. Anything else is passed to the model.
