@@ -1,20 +1,179 @@
-"""Reserved for the native module ``fastmaml._C``: all metadata is in pyproject.toml.
+"""Builds the native module ``fastmaml._C`` from csrc/; all metadata is in pyproject.toml.
 
-``FASTMAML_BUILD=auto`` (default) and ``0`` install pure PyTorch, all that this version has;
-``1`` asks for the native module and fails.
+The CPU kernels need a C++20 compiler, ninja, pybind11 and the torch that is installed (hence
+``pip install --no-build-isolation``), the CUDA kernels nvcc. The environment chooses:
+
+- ``FASTMAML_BUILD``: ``auto`` (default: a failed build warns and leaves a working pure-PyTorch
+  install), ``0`` (build nothing), ``1`` (a failed build is an error).
+- ``FASTMAML_CUDA``: the same for the CUDA kernels; ``auto`` builds them where nvcc is found.
+- ``FASTMAML_CUDA_ARCHS``: default ``80 86 89 90 100``, and PTX of the first for all others.
+- ``FASTMAML_SANITIZE``: for example ``address,undefined``: an instrumented build for tests.
+- ``CXX``, ``NVCC``, ``MAX_JOBS``: the compilers, and how many of them at a time.
+
+Edit loop: ``python setup.py build_ext --inplace`` compiles only what changed.
 """
 
+from __future__ import annotations
+
+import importlib.util
 import os
+import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
-choice = os.environ.get("FASTMAML_BUILD", "auto")
-if choice not in {"auto", "0", "1"}:
-    sys.exit(f"FASTMAML_BUILD={choice!r}: choose auto, 0 or 1.")
-if choice == "1":
-    sys.exit(
-        "FASTMAML_BUILD=1, but this version has no native sources: it runs on PyTorch alone. "
-        "Unset FASTMAML_BUILD."
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+
+RULES = """\
+ninja_required_version = 1.8
+rule cxx
+  command = $cxx $cflags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = c++ $in
+rule nvcc
+  command = $nvcc $cuflags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $in
+rule link
+  command = $cxx -shared $in -o $out $ldflags
+  description = link $out
+"""
+
+
+def choice(name: str) -> str:
+    """The value of an environment variable that is ``auto``, ``0`` or ``1``."""
+    value = os.environ.get(name, "auto")
+    if value not in {"auto", "0", "1"}:
+        sys.exit(f"{name}={value!r}: choose auto, 0 or 1.")
+    return value
+
+
+def folder_of(package: str) -> Path:
+    """Where an installed package lies; nothing is imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise CompileError(
+            f"{package} is not installed: pip install torch ninja pybind11, "
+            "then pip install --no-build-isolation"
+        )
+    return Path(spec.origin).parent
+
+
+def nvcc_path() -> str | None:
+    """The nvcc to build CUDA kernels with, or None for a CPU-only build."""
+    wanted = choice("FASTMAML_CUDA")
+    if wanted == "0" or not any(CSRC.glob("cuda/*.cu")):
+        return None
+    found = shutil.which(os.environ.get("NVCC", "nvcc"))
+    if found is None and wanted == "1":
+        raise CompileError("FASTMAML_CUDA=1, but nvcc was not found: set NVCC or PATH.")
+    return found
+
+
+def cuda_root(nvcc: str) -> Path:
+    """The toolkit's folder, from nvcc itself: nvcc may be a wrapper or a link."""
+    text = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull],
+                          capture_output=True, text=True).stderr  # fmt: skip
+    tops = [line.split("TOP=", 1)[1].strip() for line in text.splitlines() if "TOP=" in line]
+    if not tops:
+        raise CompileError(f"{nvcc} does not work:\n{text}")
+    return Path(tops[0])
+
+
+def ninja_file(output: Path, nvcc: str | None) -> str:
+    """The whole build as a ninja file."""
+    torch, pybind = folder_of("torch"), folder_of("pybind11")
+    sanitize = os.environ.get("FASTMAML_SANITIZE")
+    checks = f"-fsanitize={sanitize}" if sanitize else ""
+    optimise = f"-g -O1 -fno-omit-frame-pointer {checks}" if sanitize else "-O3"
+    includes = [torch / "include", pybind / "include", Path(sysconfig.get_path("include"))]
+    sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")], "nvcc": []}
+    # 2.11 is the oldest torch whose stable ABI has all that we call: one binary serves the later.
+    cflags = (
+        f"{optimise} -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fopenmp-simd -Wall "
+        f"-Wno-psabi -DTORCH_TARGET_VERSION=0x020B000000000000 -I{shlex.quote(str(CSRC))}"
     )
-setup()
+    ldflags = f"{checks} -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
+    cuflags = ""
+    if nvcc:
+        toolkit = cuda_root(nvcc)
+        archs = os.environ.get("FASTMAML_CUDA_ARCHS", "80 86 89 90 100").split()
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+        codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
+        cuflags = f"-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden {' '.join(codes)}"
+        cflags += " -DFASTMAML_CUDA"
+        includes.append(toolkit / "include")
+        sources["cxx"] += CSRC.glob("cuda/*_bind.cpp")
+        sources["nvcc"] += CSRC.glob("cuda/*.cu")
+        # A static runtime whose symbols stay inside: torch may bring another one.
+        library = shlex.quote(str(toolkit / "lib64" / "libcudart_static.a"))
+        ldflags += f" {library} -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"
+    cflags += "".join(f" -isystem {shlex.quote(str(i))}" for i in includes)
+    lines = [f"{name} = {value.replace('$', '$$')}" for name, value in (
+        ("cxx", os.environ.get("CXX", "c++")), ("nvcc", nvcc or ""), ("cflags", cflags),
+        ("cuflags", cuflags), ("ldflags", ldflags),
+    )]  # fmt: skip
+    lines.append(RULES)
+    objects = []
+    for rule, files in sources.items():
+        for source in sorted(files):
+            objects.append(escape(f"{source.relative_to(CSRC)}.o"))
+            lines.append(f"build {objects[-1]}: {rule} {escape(source)}")
+    return "\n".join([*lines, f"build {escape(output)}: link {' '.join(objects)}", ""])
+
+
+def escape(path: Path | str) -> str:
+    """A path as ninja reads it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class Build(build_ext):
+    """Drives ninja; falls back to what can be built where nothing was asked for."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Builds the module where setuptools wants it, or warns and leaves it out."""
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        try:
+            nvcc = nvcc_path()
+            try:
+                self.ninja(output, nvcc)
+            except CompileError as error:
+                if nvcc is None or choice("FASTMAML_CUDA") == "1":
+                    raise
+                self.warn(f"{error} Building again without the CUDA kernels.")
+                self.ninja(output, None)
+        except CompileError as error:
+            output.unlink(missing_ok=True)
+            if not ext.optional:
+                raise
+            self.warn(
+                f"{error} fastmaml is left without its native module and runs on PyTorch alone; "
+                "FASTMAML_BUILD=1 makes this an error, FASTMAML_BUILD=0 does not try."
+            )
+
+    def ninja(self, output: Path, nvcc: str | None) -> None:
+        """Writes build.ninja into the build folder and runs it there."""
+        folder_of("ninja")
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(output, nvcc))
+        command = [sys.executable, "-m", "ninja", "-C", str(folder)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if subprocess.run(command).returncode != 0:
+            raise CompileError("Compiling csrc/ failed (the errors are above).")
+
+
+build = choice("FASTMAML_BUILD")
+asked = "1" in {build, choice("FASTMAML_CUDA")}
+native = Extension("fastmaml._C", sources=[], optional=not asked)
+setup(ext_modules=[] if build == "0" else [native], cmdclass={"build_ext": Build})

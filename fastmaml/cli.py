@@ -149,7 +149,7 @@ def _info() -> int:
     table.add_section()
     for device in here.devices():
         table.add_row("device", here.describe_device(device))
-    for kind, parts in (("backend", here.BACKENDS), ("executor", here.EXECUTORS)):
+    for kind, parts in (("backend", here.backends()), ("executor", here.EXECUTORS)):
         table.add_section()
         for name, state in parts.items():
             table.add_row(f"{kind} {name}", state)

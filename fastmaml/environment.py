@@ -6,17 +6,18 @@ import platform
 
 import torch
 
-BACKENDS = {
-    "reference": "available (PyTorch)",
-    "cpp": "not part of this version",
-    "cuda": "not part of this version",
-    "triton": "not part of this version",
-}
+from fastmaml import ops
+
 EXECUTORS = {
     "eager": "available",
-    "captured": "not part of this version",
-    "compiled": "not part of this version",
+    "captured": "available (the default where a meta-step can be recorded)",
+    "compiled": "available (Inductor, slow to begin)",
 }
+
+
+def backends() -> dict[str, str]:
+    """Of every backend of the ops, whether it is available, or why not."""
+    return ops.status()
 
 
 def versions() -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from fastmaml import ops
 from fastmaml.arguments import (
     chosen_gradient,
     chosen_rule,
@@ -30,12 +30,15 @@ from fastmaml.engine.diagnosis import (
     explain_failure,
     signature,
 )
+from fastmaml.engine.executors import EXECUTORS, chosen_backend, make_executor
 from fastmaml.engine.forward import Loss, TaskForward
-from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate, meta_step
+from fastmaml.engine.inventory import Inventory, take_inventory
+from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate
 from fastmaml.engine.planning import Plan, make_plan
 from fastmaml.engine.randomness import task_seeds
-from fastmaml.engine.scope import Scope, adapted_names
+from fastmaml.engine.scope import Scope, adapted_names, select
 from fastmaml.engine.surroundings import Surroundings
+from fastmaml.engine.trees import flatten
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile, Unrolled
 from fastmaml.gradients.base import Meta
@@ -69,8 +72,13 @@ class MAML(nn.Module):
             exact method from a memory estimate.
         scope: which parameters adapt: "all", "head" (ANIL), "body" (BOIL), a name pattern or a
             predicate of (name, parameter). The others are still meta-learned unless frozen.
-        executor: None or "eager".
-        backend: None or "reference".
+        executor: how the meta-step runs. "captured": recorded at its first call, then replayed
+            (what the model's Python code does besides computing happens once); "eager"; "compiled":
+            the recording compiled by Inductor, slow to begin; None: captured where that is
+            possible. See the guide, "Captured execution".
+        backend: what runs the model's layers: "cpp", "cuda", "triton" (`fastmaml.ops`) or
+            "reference" (PyTorch); None for the environment variable FASTMAML_BACKEND, else the
+            fastest there is.
         tasks_chunk: how many tasks run at a time; None chooses. The numbers do not depend on it.
         batch_norm: "batch": BatchNorm and InstanceNorm use the statistics of the batch at hand,
             in training and evaluation alike, and running statistics are neither read nor written,
@@ -105,8 +113,8 @@ class MAML(nn.Module):
         rule: Rule | None = None,
         gradient: GradientMethod | None = None,
         scope: Scope = "all",
-        executor: Literal["eager"] | None = None,
-        backend: Literal["reference"] | None = None,
+        executor: Literal["eager", "captured", "compiled"] | None = None,
+        backend: Literal["reference", "cpp", "cuda", "triton"] | None = None,
         tasks_chunk: int | None = None,
         batch_norm: Literal["batch", "module"] = "batch",
         memory_budget: int | None = None,
@@ -120,8 +128,10 @@ class MAML(nn.Module):
         self.steps = require_count("steps", steps, least=0)
         require_count("tasks_chunk", 1 if tasks_chunk is None else tasks_chunk, least=1)
         self.tasks_chunk = tasks_chunk
-        require_choice("executor", executor, (None, "eager"))
-        require_choice("backend", backend, (None, "reference"))
+        require_choice("executor", executor, (None, *EXECUTORS))
+        require_choice("backend", backend, (None, *ops.BACKENDS))
+        self.executor, self.backend = executor, backend
+        self._execute = make_executor(executor)
         require_choice("batch_norm", batch_norm, ("batch", "module"))
         self.scope = scope
         adapted = adapted_names(model, scope)
@@ -172,10 +182,11 @@ class MAML(nn.Module):
     ) -> MetaOutput:
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
-        episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient)
+        held = take_inventory(self.module)
+        episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient, held)
         by_step = weights_by_step(step_weights, self.steps)
 
-        same = Surroundings(self.module, episodes)
+        same = Surroundings(self.module, episodes, held.training)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
             if cotangents is not None and not program.repeatable:
@@ -185,12 +196,13 @@ class MAML(nn.Module):
                 )
             weights = task_weights(cotangents, self.module, len(seeds))
             with same:
-                return meta_step(program, meta, episodes, seeds, weights, by_step, outputs)
+                return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
 
-        out, result = with_gradient(run, tree_leaves(meta), episodes.query.targets)
+        out, result = with_gradient(run, flatten(meta)[0], episodes.query.targets)
         if self.check_finite:
             check_finite(program, meta, episodes, seeds, result)
-        keep_buffers(self.module, result.buffers)
+        if result.buffers:
+            keep_buffers(self.module, result.buffers)
         return out
 
     def evaluate(self, episodes: Episodes, steps: int | None = None) -> MetaOutput:
@@ -254,9 +266,11 @@ class MAML(nn.Module):
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
         """Print and return what would run for such episodes, what was refused, and why."""
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
-        meta = self._meta()
-        seeds = torch.arange(episodes.tasks, device=_device(self.module))  # draws nothing
-        plan = self._plan(self._program(meta, steps), meta, episodes, seeds, self.gradient)
+        held = take_inventory(self.module)
+        meta = self._meta(held)
+        seeds = torch.arange(episodes.tasks, device=_device(held))  # draws nothing
+        program = self._program(held, steps)
+        plan = self._plan(program, meta, episodes, seeds, self.gradient, held)
         print(plan)
         return plan
 
@@ -275,6 +289,7 @@ class MAML(nn.Module):
         learner = copy.copy(self)
         learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
         learner.module = clone_module(self.module)
+        learner._execute = make_executor(self.executor)
         learner._plans = OrderedDict()  # `_progress` is immutable: a clone goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None
@@ -329,38 +344,49 @@ class MAML(nn.Module):
 
     # ------------------------------------------------------------------ what the above stand on
 
-    def _meta(self) -> Meta:
+    def _meta(self, held: Inventory | None = None) -> Meta:
         """The meta-parameters as they are now; frozen ones are not among them."""
-        named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        adapted = {n: named[n] for n in adapted_names(self.module, self.scope)}
-        shared = {n: p for n, p in named.items() if n not in adapted}
+        named = (held or take_inventory(self.module)).parameters
+        chosen = select(named, self.scope) or adapted_names(self.module, self.scope)
+        adapted = {n: named[n] for n in chosen}
+        shared = {n: p for n, p in named.items() if p.requires_grad and n not in adapted}
         rates = {n: self.rates[rate_key(n)] for n in self._rate_names}
         return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
 
-    def _program(self, meta: Meta, steps: int) -> Program:
+    def _program(self, held: Inventory, steps: int) -> Program:
         if self.loss is None:
             raise ValueError(
                 "this MAML has no loss: give loss= when you make it, for example "
                 "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
             )
-        frozen: Tensors = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
+        frozen: Tensors = {n: p for n, p in held.parameters.items() if not p.requires_grad}
         own = self.batch_norm == "batch"
-        keeps = not own and any(m.training for m in self.module.modules())
-        buffers = {n: b.clone() if keeps else b for n, b in self.module.named_buffers()}
-        forward = TaskForward(self.module, self.loss, frozen, buffers, own, keeps, batched=False)
-        return Program(forward, self.rule, self.gradient or Unrolled(), steps, chunk=1)
+        keeps = not own and any(held.training)
+        buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
+        backend = chosen_backend(self.backend, self.executor, _device(held))
+        forward = TaskForward(
+            self.module, self.loss, frozen, buffers, own, keeps, batched=False, backend=backend
+        )
+        method = self.gradient or Unrolled()
+        return Program(forward, self.rule, method, steps, chunk=1, settings=held.settings)
 
     def _prepare(
-        self, episodes: Episodes, steps: int, gradient: GradientMethod | None = None
+        self,
+        episodes: Episodes,
+        steps: int,
+        gradient: GradientMethod | None = None,
+        held: Inventory | None = None,
     ) -> tuple[Episodes, Meta, Tensor, Program]:
         """Check the episodes, decide how they run, and draw their seeds."""
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
-        check_device(self.module, episodes)
+        held = held or take_inventory(self.module)
+        device = _device(held)
+        check_device(device, episodes)
         episodes = without_inference_mode(episodes)
-        meta, seeds = self._meta(), task_seeds(episodes.tasks, _device(self.module))
-        program = self._program(meta, steps)
-        plan = self._plan(program, meta, episodes, seeds, gradient or self.gradient)
+        meta, seeds = self._meta(held), task_seeds(episodes.tasks, device)
+        program = self._program(held, steps)
+        plan = self._plan(program, meta, episodes, seeds, gradient or self.gradient, held)
         if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
             check_labels(self.loss, plan.classes, episodes)
         return episodes, meta, seeds, plan.applied(program)
@@ -372,17 +398,24 @@ class MAML(nn.Module):
         episodes: Episodes,
         seeds: Tensor,
         gradient: GradientMethod | None,
+        held: Inventory,
     ) -> Plan:
         """The plan for such episodes, made when they are first seen."""
-        modes = tuple(m.training for m in self.module.modules())
-        key = (signature(episodes), modes, gradient, program.steps, tuple(meta.adapted))
+        key = (signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted))
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
         try:
             with torch.enable_grad():  # it measures graphs, whatever the caller's mode
                 plan = make_plan(
-                    program, meta, episodes, seeds, gradient, self.tasks_chunk, self.memory_budget
+                    program,
+                    meta,
+                    episodes,
+                    seeds,
+                    gradient,
+                    self.tasks_chunk,
+                    self.memory_budget,
+                    fixed_backend=self.backend is not None,
                 )
         except Exception as error:
             explain_failure(error, self.module, self.loss, episodes)
@@ -394,5 +427,5 @@ class MAML(nn.Module):
         return plan
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _device(held: Inventory) -> torch.device:
+    return next(iter(held.parameters.values())).device

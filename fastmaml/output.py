@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node, tree_flatten, tree_unflatten
+from torch.utils._pytree import register_pytree_node
 
 from fastmaml.engine.meta_step import MetaResult
+from fastmaml.engine.trees import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def with_gradient(
         targets: the query targets.
     """
     result = run(None, None)
-    leaves, spec = tree_flatten(result.outputs)
+    leaves, spec = flatten(result.outputs)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     loss, losses, *tied = _MetaLoss.apply(run, result, tensors, *parameters)
     rest = iter(tied)
-    outputs = tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
+    outputs = unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
     return MetaOutput(loss, losses, outputs, targets), result
 
 
@@ -94,11 +95,11 @@ class _MetaLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Any, result: Any, outputs: Any, *parameters: Tensor) -> Any:
         """The mean loss, the losses and the outputs."""
-        gradients = tree_flatten(result.gradient)[0]
+        gradients = flatten(result.gradient)[0]
         ctx.run, ctx.reached = run, [g is not None for g in gradients]
         ctx.save_for_backward(*parameters, *(g for g in gradients if g is not None))
         ctx.set_materialize_grads(False)
-        leaves, spec = tree_flatten(result.outputs)
+        leaves, spec = flatten(result.outputs)
         ctx.layout = [isinstance(x, Tensor) for x in leaves], spec
         # autograd wants tensors of its own to mark, not those that the result still holds
         outputs = [x.view_as(x) for x in outputs]
@@ -116,8 +117,8 @@ class _MetaLoss(torch.autograd.Function):
             )
         saved = ctx.saved_tensors[len(ctx.reached) :]
         if losses is None and all(g is None for g in outputs):
-            found = iter(saved)
-            gradients = [next(found) * loss if reached else None for reached in ctx.reached]
+            found = iter(torch._foreach_mul(saved, loss))
+            gradients = [next(found) if reached else None for reached in ctx.reached]
         else:
             gradients = _again(ctx, loss, losses, outputs)
         return (None, None, None, *gradients)
@@ -127,7 +128,7 @@ def _again(ctx: Any, loss: Any, losses: Any, outputs: Any) -> list[Tensor | None
     """The meta-gradient of a loss that uses more than the mean."""
     is_tensor, spec = ctx.layout
     rest = iter(outputs)
-    cotangents = tree_unflatten([next(rest) if tensor else None for tensor in is_tensor], spec)
+    cotangents = unflatten([next(rest) if tensor else None for tensor in is_tensor], spec)
     result = ctx.run((loss, losses), cotangents)
-    found: list[Tensor | None] = tree_flatten(result.gradient)[0]
+    found: list[Tensor | None] = flatten(result.gradient)[0]
     return found

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.engine.forward import call
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
+from fastmaml.engine.trees import flatten
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
 
 
-def check_device(model: nn.Module, episodes: Episodes) -> None:
-    """Raise ValueError where a tensor of the episodes is not on the model's device."""
-    device = next(model.parameters()).device
+def check_device(device: torch.device, episodes: Episodes) -> None:
+    """Raise ValueError where a tensor of the episodes is not on `device`, the model's."""
     for name in ("support", "query"):
         for x in getattr(episodes, name).tensors():
             if x.device != device:
@@ -101,10 +100,11 @@ def check_finite(
     program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, result: MetaResult
 ) -> None:
     """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
-    tensors = [result.losses, *tensors_of(result.gradient)]
+    leaves = flatten(result.gradient)[0]
+    sums = [x.sum(dtype=torch.float32) for x in (result.losses, *leaves) if x is not None]
     # The sum of a tensor is finite only if all of it is (or overflows, which the exact look below
     # tells apart); one number is read back from the device instead of one a tensor.
-    if bool(torch.stack([x.detach().float().sum() for x in tensors]).isfinite().all()):
+    if math.isfinite(torch.stack(sums).sum().item()):
         return
     if not result.losses.isfinite().all():
         _raise_for_losses(program, meta, episodes, seeds, result.losses)
@@ -181,7 +181,6 @@ def _names(dtypes: Any) -> str:
 
 def signature(episodes: Episodes) -> tuple[Any, ...]:
     """What must be equal for two meta-batches to run the same way."""
-    tensors = tree_leaves([(b.inputs, b.targets) for b in (episodes.support, episodes.query)])
-    return tuple(
-        (tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in tensors
-    )
+    leaves, spec = flatten([(b.inputs, b.targets) for b in (episodes.support, episodes.query)])
+    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
+    return (spec, *kinds)

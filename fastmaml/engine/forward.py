@@ -31,6 +31,9 @@ class TaskForward:
         own_statistics: see `Routing`.
         keeps_buffers: whether what a pass writes to the buffers is handed out.
         batched: whether tasks run under vmap; else there is one task, and it runs plainly.
+        backend: what runs the functions that have an op family (`fastmaml.ops`).
+        fuses: whether a chain of such functions may become one op, at the price of calling the
+            first ones for nothing: for recordings, which drop what nothing uses.
     """
 
     model: nn.Module
@@ -40,6 +43,8 @@ class TaskForward:
     own_statistics: bool
     keeps_buffers: bool
     batched: bool
+    backend: str = "reference"
+    fuses: bool = False
 
     def __call__(
         self,
@@ -97,7 +102,7 @@ class TaskForward:
         if not self.keeps_buffers:
             # Copies: a module may write to its buffers, and the user's must not change.
             buffers = {n: b.clone() for n, b in self.buffers.items()}
-        with Routing(key, self.own_statistics):
+        with Routing(key, self.own_statistics, self.backend, self.fuses):
             output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)
             loss = self.loss(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:

@@ -91,8 +91,8 @@ class InnerLoop:
 
     def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
         """Let the rule move the parameters."""
-        updates, state = self.rule.update(step, gradient, carry.state, carry.parameters, meta.rates)
-        return Carry({n: p + updates[n] for n, p in carry.parameters.items()}, state)
+        given = (step, gradient, carry.state, carry.parameters, meta.rates)
+        return Carry(*self.rule.move(*given, self.forward.backend))
 
     def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
         """One inner step."""

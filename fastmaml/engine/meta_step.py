@@ -28,6 +28,7 @@ class Program:
         steps: the number of inner steps.
         chunk: how many tasks run at a time.
         repeatable: whether it gives the same numbers when it runs again.
+        settings: of the model, as `Inventory` has them.
     """
 
     forward: TaskForward
@@ -36,6 +37,7 @@ class Program:
     steps: int
     chunk: int
     repeatable: bool = True
+    settings: tuple[Any, ...] = ()
 
 
 class MetaResult(NamedTuple):

@@ -32,6 +32,7 @@ class Plan:
 
     Attributes:
         gradient: how the inner loop is differentiated.
+        backend: what runs the model's layers.
         chunk: how many tasks run at a time.
         batched: whether they run under vmap.
         repeatable: whether the model draws only random numbers that can be drawn again.
@@ -44,6 +45,7 @@ class Plan:
     """
 
     gradient: GradientMethod
+    backend: str
     chunk: int
     batched: bool
     repeatable: bool
@@ -59,7 +61,7 @@ class Plan:
 
     def applied(self, program: Program) -> Program:
         """The program with what was decided."""
-        forward = replace(program.forward, batched=self.batched)
+        forward = replace(program.forward, batched=self.batched, backend=self.backend)
         return replace(
             program,
             gradient=self.gradient,
@@ -77,6 +79,7 @@ def make_plan(
     gradient: GradientMethod | None,
     chunk: int | None,
     budget: int | None,
+    fixed_backend: bool = False,
 ) -> Plan:
     """Try the model on one and two tasks, measure what a step keeps, and decide.
 
@@ -88,6 +91,7 @@ def make_plan(
         gradient: the method to use, or None to choose an exact one.
         chunk: the number of tasks to run at a time, or None to choose.
         budget: bytes that the meta-step may use, or None for half of what is free.
+        fixed_backend: keep the program's backend even where another can batch the tasks.
 
     Raises:
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
@@ -102,8 +106,7 @@ def make_plan(
     watch.check_inputs()
     drew = watch.drew()
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
-    pair = replace(alone, chunk=2, forward=replace(alone.forward, batched=True))
-    refusal = _refusal(pair, meta, episodes[:2], seeds[:2]) if tasks > 1 else ""
+    backend, refusal = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
 
     size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal)
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
@@ -120,12 +123,13 @@ def make_plan(
         bytes_query=kept[1],
         bytes_estimate=unrolled if isinstance(chosen, Unrolled) else scanned,
         bytes_budget=free,
+        backend=backend,
         reasons=(
             tasks_why,
             f"memory: one inner step of one task keeps {_mib(kept[0])} for its derivatives, the "
             f"query pass {_mib(kept[1])} (measured on the first task)",
             gradient_why,
-            "backend: reference (PyTorch); executor: eager",
+            f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}",
         ),
     )
 
@@ -146,6 +150,21 @@ def free_bytes(device: torch.device) -> int:
 def _run(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> MetaResult:
     weights = torch.full((len(seeds),), 1.0, device=seeds.device)
     return meta_step(program, meta, episodes, seeds, weights, [0.0] * program.steps + [1.0])
+
+
+def _batching(
+    alone: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
+) -> tuple[str, str]:
+    """The backend, and why tasks cannot run batched ("" if they can)."""
+    if len(seeds) == 1:
+        return alone.forward.backend, ""
+    refusal = ""
+    for backend in dict.fromkeys((alone.forward.backend, "reference")):
+        forward = replace(alone.forward, batched=True, backend=backend)
+        refusal = _refusal(replace(alone, chunk=2, forward=forward), meta, episodes, seeds)
+        if not refusal or fixed_backend:
+            return backend, refusal
+    return alone.forward.backend, refusal
 
 
 def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> str:

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.randomness import dropout_mask, python_seed
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
@@ -77,19 +78,32 @@ class Routing(TorchFunctionMode):
         key: int64 scalar that names the task and the step; random draws depend on it alone.
         own_statistics: normalise by the batch at hand whatever the module's mode, and leave
             running statistics alone.
+        backend: what runs the functions that have an op family; "reference" is PyTorch itself.
+        fuses: see `OpRouting`.
     """
 
-    def __init__(self, key: Tensor, own_statistics: bool) -> None:
+    def __init__(
+        self,
+        key: Tensor,
+        own_statistics: bool,
+        backend: str = "reference",
+        fuses: bool = False,
+    ) -> None:
         super().__init__()
         self.key = key
         self.own_statistics = own_statistics
         self.draws = 0
+        self.ops = None if backend == "reference" else OpRouting(backend, own_statistics, fuses)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run `func`, or what stands in for it."""
         kwargs = dict(kwargs or {})
+        if self.ops is not None:
+            result = self.ops(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -33,7 +33,8 @@ def adapted_names(model: nn.Module, scope: Scope) -> list[str]:
             f"{type(model).__name__} has lazy parameters without a shape: run it once on an "
             "example before you give it to MAML."
         )
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    named = dict(model.named_parameters())
+    trainable = [n for n, p in named.items() if p.requires_grad]
     if not trainable:
         frozen = sum(1 for _ in model.parameters())
         state = f"all of its {frozen} parameters are frozen" if frozen else "it has no parameters"
@@ -41,9 +42,9 @@ def adapted_names(model: nn.Module, scope: Scope) -> list[str]:
             f"{type(model).__name__} cannot be meta-learned: {state}. "
             "Give a model with at least one parameter whose requires_grad is True."
         )
-    chosen = [n for n, p in trainable.items() if _selects(model, scope, n, p)]
+    chosen = select(named, scope)
     if not chosen:
-        names = ", ".join(list(trainable)[:8]) + (", ..." if len(trainable) > 8 else "")
+        names = ", ".join(trainable[:8]) + (", ..." if len(trainable) > 8 else "")
         raise ValueError(
             f"scope={scope!r} selects no trainable parameter. Choose 'all', 'head', 'body', a name "
             f"pattern such as '*.bias' or a predicate; the names are: {names}."
@@ -51,19 +52,17 @@ def adapted_names(model: nn.Module, scope: Scope) -> list[str]:
     return chosen
 
 
-def _selects(model: nn.Module, scope: Scope, name: str, parameter: nn.Parameter) -> bool:
+def select(parameters: Mapping[str, nn.Parameter], scope: Scope) -> list[str]:
+    """The names of the trainable ones that `scope` selects, if any."""
+    trainable = [n for n, p in parameters.items() if p.requires_grad]
     if callable(scope):
-        return bool(scope(name, parameter))
-    if scope == "all":
-        return True
+        return [n for n in trainable if scope(n, parameters[n])]
+    if scope == "all" or not trainable:
+        return trainable
     if scope in {"head", "body"}:
-        return (_owner(name) == _head(model)) == (scope == "head")
-    return fnmatchcase(name, scope)
-
-
-def _head(model: nn.Module) -> str:
-    """The name of the last sub-module that has trainable parameters of its own."""
-    return [_owner(n) for n, p in model.named_parameters() if p.requires_grad][-1]
+        head = _owner(trainable[-1])
+        return [n for n in trainable if (_owner(n) == head) == (scope == "head")]
+    return [n for n in trainable if fnmatchcase(n, scope)]
 
 
 def _owner(name: str) -> str:

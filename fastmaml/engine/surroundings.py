@@ -19,26 +19,30 @@ class Surroundings:
     Args:
         model: whose modes must not change in between.
         episodes: which must not be written to in between.
+        training: the modes of the model's submodules now.
 
     Raises:
         RuntimeError: on entering, if they did.
     """
 
-    def __init__(self, model: nn.Module, episodes: Episodes) -> None:
+    def __init__(self, model: nn.Module, episodes: Episodes, training: tuple[bool, ...]) -> None:
         self.model, self.episodes = model, episodes
         self.device = next(model.parameters()).device.type
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
-        self.before = self._state()
+        self.before = self._versions(), training
+        self.ran = False
         self.entered: contextlib.ExitStack | None = None
 
     def __enter__(self) -> None:
-        if self._state() != self.before:
+        modes = (tuple(m.training for m in self.model.modules())) if self.ran else self.before[1]
+        if (self._versions(), modes) != self.before:
             raise RuntimeError(
                 "the episodes were written to, or the model changed between train() and eval(), "
                 "after maml(episodes): the backward() of a loss of your own over out.losses or "
                 "out.outputs needs both as they were."
             )
+        self.ran = True
         self.entered = contextlib.ExitStack()
         if self.autocast or torch.is_autocast_enabled(self.device):
             self.entered.enter_context(
@@ -49,7 +53,6 @@ class Surroundings:
         if self.entered is not None:
             self.entered.close()
 
-    def _state(self) -> Any:
+    def _versions(self) -> list[int | None]:
         tensors = [*self.episodes.support.tensors(), *self.episodes.query.tensors()]
-        versions = [None if x.is_inference() else x._version for x in tensors]
-        return versions, [m.training for m in self.model.modules()]
+        return [None if x.is_inference() else x._version for x in tensors]

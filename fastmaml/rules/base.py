@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastmaml import ops
+
 Tensors = dict[str, Tensor]
 """Tensors by parameter name."""
 
@@ -54,6 +56,44 @@ class Rule(ABC):
     ) -> tuple[Tensors, State]:
         """The update and the new state at inner step `step` (0, 1, ...)."""
 
+    def scaling(
+        self, step: int, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, float] | None:
+        """Where the update is ``factor·rate∘gradient``: the rates (or {} for 1) and the factor.
+
+        Such a rule moves all parameters of all tasks in one call of `ops.inner_update`. None, as by
+        default, for any other.
+        """
+        return None
+
+    def move(
+        self,
+        step: int,
+        gradients: Tensors,
+        state: State,
+        parameters: Tensors,
+        rates: Tensors,
+        backend: str,
+    ) -> tuple[Tensors, State]:
+        """The parameters after inner step `step`, and the new state.
+
+        Args:
+            backend: of `fastmaml.ops`; "reference" adds `update` to the parameters.
+        """
+        scaling = None if backend == "reference" else self.scaling(step, parameters, rates)
+        if scaling is not None and ops.covers("inner_update", backend, parameters.values()):
+            rate, factor = scaling
+            moved = ops.inner_update(
+                list(parameters.values()),
+                [gradients[name] for name in parameters],
+                [rate[name] for name in parameters] if rate else None,
+                scale=factor,
+                backend=backend,
+            )
+            return dict(zip(parameters, moved, strict=True)), state
+        updates, state = self.update(step, gradients, state, parameters, rates)
+        return {name: p + updates[name] for name, p in parameters.items()}, state
+
 
 @dataclass(frozen=True)
 class WithRate(Rule):
@@ -76,6 +116,13 @@ class WithRate(Rule):
     def rate(self, rates: Tensors) -> float | Tensor:
         """The learning rate of this meta-step."""
         return rates.get("lr", self.lr)
+
+    def factor(self, parameters: Tensors, rates: Tensors) -> tuple[Tensors, float]:
+        """−lr as `scaling` gives it."""
+        lr = self.rate(rates)
+        if isinstance(lr, Tensor):
+            return dict.fromkeys(parameters, lr), -1.0
+        return {}, -lr
 
 
 def require_rate(rule: str, lr: float | Tensor) -> None:

@@ -45,3 +45,9 @@ class LSLR(Rule):
             name: -rates[name][min(step, rates[name].shape[0] - 1)] * g
             for name, g in gradients.items()
         }, state
+
+    def scaling(
+        self, step: int, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, float] | None:
+        """−α[step]."""
+        return {n: rates[n][min(step, len(rates[n]) - 1)] for n in parameters}, -1.0

@@ -38,3 +38,9 @@ class MetaSGD(Rule):
     ) -> tuple[Tensors, State]:
         """−α∘g, and no state."""
         return {name: -rates[name] * g for name, g in gradients.items()}, state
+
+    def scaling(
+        self, step: int, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, float] | None:
+        """−α."""
+        return rates, -1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from fastmaml import ops
 from fastmaml.rules.base import State, Tensors, WithRate, zeros_like
 
 
@@ -46,3 +47,30 @@ class Momentum(WithRate):
         else:
             along = velocity
         return {name: -lr * d for name, d in along.items()}, velocity
+
+    def move(
+        self,
+        step: int,
+        gradients: Tensors,
+        state: State,
+        parameters: Tensors,
+        rates: Tensors,
+        backend: str,
+    ) -> tuple[Tensors, State]:
+        """As every rule's, with the op `inner_momentum`."""
+        given = parameters.values()
+        if backend == "reference" or not ops.covers("inner_momentum", backend, given):
+            return super().move(step, gradients, state, parameters, rates, "reference")
+        rate, factor = self.factor(parameters, rates)
+        moved, velocity = ops.inner_momentum(
+            list(given),
+            [gradients[name] for name in parameters],
+            [state[name] for name in parameters],
+            list(rate.values()) or None,
+            scale=factor,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            backend=backend,
+        )
+        named = (dict(zip(parameters, xs, strict=True)) for xs in (moved, velocity))
+        return next(named), next(named)

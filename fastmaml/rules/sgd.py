@@ -25,3 +25,9 @@ class SGD(WithRate):
         """−lr·g, and no state."""
         lr = self.rate(rates)
         return {name: -lr * g for name, g in gradients.items()}, state
+
+    def scaling(
+        self, step: int, parameters: Tensors, rates: Tensors
+    ) -> tuple[Tensors, float] | None:
+        """−lr."""
+        return self.factor(parameters, rates)

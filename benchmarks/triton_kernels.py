@@ -1,0 +1,242 @@
+"""Each Triton kernel beside cuBLAS and cuDNN at equal work; needs a CUDA device.
+
+    python benchmarks/triton_kernels.py [--rounds 20] [--json PATH]
+
+A task's own weights make cuDNN's convolution a grouped one, which it runs slowly, so a dense one
+with shared weights, the same FLOPs, stands beside it as well. Results are compared with float64
+before anything is timed; each contestant is a CUDA graph of several calls, so that Python does not
+count, and they take turns within a round. Writes benchmarks/results/cuda/triton_kernels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import about, folder
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmaml import kernels
+
+MODES = {
+    "float32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bfloat16": (torch.bfloat16, "ieee"),
+}
+CALLS = 10
+# As torch.finfo says of bfloat16; tf32 has ten bits of mantissa.
+WORST = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 2e-2}
+Run = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One product: ``ours`` and its rivals, of which the first computes the very same."""
+
+    name: str
+    flops: float
+    bytes: float
+    exact: Run
+    ours: Run
+    rivals: dict[str, Run] = field(default_factory=dict)
+
+
+def moved(*tensors: Tensor) -> float:
+    return float(sum(x.numel() * x.element_size() for x in tensors))
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def linears(dtype: torch.dtype) -> Iterator[Work]:
+    # The transformer of the benchmarks, one of BERT's layers, and the head of a small network.
+    for tasks, rows, inputs, outputs in (
+        (4, 512, 128, 512),
+        (8, 1024, 768, 768),
+        (32, 75, 64, 20),
+        (1, 4096, 4096, 4096),
+    ):
+        x, w = random(tasks, rows, inputs, dtype=dtype), random(tasks, outputs, inputs, dtype=dtype)
+        g, name = random(tasks, rows, outputs, dtype=dtype), f"{tasks} x {rows}x{inputs}x{outputs}"
+        size = 2.0 * tasks * rows * inputs * outputs, moved(x, w, g)
+        for member, a, b, ours in (
+            ("task_linear", x, w.mT, lambda x=x, w=w: kernels.task_linear(x, w, None, 0)[0]),
+            ("task_linear_dgrad", g, w, lambda g=g, w=w: kernels.task_linear_dgrad(g, w)),
+            (
+                "task_linear_wgrad",
+                g.mT,
+                x,
+                lambda g=g, x=x: kernels.task_linear_wgrad(g, x, False)[0],
+            ),
+        ):
+            exact, rival = (lambda a=a, b=b: a.double() @ b.double()), lambda a=a, b=b: a @ b
+            yield Work(f"{member} {name}", *size, exact, ours, {"cuBLAS": rival})
+
+
+def convolutions(dtype: torch.dtype) -> Iterator[Work]:
+    # Omniglot's layers at 5-way 1-shot, one of 5-shot mini-ImageNet, a strided and a 1x1 one.
+    for tasks, examples, channels, size, outputs, kernel, stride in (
+        (32, 5, 1, 28, 64, 3, 1),
+        (32, 5, 64, 28, 64, 3, 1),
+        (32, 5, 64, 14, 64, 3, 1),
+        (32, 5, 64, 7, 64, 3, 1),
+        (4, 25, 32, 42, 32, 3, 1),
+        (8, 25, 64, 28, 128, 3, 2),
+        (8, 25, 128, 14, 128, 1, 1),
+    ):
+        x = random(tasks, examples, size, size, channels, dtype=dtype).permute(0, 1, 4, 2, 3)
+        w = random(tasks, kernel, kernel, channels, outputs, dtype=dtype).permute(0, 4, 3, 1, 2)
+        settings = (stride, stride), (kernel // 2,) * 2, (1, 1)
+        g = torch.randn_like(kernels.task_conv2d(x, w, None, *settings))
+        flops = 2.0 * g.numel() * channels * kernel**2
+        name = f"{tasks} x {examples}x{channels}x{size}x{size} -> {outputs}, "
+        name += f"{kernel}x{kernel}/{stride}"
+        counted = flops, moved(x, w, g)
+        yield from members(name, counted, x, w, g, settings)
+
+
+def members(
+    name: str,
+    counted: tuple[float, float],
+    x: Tensor,
+    w: Tensor,
+    g: Tensor,
+    settings: tuple[tuple[int, int], ...],
+) -> Iterator[Work]:
+    tasks, outputs = w.shape[:2]
+
+    def grouped(v: Tensor) -> Tensor:
+        return v.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    def dense(v: Tensor) -> Tensor:
+        return v.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+    def back(x: Tensor, w: Tensor, g: Tensor, which: int, groups: int) -> Tensor:
+        wanted = [which == 0, which == 1, False]
+        pairs = [list(pair) for pair in settings]
+        backward = torch.ops.aten.convolution_backward
+        return backward(g, x, w, None, *pairs, False, [0, 0], groups, wanted)[which]
+
+    split = grouped(x), dense(w), grouped(g)
+    whole = dense(x), w[0].contiguous(memory_format=torch.channels_last), dense(g)
+    double = [v.double() for v in split]
+
+    def ungrouped(v: Tensor) -> Tensor:
+        return v.unflatten(1, (tasks, -1)).transpose(0, 1)
+
+    yield Work(
+        f"task_conv2d {name}",
+        *counted,
+        lambda: ungrouped(F.conv2d(*double[:2], None, *settings, tasks)),
+        lambda: kernels.task_conv2d(x, w, None, *settings),
+        {
+            "cuDNN grouped": lambda: ungrouped(F.conv2d(*split[:2], None, *settings, tasks)),
+            "cuDNN dense": lambda: F.conv2d(*whole[:2], None, *settings),
+        },
+    )
+    yield Work(
+        f"task_conv2d_dgrad {name}",
+        *counted,
+        lambda: ungrouped(back(*double, 0, tasks)),
+        lambda: kernels.task_conv2d_dgrad(g, w, *settings, x.shape[3:]),
+        {
+            "cuDNN grouped": lambda: ungrouped(back(*split, 0, tasks)),
+            "cuDNN dense": lambda: back(*whole, 0, 1),
+        },
+    )
+    yield Work(
+        f"task_conv2d_wgrad {name}",
+        *counted,
+        lambda: back(*double, 1, tasks).unflatten(0, (tasks, outputs)),
+        lambda: kernels.task_conv2d_wgrad(g, x, *settings, w.shape[3:], False)[0],
+        {
+            "cuDNN grouped": lambda: back(*split, 1, tasks).unflatten(0, (tasks, outputs)),
+            "cuDNN dense": lambda: back(*whole, 1, 1),
+        },
+    )
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).abs().max() / exact.abs().max())
+
+
+def graph(run: Run) -> torch.cuda.CUDAGraph:
+    """Of several calls, after one that measures tiles, picks algorithms and loads kernels."""
+    run()
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        for _ in range(CALLS):
+            run()
+    return captured
+
+
+def microseconds(captured: torch.cuda.CUDAGraph) -> float:
+    """Of one call."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    captured.replay()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end) / CALLS
+
+
+def measure(work: Work, mode: str, rounds: int) -> dict[str, Any]:
+    exact, same = work.exact(), next(iter(work.rivals))
+    ours, theirs = error(work.ours(), exact), error(work.rivals[same](), exact)
+    if ours > max(2 * theirs, WORST[mode]):
+        raise SystemExit(f"{work.name} in {mode} is off by {ours:.1e}, {same} by {theirs:.1e}")
+    graphs = {name: graph(run) for name, run in {"fastmaml": work.ours, **work.rivals}.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for round_ in range(rounds + 2):  # the first two warm up the clocks
+        for name, captured in graphs.items():
+            taken = microseconds(captured)
+            if round_ >= 2:
+                times[name].append(taken)
+    medians = {name: round(statistics.median(t), 2) for name, t in times.items()}
+    best = min(t for name, t in medians.items() if name != "fastmaml")
+    return {
+        "work": work.name, "mode": mode, "flops": work.flops, "bytes": work.bytes,
+        "error": ours, "error of " + same: theirs, "median_us": medians,
+        "quartiles_us": {n: [round(q, 2) for q in statistics.quantiles(t, n=4)[::2]]
+                         for n, t in times.items()},
+        "of_the_best_rival": round(medians["fastmaml"] / best, 2),
+        "tflops": round(work.flops / medians["fastmaml"] / 1e6, 2),
+        "gbytes_per_s": round(work.bytes / medians["fastmaml"] / 1e3, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--json", type=Path, help="where the results go")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("triton_kernels.py needs a CUDA device.")
+    rows = []
+    for mode in options.modes:
+        dtype, precision = MODES[mode]
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.conv.fp32_precision = precision
+        for family in (linears, convolutions):
+            for work in family(dtype):
+                rows.append(measure(work, mode, options.rounds))
+                row = rows[-1]
+                print(
+                    mode, row["work"], row["median_us"], f"x{row['of_the_best_rival']}", flush=True
+                )
+    path = options.json or folder("cuda") / "triton_kernels.json"
+    path.write_text(json.dumps({**about("cuda"), "rounds": options.rounds, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Registers, spills and shared memory of the Triton kernels, compiled without a GPU.
+
+    python benchmarks/triton_resources.py --default --json benchmarks/results/aot/triton.json
+    python benchmarks/triton_resources.py --arch 90 --default --check
+
+``--default`` compiles the tile that the model of `fastmaml.kernels.tiles` picks for each workload,
+not all of them (400 compilations for three architectures); ``--check`` fails if such a tile spills
+registers to local memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before Triton is imported: an interpreted kernel cannot be compiled.
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch
+import triton
+import triton.backends.nvidia
+from fastmaml.kernels.conv_gather import gather
+from fastmaml.kernels.conv_wgrad import wgrad
+from fastmaml.kernels.gemm import gemm
+from fastmaml.kernels.launch import Launch, Product
+from fastmaml.kernels.tiles import Tile, candidates
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOL = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+MODES = {
+    "float32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bfloat16": (torch.bfloat16, "ieee"),
+}
+META = torch.device("meta")
+Plan = Callable[[Tile], list[Launch]]
+# 32 tasks of 25 examples; the four-layer network of Omniglot and a transformer's linear layer.
+TASKS, EXAMPLES, CHANNELS, SIZE = 32, 25, 64, 14
+
+
+def workloads(dtype: torch.dtype, precision: str) -> Iterator[tuple[str, Product, Plan]]:
+    """Every kernel as the ops launch it, on tensors that hold no data."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    def work(op: str, m: int, n: int, k: int, splittable: bool = False) -> Product:
+        return Product(op, TASKS, m, n, k, dtype, precision, META, splittable)
+
+    rows, width = 512, 128
+    x, w, b = empty(TASKS, rows, width), empty(TASKS, width, width), empty(TASKS, width)
+    for name, act in (("task_linear", 0), ("task_linear gelu", 3)):
+        product = work(name, rows, width, width)
+        more = {"bias": b, "act": act, "saved": torch.empty_like(x) if act else None}
+        yield name, product, lambda t, p=product, more=more: gemm(p, t, x, w.mT, x, **more)
+    dgrad = work("task_linear_dgrad", rows, width, width)
+    yield dgrad.op, dgrad, lambda t: gemm(dgrad, t, x, w, x)
+    split = work("task_linear_wgrad", width, width, rows, True)
+    yield split.op, split, lambda t: gemm(split, t, x.mT, x, w, row_sum=b, parts=2)
+
+    settings = (1, 1), (1, 1), (1, 1)
+    y, bias = empty(TASKS, EXAMPLES, SIZE, SIZE, CHANNELS), empty(TASKS, CHANNELS)
+    pixels = EXAMPLES * SIZE * SIZE
+    for channels in (1, CHANNELS):
+        image = empty(TASKS, EXAMPLES, SIZE, SIZE, channels)
+        taps, terms = empty(TASKS, 3, 3, channels, CHANNELS), 9 * channels
+        name = f"task_conv2d {channels} channels"
+        product = work(name, pixels, CHANNELS, terms)
+        arguments = image, taps, y, bias, *settings, False
+        yield name, product, lambda t, p=product, a=arguments: [gather(p, t, *a)]
+        name = f"task_conv2d_wgrad {channels} channels"
+        product = work(name, terms, CHANNELS, pixels, True)
+        given = image, y, taps, bias, *settings, 2
+        yield name, product, lambda t, p=product, a=given: wgrad(p, t, *a)
+    for stride in (1, 2):
+        name, size = f"task_conv2d_dgrad stride {stride}", SIZE // stride
+        g = empty(TASKS, EXAMPLES, size, size, CHANNELS)
+        product = work(name, pixels, CHANNELS, 9 * CHANNELS)
+        back = g, taps.mT, y, None, (stride, stride), (1, 1), (1, 1), True
+        yield name, product, lambda t, p=product, a=back: [gather(p, t, *a)]
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """``launch`` for ``arch``, specialised as a real call: on 1 and on multiples of 16."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value, special = launch.arguments[parameter.name], not parameter.do_not_specialize
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+        elif parameter.is_constexpr or value is None or (value == 1 and special):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if isinstance(value, torch.Tensor) or (value % 16 == 0 and special):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers a thread, bytes spilled a thread, and bytes of shared memory a block."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [TOOL, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found, text
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "spilled": stack + local, "shared": kernel.metadata.shared}
+
+
+def rows(arches: list[int], default_only: bool) -> Iterator[dict[str, Any]]:
+    """One row a kernel, precision, architecture and tile."""
+    for mode, settings in MODES.items():
+        for name, product, plan in workloads(*settings):
+            for rank, tile in enumerate(candidates(product)):
+                if rank and default_only:
+                    break
+                for arch in arches:
+                    for launch in plan(tile):
+                        found = resources(compiled(launch, arch))
+                        kernel = launch.kernel.__name__
+                        yield {
+                            "workload": name, "kernel": kernel, "mode": mode, "arch": f"sm_{arch}",
+                            "tile": list(tile), "default": rank == 0, **found,
+                        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--default", action="store_true", help="only the tiles that run unmeasured")
+    parser.add_argument("--check", action="store_true", help="fail on spills in a default tile")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    table, spilled = [], []
+    for row in rows(options.arch, options.default):
+        table.append(row)
+        print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+        if row["default"] and row["spilled"]:
+            spilled.append(row)
+    print(f"{len(table)} compiled, {len(spilled)} default tiles spill")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(json.dumps(row) for row in table)
+        about = json.dumps({"triton": triton.__version__, "torch": torch.__version__})
+        options.json.write_text(f'{{"about": {about}, "rows": [\n{lines}\n]}}\n')
+    if options.check and spilled:
+        sys.exit(f"spills in default tiles: {spilled}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+// Linear layers with weights of their own per task, and their two gradients: three calls of gemm.
+#include "../math/activation.h"
+#include "kernels.h"
+#include "scratch.h"
+#include "simd.h"
+#include "units.h"
+#include "views.h"
+
+namespace fastmaml {
+namespace {
+
+void check_rank_exactly(const char* op, const char* name, const Tensor& x, int64_t rank) {
+  STD_TORCH_CHECK(x.dim() == rank, op, ": ", name, " has shape ", shape_text(sizes_of(x)), "; it needs ",
+                  rank, " dimensions, tasks first");
+}
+
+struct Packed;
+struct Offsets;
+
+// C [rows, columns] of one task = A · B, where B [depth, columns] is packed unless it is used as is.
+template <class S>
+struct Product {
+  int64_t rows, columns, depth;
+  int64_t a_row, a_step;   // of A, in elements
+  int64_t b_step;
+  bool transposed;         // B lies as [columns, depth]
+};
+
+// Whether packing B pays: strided rows of a wide matrix share few cache sets and many pages.
+template <class S>
+bool packs(const Product<S>& p) {
+  const int64_t lanes = kernels<S>().lanes;
+  return p.transposed || p.columns < lanes || (p.columns > 8 * lanes && p.rows >= 64);
+}
+
+template <class S>
+int64_t packed_size(const Product<S>& p) {
+  return p.depth * std::max(p.columns, kernels<S>().lanes);
+}
+
+template <class S>
+const S* pack(const Product<S>& p, const S* b, S* out) {
+  const Kernels<S>& k = kernels<S>();
+  if (p.transposed) k.pack_transposed(out, b, p.b_step, p.depth, p.columns);
+  else k.pack(out, b, p.b_step, p.depth, p.columns);
+  return out;
+}
+
+// Rows [begin, end) of one task's product.
+template <class S>
+void multiply(const Product<S>& p, const S* a, const S* b, bool packed, S* c, const S* bias, bool relu,
+              int64_t begin, int64_t end) {
+  // A long sum goes in pieces whose rows of A and B stay in the caches.
+  constexpr int64_t kDepth = 256;
+  const int64_t piece = p.a_step == 1 ? p.depth : kDepth;
+  int64_t* offsets = scratch<Offsets, int64_t>(2 * (end - begin));
+  int64_t *a_row = offsets, *c_row = offsets + (end - begin);
+  for (int64_t m = begin; m < end; ++m) {
+    a_row[m - begin] = m * p.a_row;
+    c_row[m - begin] = m * p.columns;
+  }
+  Gemm<S> g;
+  g.a = a, g.b = b, g.c = c, g.bias = bias;
+  g.rows = end - begin, g.columns = p.columns;
+  g.a_row = a_row, g.c_row = c_row;
+  g.segments = 1, g.a_step = p.a_step, g.b_step = p.b_step;
+  if (packed) g.depth = p.depth;
+  int64_t from = 0;
+  do {
+    const int64_t a_segment = from * p.a_step;
+    g.a_segment = &a_segment, g.b_segment = &from;
+    g.length = std::min(piece, p.depth - from);
+    g.relu = relu && from + g.length == p.depth;
+    kernels<S>().gemm(g);
+    g.accumulate = true;
+    from += g.length;
+  } while (from < p.depth);
+}
+
+// y = a(s), four times as fast as libm's where the compiler vectorises it.
+template <math::Act A, class S>
+FM_CLONES void activate(S* y, const S* s, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) y[i] = math::activate<A>(s[i]);
+}
+
+// All tasks' products; `after` sees the part [begin, end) of c that is done.
+template <class S, class After>
+void for_all_tasks(int64_t tasks, const Product<S>& p, const Input<S>& a, const Input<S>& b, S* c,
+                   const Input<S>* bias, bool relu, const After& after) {
+  if (tasks == 0 || p.rows == 0 || p.columns == 0) return;
+  const double flops = 2.0 * p.rows * p.columns * p.depth;
+  const int64_t parts = parts_per_task(tasks, (p.rows + 23) / 24, flops);
+  const bool packed = packs(p);
+  // Packed weights that several units share are packed once, before; else where they are used.
+  const bool ahead = packed && (parts > 1 || (b.stride == 0 && tasks > 1));
+  const int64_t sets = b.stride == 0 ? 1 : tasks, size = packed_size(p);
+  const Tensor workspace = empty_dense({ahead ? sets * size : 0}, shim_dtype(b.tensor));
+  S* shared = output<S>(workspace);
+  if (ahead)
+    for_each_unit(sets, 8.0 * size, [&](int64_t t) { pack(p, b.task(t), shared + t * size); });
+  for_each_unit(tasks * parts, flops / parts, [&](int64_t unit) {
+    const int64_t t = unit / parts, part = unit % parts;
+    const S* weights = b.task(t);
+    if (ahead) weights = shared + (b.stride == 0 ? 0 : t * size);
+    else if (packed) weights = pack(p, weights, scratch<Packed, S>(size));
+    const int64_t begin = part * p.rows / parts, end = (part + 1) * p.rows / parts;
+    const int64_t done = t * p.rows * p.columns;
+    multiply(p, a.task(t), weights, packed, c + done, bias ? bias->task(t) : nullptr, relu, begin, end);
+    after(done + begin * p.columns, done + end * p.columns);
+  });
+}
+
+void nothing_after(int64_t, int64_t) {}
+
+std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t act) {
+  const char* op = "task_linear";
+  check_rank_exactly(op, "x", x, 3);
+  check_rank_exactly(op, "w", w, 3);
+  check_floating(op, "x", x);
+  const int64_t tasks = x.size(0), rows = x.size(1), inputs = x.size(2), outputs = w.size(1);
+  check_tensor(op, "w", w, x.scalar_type(), {tasks, outputs, inputs});
+  check_optional(op, "b", b, x.scalar_type(), {tasks, outputs});
+  STD_TORCH_CHECK(act >= 0 && act < math::kActs, op, ": act is ", act, ", expected 0 to ", math::kActs - 1);
+  const int32_t dtype = shim_dtype(x);
+  Tensor y = empty_dense({tasks, rows, outputs}, dtype), s = nothing(dtype);
+  with_scalar(x, [&](auto scalar) {
+    using S = decltype(scalar);
+    const Input<S> from(x, row_major(3)), weights(w, row_major(3)), bias(b, row_major(2));
+    const Product<S> p{rows, outputs, inputs, inputs, 1, inputs, true};
+    math::with_act(act, [&](auto tag) {
+      constexpr math::Act A = decltype(tag)::value;
+      if (math::saves_input<A>) s = empty_dense({tasks, rows, outputs}, dtype);
+      S* out = output<S>(y);
+      S* pre = math::saves_input<A> ? output<S>(s) : out;
+      for_all_tasks(tasks, p, from, weights, pre, &bias, A == math::Act::relu, [&](int64_t begin, int64_t end) {
+        if (A != math::Act::none && A != math::Act::relu) activate<A>(out + begin, pre + begin, end - begin);
+      });
+    });
+  });
+  return {y, s};
+}
+
+Tensor task_linear_dgrad(const Tensor& g, const Tensor& w) {
+  const char* op = "task_linear_dgrad";
+  check_rank_exactly(op, "g", g, 3);
+  check_rank_exactly(op, "w", w, 3);
+  check_floating(op, "g", g);
+  const int64_t tasks = g.size(0), rows = g.size(1), inputs = w.size(2), outputs = g.size(2);
+  check_tensor(op, "w", w, g.scalar_type(), {tasks, outputs, inputs});
+  Tensor gx = empty_dense({tasks, rows, inputs}, shim_dtype(g));
+  with_scalar(g, [&](auto scalar) {
+    using S = decltype(scalar);
+    const Input<S> from(g, row_major(3)), weights(w, row_major(3));
+    const Product<S> p{rows, inputs, outputs, outputs, 1, inputs, false};
+    for_all_tasks<S>(tasks, p, from, weights, output<S>(gx), nullptr, false, nothing_after);
+  });
+  return gx;
+}
+
+std::tuple<Tensor, Tensor> task_linear_wgrad(const Tensor& g, const Tensor& x, bool bias) {
+  const char* op = "task_linear_wgrad";
+  check_rank_exactly(op, "g", g, 3);
+  check_rank_exactly(op, "x", x, 3);
+  check_floating(op, "g", g);
+  const int64_t tasks = g.size(0), rows = g.size(1), inputs = x.size(2), outputs = g.size(2);
+  check_tensor(op, "x", x, g.scalar_type(), {tasks, rows, inputs});
+  const int32_t dtype = shim_dtype(g);
+  Tensor gw = empty_dense({tasks, outputs, inputs}, dtype);
+  Tensor gb = bias ? empty_dense({tasks, outputs}, dtype) : nothing(dtype);
+  with_scalar(g, [&](auto scalar) {
+    using S = decltype(scalar);
+    const Input<S> from(g, row_major(3)), features(x, row_major(3));
+    const Product<S> p{outputs, inputs, rows, 1, outputs, inputs, false};
+    for_all_tasks<S>(tasks, p, from, features, output<S>(gw), nullptr, false, nothing_after);
+    if (bias)
+      for_each_unit(tasks, rows * outputs, [&](int64_t t) {
+        kernels<S>().sum_rows(output<S>(gb) + t * outputs, from.task(t), outputs, rows, outputs);
+      });
+  });
+  return {gw, gb};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
+  m.impl("task_linear", TORCH_BOX(&task_linear));
+  m.impl("task_linear_dgrad", TORCH_BOX(&task_linear_dgrad));
+  m.impl("task_linear_wgrad", TORCH_BOX(&task_linear_wgrad));
+}
+
+}  // namespace fastmaml

@@ -1,0 +1,187 @@
+"""Captured execution: a meta-step recorded once as a flat program, and replayed.
+
+The meta-step is a pure function of parameters, buffers, episodes and seeds. Recorded for one chunk
+of tasks, it replays without autograd, vmap or the model's own Python code, to the same bits as the
+eager run that it was recorded from. Chunks run on all cores, each from its beginning to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.cuda_graph import CudaGraph
+from fastmaml.engine.fingerprint import autocast_state, fingerprint
+from fastmaml.engine.flat import cleaned, compiled, operation_count
+from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
+from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.spread import run_chunks
+from fastmaml.engine.tape import Tape, UncapturableError, record
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta
+
+KEPT = 8
+"""Recordings kept; the one that was not used for longest goes first."""
+
+_log = logging.getLogger("fastmaml")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A chunk of the meta-step.
+
+    Attributes:
+        run: of the flat tensors, gives the flat results.
+        layout: of the results.
+        operations: how many calls a replay makes, views not counted.
+    """
+
+    run: Function
+    layout: Layout
+    operations: int
+
+
+class Captured:
+    """Runs meta-steps from recordings; each kind of meta-step is recorded at its first call.
+
+    A recording is made anew when shapes, dtypes, layouts, the rule, the gradient method, autocast,
+    or the model's or the loss's settings change (see `fingerprint`). Values of tensors, learned
+    rates among them, are read at every replay.
+
+    Args:
+        prepare: turns a cleaned tape and example inputs into what runs.
+        required: raise where a meta-step cannot be captured; else it runs eagerly, which is
+            logged once.
+
+    A copy (`copy.deepcopy`, pickling) begins without recordings.
+    """
+
+    def __init__(
+        self, prepare: Callable[[Tape], Function] = compiled, required: bool = False
+    ) -> None:
+        self.prepare, self.required = prepare, required
+        self.refusal = ""
+        self._recordings: OrderedDict[Any, Recording] = OrderedDict()
+        self._misses_in_a_row = 0
+
+    def __call__(
+        self,
+        program: Program,
+        meta: Meta,
+        episodes: Episodes,
+        seeds: Tensor,
+        weights: Tensor,
+        step_weights: Sequence[float],
+        cotangents: Any = None,
+    ) -> MetaResult:
+        """As `meta_step`, to the same bits on the reference backend.
+
+        Raises:
+            RuntimeError: it cannot be captured, and that is required; the message says why.
+        """
+        arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
+        if self.refusal:
+            return meta_step(*arguments)
+        try:
+            return self._replayed(flattened(*arguments))
+        except UncapturableError as error:
+            self.refusal = str(error)
+        message = f"this meta-step cannot be captured: {self.refusal}"
+        if self.required:
+            raise RuntimeError(f"{message}. Use executor='eager', or None to let it be chosen.")
+        _log.warning("%s; it runs eagerly", message)
+        return meta_step(*arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"prepare": self.prepare, "required": self.required}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def recording(self, flat: Flat) -> Recording:
+        """The recording for such arguments, made when they are first seen."""
+        program = flat.program
+        forward = program.forward
+        key = (
+            program.settings,
+            fingerprint((forward.loss, program.rule, program.gradient)),
+            (program.steps, forward.backend, forward.batched, forward.own_statistics),
+            autocast_state(flat.seeds.device.type),
+            flat.kind(),
+        )
+        if key in self._recordings:
+            self._misses_in_a_row = 0
+            self._recordings.move_to_end(key)
+            return self._recordings[key]
+        self._misses_in_a_row += 1
+        if self._misses_in_a_row > KEPT:
+            raise UncapturableError(
+                f"each of the last {KEPT} meta-steps was of another kind (other shapes, or a "
+                "setting of the model or the loss that changes with every call)"
+            )
+        self._recordings[key] = self._record(flat)
+        if len(self._recordings) > KEPT:
+            self._recordings.popitem(last=False)
+        return self._recordings[key]
+
+    def _record(self, flat: Flat) -> Recording:
+        tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory
+        layout: list[Layout] = []
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            found, how = laid_out(flat.run(tensors))
+            layout[:] = [how]
+            return found
+
+        with torch.enable_grad():
+            tape, results = record(function, tensors)
+        tape = cleaned(tape)
+        _check(compiled(tape), tensors, results)
+        run = self.prepare(tape)
+        if flat.seeds.device.type == "cuda" and self.prepare is compiled:
+            run = CudaGraph(run)
+        return Recording(run, layout[0], operation_count(tape))
+
+    def _replayed(self, flat: Flat) -> MetaResult:
+        size, tasks = flat.program.chunk, flat.tasks
+        chunks = [flat.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
+        recordings = [self.recording(chunks[0])] * len(chunks)
+        if tasks % size:
+            recordings[-1] = self.recording(chunks[-1])
+        layout = recordings[0].layout
+
+        def run(number: int) -> list[Tensor]:
+            return recordings[number].run(*chunks[number].tensors())
+
+        parallel = self.prepare is compiled and flat.seeds.device.type == "cpu"
+        return layout.result(run_chunks(run, len(chunks), layout.split, parallel))
+
+
+def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Refuse a recording that does not give what it was recorded from.
+
+    On the CPU that is the same bits; elsewhere kernels may add in another order.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        found = run(*tensors)
+    for x, y in zip(found, expected, strict=True):
+        same = x.shape == y.shape and (
+            torch.equal(x.nan_to_num(), y.nan_to_num())
+            if x.device.type == "cpu" or not x.is_floating_point()
+            else torch.allclose(x, y, rtol=1e-3, atol=1e-3 * _largest(y), equal_nan=True)
+        )
+        if not same:
+            raise UncapturableError(
+                "its replay differs from the run that it was recorded from: something in the "
+                "model, the loss or the rule depends on more than tensors and settings"
+            )
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.nan_to_num().abs().max()) if x.numel() else 0.0

@@ -1,0 +1,54 @@
+"""How the pure meta-step runs: eagerly, from a recording, or compiled by Inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fastmaml import ops
+from fastmaml.engine.capture import Captured
+from fastmaml.engine.inductor import compiled_by_inductor
+from fastmaml.engine.meta_step import MetaResult, meta_step
+
+Executor = Callable[..., MetaResult]
+"""Takes the arguments of `meta_step`."""
+
+EXECUTORS = ("eager", "captured", "compiled")
+
+
+def make_executor(name: str | None) -> Executor:
+    """The executor of this name; None captures where that is possible."""
+    if name == "eager":
+        return meta_step
+    if name == "compiled":
+        return Captured(compiled_by_inductor, required=True)
+    return Captured(required=name == "captured")
+
+
+def chosen_backend(asked: str | None, executor: str | None, device: torch.device) -> str:
+    """The backend that runs on this device.
+
+    Args:
+        asked: the one asked for; None for the fastest there is.
+        executor: the name of the executor, or None. Inductor makes its own kernels from the
+            reference ops, and eager execution calls the ops' functions one by one, which costs more
+            than small ones save: both get the reference unless another backend is asked for.
+        device: where the model is.
+
+    Raises:
+        ValueError: that backend cannot run there; the message says why.
+    """
+    if executor == "compiled" and asked not in (None, "reference"):
+        raise ValueError(
+            f"backend={asked!r} with executor='compiled': Inductor makes its own kernels from the "
+            "reference ops. Leave backend out, or use executor='captured'."
+        )
+    if asked is None:
+        return ops.default_backend(device) if executor in (None, "captured") else "reference"
+    if asked != "reference" and device.type not in ops.kernels(asked).devices:
+        raise ValueError(
+            f"backend={asked!r} runs on {', '.join(sorted(ops.kernels(asked).devices))}, and the "
+            f"model is on {device}: move the model, or leave backend out."
+        )
+    return asked

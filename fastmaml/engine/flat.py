@@ -1,0 +1,278 @@
+"""A recorded function made smaller, and then a plain Python function of operations alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from fastmaml.engine.tape import Geometry, Operation, Ref, Tape, View
+
+Replay = Callable[..., list[Tensor]]
+
+
+def cleaned(tape: Tape) -> Tape:
+    """The same outputs to the last bit, from fewer steps.
+
+    What nothing uses goes (the random keys of a model without dropout, say), equal calls are made
+    once, and what depends on no input is computed now. Memory that is written to is left alone.
+    """
+    _look_through_empty_sums(tape)
+    _share_equal_steps(tape)
+    _compute_constants(tape)
+    _drop_unused(tape)
+    _reuse_memory(tape)
+    return tape
+
+
+def operation_count(tape: Tape) -> int:
+    """How many calls a replay makes, views not counted."""
+    return sum(isinstance(step, Operation) for step in tape.steps)
+
+
+def _refs(tree: Any) -> list[int]:
+    leaves = tree_leaves(tree, is_leaf=lambda x: isinstance(x, Ref))
+    return [x.value for x in leaves if isinstance(x, Ref)]
+
+
+def _reads(step: Any) -> list[int]:
+    if isinstance(step, Operation):
+        return _refs((step.arguments, step.keywords))
+    return [step[1].source]
+
+
+def _makes(step: Any) -> list[int]:
+    return step.made() if isinstance(step, Operation) else [step[0]]
+
+
+def _renamed(step: Any, names: dict[int, int]) -> Any:
+    """The step with other values read."""
+
+    def rename(ref: Ref) -> Ref:
+        return Ref(names.get(ref.value, ref.value))
+
+    if isinstance(step, Operation):
+        arguments, keywords = tree_map_only(
+            Ref, rename, (step.arguments, step.keywords), is_leaf=lambda x: isinstance(x, Ref)
+        )
+        return step._replace(arguments=arguments, keywords=keywords)
+    return step[0], step[1]._replace(source=names.get(step[1].source, step[1].source))
+
+
+def _share_equal_steps(tape: Tape) -> None:
+    """Make equal calls once, where the first result is still there at the second.
+
+    Gradient methods that run an inner step again do so to keep little: sharing a result that was
+    let go would keep it all the while.
+    """
+    seen: dict[Any, list[int]] = {}
+    names: dict[int, int] = {}
+    last = {tape.owner[v]: i for i, step in enumerate(tape.steps) for v in _reads(step)}
+    last.update({tape.owner[v]: len(tape.steps) for v in tape.outputs})
+    kept = []
+    for i, step in enumerate(tape.steps):
+        step = _renamed(step, names)
+        touched = {tape.owner[v] for v in (*_reads(step), *_makes(step))}
+        if touched & tape.written or (
+            isinstance(step, Operation) and step.function._schema.is_mutable
+        ):
+            kept.append(step)
+            continue
+        key: Any = step[1]
+        if isinstance(step, Operation):
+            wanted = repr(tree_map(lambda r: r is not None, step.results))
+            key = (step.function, repr((step.arguments, step.keywords)), wanted)
+        if key in seen and all(last.get(tape.owner[v], -1) >= i for v in seen[key]):
+            for new, old in zip(_makes(step), seen[key], strict=True):
+                names[new] = old
+                root, own = tape.owner[old], tape.owner[new]
+                last[root] = max(last[root], last.get(own, -1))
+        else:
+            seen[key] = _makes(step)
+            kept.append(step)
+    tape.steps = kept
+    tape.outputs = [names.get(v, v) for v in tape.outputs]
+
+
+def _compute_constants(tape: Tape) -> None:
+    """What is made of nothing but numbers is the same at every replay."""
+    values: dict[int, Tensor] = {}
+    kept = []
+    for step in tape.steps:
+        touched = {tape.owner[v] for v in (*_reads(step), *_makes(step))}
+        if touched & tape.written or not all(v in values for v in _reads(step)):
+            kept.append(step)
+            continue
+        if isinstance(step, Operation):
+            arguments, keywords = tree_map_only(
+                Ref,
+                lambda ref: values[ref.value],
+                (step.arguments, step.keywords),
+                is_leaf=lambda x: isinstance(x, Ref),
+            )
+            results = tree_leaves(step.function(*arguments, **keywords))
+            pairs = zip(tree_leaves(step.results), results, strict=True)
+            values.update({v: x for v, x in pairs if v is not None})
+        else:
+            values[step[0]] = look(values[step[1].source], *step[1][1:])
+    tape.steps = kept
+    used = {v for step in kept for v in _reads(step)} | set(tape.outputs)
+    tape.constants.update({v: x for v, x in values.items() if v in used})
+
+
+def _drop_unused(tape: Tape) -> None:
+    needed = set(tape.outputs)
+    written = {tape.owner[v] for v in needed} & tape.written
+    kept = []
+    for step in reversed(tape.steps):
+        mutable = isinstance(step, Operation) and step.function._schema.is_mutable
+        # Memory that is written to is needed as a whole, from its first use on.
+        writes = mutable and any(tape.owner[v] in written for v in _reads(step))
+        if writes or any(v in needed or tape.owner[v] in written for v in _makes(step)):
+            kept.append(step)
+            needed.update(_reads(step))
+            written |= {tape.owner[v] for v in (*_reads(step), *_makes(step))} & tape.written
+    tape.steps = kept[::-1]
+    tape.constants = {v: x for v, x in tape.constants.items() if v in needed}
+
+
+def _look_through_empty_sums(tape: Tape) -> None:
+    """A sum over dimensions of one element is its argument, seen without them.
+
+    θ is expanded over the tasks of a chunk, so that its gradient ends in a sum over them.
+    """
+    for i, step in enumerate(tape.steps):
+        if not isinstance(step, Operation) or step.function is not torch.ops.aten.sum.dim_IntList:
+            continue
+        (ref, dims, *keeps), made = step.arguments, step.results
+        if made is None or step.keywords or tape.written & {tape.owner[ref.value], made}:
+            continue
+        source, target = tape.geometry[ref.value], tape.geometry[made]
+        summed = {d % len(source.size) for d in dims} if dims else set()
+        same = source.dtype == target.dtype and math.prod(source.size) == math.prod(target.size)
+        kept = [s for d, s in enumerate(source.stride) if d not in summed or any(keeps)]
+        # Later views of the sum were recorded against its own strides.
+        alike = len(kept) == len(target.size) and all(
+            s == t for s, t, n in zip(kept, target.stride, target.size, strict=True) if n != 1
+        )
+        if summed and same and alike:
+            tape.steps[i] = (made, View(ref.value, target.size, target.stride, 0))
+            root = tape.owner[ref.value]
+            tape.owner[:] = [root if owner == made else owner for owner in tape.owner]
+
+
+def _dense(geometry: Geometry) -> bool:
+    """Whether elements fill their memory without gaps or overlaps, in any order."""
+    expected = 1
+    for stride, size in sorted(zip(geometry.stride, geometry.size, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+_IN_PLACE = {
+    torch.ops.aten.add.Tensor: torch.ops.aten.add_.Tensor,
+    torch.ops.aten.sub.Tensor: torch.ops.aten.sub_.Tensor,
+    torch.ops.aten.mul.Tensor: torch.ops.aten.mul_.Tensor,
+    torch.ops.aten.mul.Scalar: torch.ops.aten.mul_.Scalar,
+    torch.ops.aten.div.Scalar: torch.ops.aten.div_.Scalar,
+    torch.ops.aten.neg.default: torch.ops.aten.neg_.default,
+}
+_COMMUTES = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor}
+
+
+def _reuse_memory(tape: Tape) -> None:
+    """Sums and products go to the memory of an operand that nothing needs afterwards."""
+    outside = {*range(tape.inputs), *tape.constants, *(tape.owner[v] for v in tape.outputs)}
+    last: dict[int, int] = {}
+    for i, step in enumerate(tape.steps):
+        last.update({tape.owner[v]: i for v in _reads(step)})
+    for i, step in enumerate(tape.steps):
+        if not isinstance(step, Operation) or step.function not in _IN_PLACE or step.keywords:
+            continue
+        refs = [x for x in step.arguments if isinstance(x, Ref)]
+        for ref in refs[: 2 if step.function in _COMMUTES else 1]:
+            made, owner = step.results, tape.owner[ref.value]
+            free = last[owner] == i and owner not in outside and owner not in tape.written
+            if not free or made is None or tape.geometry[made] != tape.geometry[ref.value]:
+                continue
+            if not _dense(tape.geometry[made]) or [r.value for r in refs].count(ref.value) > 1:
+                continue
+            if any(tape.owner[r.value] == owner for r in refs if r != ref):
+                continue
+            others = [x for x in step.arguments if x is not ref]
+            tape.steps[i] = step._replace(
+                function=_IN_PLACE[step.function], arguments=(ref, *others)
+            )
+            break
+
+
+def look(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+    """The memory of `x` seen otherwise."""
+    return torch.as_strided(x, size, stride, x.storage_offset() + offset)
+
+
+def compiled(tape: Tape) -> Replay:
+    """A Python function of the inputs that runs the tape and lets go of each value after its use.
+
+    Call it with gradients disabled: it holds no graph.
+    """
+    scope: dict[str, Any] = {"look": look, "as_strided": torch.as_strided}
+    names = [f"v{i}" for i in range(len(tape.owner))]
+    for value, x in tape.constants.items():
+        scope[names[value]] = x
+    last = {v: i for i, step in enumerate(tape.steps) for v in (*_makes(step), *_reads(step))}
+    # Inputs are the caller's; constants stay.
+    kept = {*tape.outputs, *tape.constants, *range(tape.inputs)}
+    lines = [f"def replay({', '.join(names[: tape.inputs])}):"]
+    for i, step in enumerate(tape.steps):
+        lines.append("    " + _line(step, names, scope))
+        over = [v for v in {*_makes(step), *_reads(step)} if last[v] == i and v not in kept]
+        if over:
+            lines.append(f"    del {', '.join(names[v] for v in sorted(over))}")
+    lines.append(f"    return [{', '.join(names[v] for v in tape.outputs)}]")
+    exec("\n".join(lines), scope)  # our own text: operations by number, arguments by name
+    replay: Replay = scope["replay"]
+    return replay
+
+
+def _line(step: Any, names: list[str], scope: dict[str, Any]) -> str:
+    if not isinstance(step, Operation):
+        value, view = step
+        return f"{names[value]} = {_viewed(view, names)}"
+    function = f"f{len(scope)}"
+    scope[function] = step.function._op
+    arguments = [_text(x, names, scope) for x in step.arguments]
+    arguments += [f"{k}={_text(x, names, scope)}" for k, x in step.keywords.items()]
+    call = f"{function}({', '.join(arguments)})"
+    return f"{_targets(step.results, names)} = {call}" if step.made() else call
+
+
+def _targets(results: Any, names: list[str]) -> str:
+    if isinstance(results, tuple):
+        return f"[{', '.join(_targets(r, names) for r in results)}]"
+    return "_" if results is None else names[results]
+
+
+def _viewed(view: View, names: list[str]) -> str:
+    if view.offset:
+        return f"look({names[view.source]}, {view.size}, {view.stride}, {view.offset})"
+    return f"as_strided({names[view.source]}, {view.size}, {view.stride})"
+
+
+def _text(x: Any, names: list[str], scope: dict[str, Any]) -> str:
+    """An argument as Python text; whatever has none is put into the scope."""
+    if isinstance(x, Ref):
+        return names[x.value]
+    if isinstance(x, list):
+        return f"[{', '.join(_text(y, names, scope) for y in x)}]"
+    if x is None or type(x) in (bool, int, str):
+        return repr(x)
+    name = f"c{len(scope)}"
+    scope[name] = x
+    return name

@@ -1,0 +1,49 @@
+"""Everything that a model holds, in one walk: a meta-step looks at it anew each time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fastmaml.engine.fingerprint import module_settings
+
+
+class Inventory(NamedTuple):
+    """A model's tensors, each once under its first name, and its settings."""
+
+    parameters: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    settings: tuple[Any, ...]
+    """See `fingerprint`."""
+    training: tuple[bool, ...]
+    """The mode of every submodule."""
+
+
+def take_inventory(model: nn.Module) -> Inventory:
+    """The model's `named_parameters()`, `named_buffers()` and settings, in their order."""
+    found = Inventory({}, {}, (), ())
+    settings: list[Any] = []
+    training: list[bool] = []
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        settings.append(module_settings(module))
+        training.append(module.training)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.parameters[prefix + name] = parameter
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                found.buffers[prefix + name] = buffer
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{prefix}{name}.")
+
+    visit(model, "")
+    return found._replace(settings=tuple(settings), training=tuple(training))

@@ -1,0 +1,248 @@
+"""Recording a function as a flat list of tensor operations, with views resolved.
+
+A `TorchDispatchMode` sees every operation after autograd and vmap have been worked off. A tensor is
+known by its place in memory (storage, offset, shape, strides), not by its identity: aliases such as
+``detach`` then vanish by themselves, and every other view is one step from the tensor that owns the
+memory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+class UncapturableError(Exception):
+    """A function cannot be replayed from a recording; the message says why."""
+
+
+class Ref(NamedTuple):
+    """A value of the tape, as an argument."""
+
+    value: int
+
+
+class View(NamedTuple):
+    """Another way to look at a value's memory; `offset` counts elements from where that begins."""
+
+    source: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class Geometry(NamedTuple):
+    """How a value's elements lie in memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(x: Tensor) -> Geometry:
+        """That of a tensor."""
+        return Geometry(tuple(x.shape), tuple(x.stride()), x.dtype)
+
+
+class Operation(NamedTuple):
+    """A call of an operation.
+
+    `results` are value numbers, in tuples where it returns tuples or lists, and None for what is
+    not new.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    results: Any
+
+    def made(self) -> list[int]:
+        """The values that it makes."""
+        return [v for v in tree_leaves(self.results) if v is not None]
+
+
+@dataclass
+class Tape:
+    """What was recorded: values are numbered, inputs first.
+
+    Attributes:
+        inputs: how many inputs there are.
+        steps: views (by the number of the value that they make) and operations, in order.
+        constants: tensors from outside, which are read anew at every replay.
+        outputs: of the function, in order.
+        owner: for each value, the value that owns its memory.
+        geometry: for each value, its shape, strides and dtype.
+        written: owners that some operation writes to.
+    """
+
+    inputs: int
+    steps: list[tuple[int, View] | Operation] = field(default_factory=list)
+    constants: dict[int, Tensor] = field(default_factory=dict)
+    outputs: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)
+    geometry: list[Geometry] = field(default_factory=list)
+    written: set[int] = field(default_factory=set)
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> tuple[Tape, Sequence[Tensor]]:
+    """The tape of ``function(*inputs)``, which is run once, and its results.
+
+    Args:
+        function: of tensors, returns tensors; pure, but for what it draws from its inputs.
+        inputs: no two of them may share memory.
+
+    Raises:
+        UncapturableError: it reads a value back, draws random numbers, or writes to what is not
+            its own.
+    """
+    recorder = _Recorder(inputs)
+    state = random.getstate()
+    with recorder, _NoEscape():
+        results = function(*inputs)
+    if random.getstate() != state:
+        raise UncapturableError("it draws from Python's random")
+    recorder.tape.outputs = [recorder.number(x) for x in results]
+    return recorder.tape, results
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.tape = Tape(len(inputs))
+        # The references keep an address from being used again while it names a value here.
+        self._storages: dict[int, tuple[StorageWeakRef, int, int]] = {}
+        self._places: dict[Any, int] = {}
+        for x in inputs:
+            self._own(x)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
+            raise UncapturableError(f"it calls {func}, which draws random numbers")
+        named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))
+        result = func(*args, **kwargs)
+        for x in tree_leaves(result):
+            if x is not None and not isinstance(x, Tensor):
+                raise UncapturableError(f"it calls {func}, which reads a value back from a tensor")
+        if func._opname in ("resize_", "set_"):
+            raise UncapturableError(f"it calls {func}, which changes what memory a tensor has")
+        if torch.Tag.inplace_view in func.tags:
+            return result  # another shape for the same memory: seen at the tensor's next use
+        if torch.Tag.dynamic_output_shape in func.tags and not _by_number(func, args):
+            raise UncapturableError(f"it calls {func}, the shape of whose result depends on values")
+        results = self._results(result)
+        if func._schema.is_mutable:
+            self._note_writes(func, named[0], named[1])
+        operation = Operation(func, named[0], named[1], results)
+        if func._schema.is_mutable or operation.made():
+            self.tape.steps.append(operation)
+        return result
+
+    def number(self, x: Tensor) -> int:
+        """The value that this tensor is; one from outside becomes a constant."""
+        if x._is_zerotensor():
+            return self._zeros(x)
+        found = self._known(x)
+        if found is not None:
+            return found
+        value = self._own(x)
+        self.tape.constants[value] = x
+        return value
+
+    def _results(self, x: Any) -> Any:
+        """The values of results that own their memory; None for an alias, a view or nothing."""
+        if isinstance(x, tuple | list):
+            return tuple([self._results(y) for y in x])
+        if x is None or x._is_zerotensor() or self._known(x) is not None:
+            return None
+        return self._own(x)
+
+    def _known(self, x: Tensor) -> int | None:
+        """The value at this tensor's place; a view step makes it if it is known memory only."""
+        if x.layout != torch.strided or x.is_conj() or x.is_neg():
+            raise UncapturableError(f"it uses a tensor of layout {x.layout}, or a conjugated one")
+        storage = self._storages.get(x.untyped_storage()._cdata)
+        if storage is None:
+            return None
+        _, owner, begin = storage
+        place = (owner, x.storage_offset(), x.shape, x.stride(), x.dtype)
+        if place not in self._places:
+            if x.dtype != self.tape.geometry[owner].dtype:
+                raise UncapturableError("it reinterprets a tensor's memory in another dtype")
+            offset = int(x.storage_offset()) - begin
+            view = View(owner, tuple(x.shape), tuple(x.stride()), offset)
+            value = self._new(owner, Geometry.of(x))
+            self.tape.steps.append((value, view))
+            self._places[place] = value
+        return self._places[place]
+
+    def _own(self, x: Tensor) -> int:
+        value = self._new(len(self.tape.owner), Geometry.of(x))
+        storage = x.untyped_storage()
+        self._storages[storage._cdata] = (StorageWeakRef(storage), value, int(x.storage_offset()))
+        self._places[(value, x.storage_offset(), x.shape, x.stride(), x.dtype)] = value
+        return value
+
+    def _new(self, owner: int, geometry: Geometry) -> int:
+        self.tape.owner.append(owner)
+        self.tape.geometry.append(geometry)
+        return len(self.tape.owner) - 1
+
+    def _zeros(self, x: Tensor) -> int:
+        """Forward-mode differentiation's stand-ins for zero have no memory: make real zeros."""
+        value = self._new(len(self.tape.owner), Geometry.of(x))
+        keywords = {"dtype": x.dtype, "device": x.device}
+        function = torch.ops.aten.zeros.default
+        self.tape.steps.append(Operation(function, (list(x.shape),), keywords, value))
+        return value
+
+    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            given = args[i] if i < len(args) else kwargs.get(argument.name)
+            refs = tree_leaves(given, is_leaf=lambda x: isinstance(x, Ref))
+            for ref in (r for r in refs if isinstance(r, Ref)):
+                owner = self.tape.owner[ref.value]
+                if owner < self.tape.inputs or owner in self.tape.constants:
+                    raise UncapturableError(f"it writes to a tensor from outside ({func})")
+                self.tape.written.add(owner)
+
+
+def _by_number(func: Any, args: Any) -> bool:
+    """Whether it is ``x[indices]`` without masks."""
+    masks = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and all(
+        i is None or i.dtype not in masks for i in args[1]
+    )
+
+
+class _NoEscape(TorchFunctionMode):
+    """Refuses what reads values without an operation, which the recorder would not see."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.numpy, Tensor.tolist, Tensor.__dlpack__):
+            raise UncapturableError(f"it calls {func.__name__}, which reads a value back")
+        return func(*args, **(kwargs or {}))
+
+
+def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Attention and recurrent kernels carry the tag for a dropout that is mostly off."""
+    names = [a.name for a in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return not any(name in given and given[name] == 0 for name in ("dropout_p", "dropout"))

@@ -1,0 +1,53 @@
+"""Flattening the small trees of a meta-step; `torch.utils._pytree` is general, and slow at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Spec = Any
+"""Hashable: None for a leaf, (kind, keys, specs) for a container."""
+
+
+def flatten(tree: Any) -> tuple[list[Any], Spec]:
+    """The leaves, None and numbers among them, and what `unflatten` needs."""
+    leaves: list[Any] = []
+    return leaves, _flatten(tree, leaves)
+
+
+def _flatten(tree: Any, leaves: list[Any]) -> Spec:
+    if tree is None or isinstance(tree, Tensor):
+        leaves.append(tree)
+        return None
+    kind = type(tree)
+    if kind is dict:
+        return dict, tuple(tree), tuple([_flatten(x, leaves) for x in tree.values()])
+    if kind is tuple or kind is list:
+        return kind, None, tuple([_flatten(x, leaves) for x in tree])
+    if isinstance(tree, tuple) and hasattr(kind, "_make"):
+        return kind._make, None, tuple([_flatten(x, leaves) for x in tree])
+    own, spec = tree_flatten(tree)
+    leaves += own
+    return _Foreign, len(own), spec
+
+
+class _Foreign:
+    """Marks what PyTorch's own registry took apart."""
+
+
+def unflatten(leaves: Any, spec: Spec) -> Any:
+    """The tree with these leaves."""
+    return _unflatten(iter(leaves), spec)
+
+
+def _unflatten(leaves: Iterator[Any], spec: Spec) -> Any:
+    if spec is None:
+        return next(leaves)
+    kind, keys, specs = spec
+    if kind is _Foreign:
+        return tree_unflatten([next(leaves) for _ in range(keys)], specs)
+    children = [_unflatten(leaves, s) for s in specs]
+    return dict(zip(keys, children, strict=True)) if kind is dict else kind(children)

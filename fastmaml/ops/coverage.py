@@ -1,0 +1,39 @@
+"""What a backend covers, asked before an op is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from fastmaml.ops import _load
+from fastmaml.ops._load import kernels
+
+
+def covers(op: str, backend: str, tensors: Iterable[Tensor | None]) -> bool:
+    """Whether `backend` has kernels of `op` for these tensors, which must be alike.
+
+    Args:
+        op: the name of a public op.
+        backend: not "reference".
+        tensors: its floating-point arguments; None is passed over.
+    """
+    found = kernels(backend)
+    given = [x for x in tensors if x is not None]
+    if op not in found.families or not all(isinstance(x, Tensor) for x in given):
+        return False
+    kinds = {(x.device, x.dtype) for x in given}
+    if len(kinds) != 1:
+        return False
+    device, dtype = kinds.pop()
+    return device.type in found.devices and dtype in found.dtypes
+
+
+def parallel_region() -> Callable[[Callable[[int], None], int], None] | None:
+    """``region(body, count)`` calls ``body(0), ..., body(count - 1)`` on all of torch's threads.
+
+    An operation that `body` calls runs on its own thread alone. None where the native module is
+    not built.
+    """
+    module = _load.native_module()
+    return None if module is None else module.parallel_region
