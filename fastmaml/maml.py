@@ -14,40 +14,35 @@ from fastmaml import ops
 from fastmaml.arguments import (
     chosen_gradient,
     chosen_rule,
-    rate_key,
     rate_parameters,
     require_choice,
     require_count,
     task_weights,
     weights_by_step,
 )
+from fastmaml.assembly import meta_of, plan_of, program_of
 from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.diagnosis import (
     check_device,
     check_finite,
     check_labels,
-    explain_failure,
-    signature,
 )
-from fastmaml.engine.executors import EXECUTORS, chosen_backend, make_executor
-from fastmaml.engine.forward import Loss, TaskForward
+from fastmaml.engine.executors import EXECUTORS, make_executor
+from fastmaml.engine.forward import Loss
 from fastmaml.engine.inventory import Inventory, take_inventory
 from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate
-from fastmaml.engine.planning import Plan, make_plan
+from fastmaml.engine.planning import Plan
 from fastmaml.engine.randomness import task_seeds
-from fastmaml.engine.scope import Scope, adapted_names, select
+from fastmaml.engine.scope import Scope, adapted_names
 from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.trees import flatten
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
-from fastmaml.gradients import FirstOrder, GradientMethod, Reptile, Unrolled
+from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.gradients.base import Meta
 from fastmaml.learner import Progress, adapt_in_place
 from fastmaml.output import MetaOutput, with_gradient
 from fastmaml.rules import Rule
-from fastmaml.rules.base import Tensors
-
-_PLANS_KEPT = 16
 
 
 class MAML(nn.Module):
@@ -268,9 +263,9 @@ class MAML(nn.Module):
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
         held = take_inventory(self.module)
         meta = self._meta(held)
-        seeds = torch.arange(episodes.tasks, device=_device(held))  # draws nothing
-        program = self._program(held, steps)
-        plan = self._plan(program, meta, episodes, seeds, self.gradient, held)
+        seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
+        program = program_of(self, held, steps)
+        plan = plan_of(self, program, meta, episodes, seeds, self.gradient, held)
         print(plan)
         return plan
 
@@ -346,29 +341,7 @@ class MAML(nn.Module):
 
     def _meta(self, held: Inventory | None = None) -> Meta:
         """The meta-parameters as they are now; frozen ones are not among them."""
-        named = (held or take_inventory(self.module)).parameters
-        chosen = select(named, self.scope) or adapted_names(self.module, self.scope)
-        adapted = {n: named[n] for n in chosen}
-        shared = {n: p for n, p in named.items() if p.requires_grad and n not in adapted}
-        rates = {n: self.rates[rate_key(n)] for n in self._rate_names}
-        return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
-
-    def _program(self, held: Inventory, steps: int) -> Program:
-        if self.loss is None:
-            raise ValueError(
-                "this MAML has no loss: give loss= when you make it, for example "
-                "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
-            )
-        frozen: Tensors = {n: p for n, p in held.parameters.items() if not p.requires_grad}
-        own = self.batch_norm == "batch"
-        keeps = not own and any(held.training)
-        buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
-        backend = chosen_backend(self.backend, self.executor, _device(held))
-        forward = TaskForward(
-            self.module, self.loss, frozen, buffers, own, keeps, batched=False, backend=backend
-        )
-        method = self.gradient or Unrolled()
-        return Program(forward, self.rule, method, steps, chunk=1, settings=held.settings)
+        return meta_of(self, held or take_inventory(self.module))
 
     def _prepare(
         self,
@@ -381,51 +354,11 @@ class MAML(nn.Module):
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
         held = held or take_inventory(self.module)
-        device = _device(held)
-        check_device(device, episodes)
+        check_device(held.device, episodes)
         episodes = without_inference_mode(episodes)
-        meta, seeds = self._meta(held), task_seeds(episodes.tasks, device)
-        program = self._program(held, steps)
-        plan = self._plan(program, meta, episodes, seeds, gradient or self.gradient, held)
+        meta, seeds = self._meta(held), task_seeds(episodes.tasks, held.device)
+        program = program_of(self, held, steps)
+        plan = plan_of(self, program, meta, episodes, seeds, gradient or self.gradient, held)
         if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
             check_labels(self.loss, plan.classes, episodes)
         return episodes, meta, seeds, plan.applied(program)
-
-    def _plan(
-        self,
-        program: Program,
-        meta: Meta,
-        episodes: Episodes,
-        seeds: Tensor,
-        gradient: GradientMethod | None,
-        held: Inventory,
-    ) -> Plan:
-        """The plan for such episodes, made when they are first seen."""
-        key = (signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted))
-        if key in self._plans:
-            self._plans.move_to_end(key)
-            return self._plans[key]
-        try:
-            with torch.enable_grad():  # it measures graphs, whatever the caller's mode
-                plan = make_plan(
-                    program,
-                    meta,
-                    episodes,
-                    seeds,
-                    gradient,
-                    self.tasks_chunk,
-                    self.memory_budget,
-                    fixed_backend=self.backend is not None,
-                )
-        except Exception as error:
-            explain_failure(error, self.module, self.loss, episodes)
-            raise
-        check_labels(self.loss, plan.classes, episodes)
-        self._plans[key] = plan
-        if len(self._plans) > _PLANS_KEPT:
-            self._plans.popitem(last=False)
-        return plan
-
-
-def _device(held: Inventory) -> torch.device:
-    return next(iter(held.parameters.values())).device

@@ -26,6 +26,12 @@ def make_executor(name: str | None) -> Executor:
     return Captured(required=name == "captured")
 
 
+def lanes(executor: str | None, device: torch.device) -> int:
+    """How many chunks of tasks the executor runs at the same time on this device."""
+    spreads = executor in (None, "captured") and device.type == "cpu"
+    return torch.get_num_threads() if spreads and ops.parallel_region() else 1
+
+
 def chosen_backend(asked: str | None, executor: str | None, device: torch.device) -> str:
     """The backend that runs on this device.
 

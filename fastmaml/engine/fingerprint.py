@@ -11,15 +11,19 @@ import torch
 from torch import nn
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_CONTAINERS = frozenset({tuple, list, dict})
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
 
 
 def fingerprint(x: Any) -> Any:
     """A hashable value that changes when a setting of `x` does.
 
-    Of a module: its submodules, their modes, hooks and plain attributes (numbers, strings, tuples
-    of them); of a function: its code, defaults and the plain values that it closes over; of a
-    dataclass: its fields. Tensors count by identity, as their values are read at every run. What a
-    function reads from global variables is not seen.
+    Of a module: its submodules, their modes, hooks and plain attributes (numbers, strings,
+    functions, tuples, lists and dicts of them); of a function: its code, defaults and what it
+    closes over; of a dataclass: its fields; of another object: its plain attributes. Tensors count
+    by identity, as their values are read at every run. What a function reads from global variables
+    is not seen.
     """
     if type(x) in _PLAIN:
         return type(x), x
@@ -35,10 +39,11 @@ def fingerprint(x: Any) -> Any:
         cells = tuple(
             fingerprint(cell.cell_contents) for cell in x.__closure__ or () if _full(cell)
         )
-        return x.__code__, fingerprint(x.__defaults__), cells
+        by_name = tuple(sorted((x.__kwdefaults__ or {}).items()))
+        return x.__code__, fingerprint((x.__defaults__, by_name)), cells
     if is_dataclass(x) and not isinstance(x, type):
         return type(x), tuple(fingerprint(getattr(x, f.name)) for f in fields(x))
-    return type(x), id(x)
+    return type(x), id(x), _settings(getattr(x, "__dict__", {}))
 
 
 def _full(cell: Any) -> bool:
@@ -51,14 +56,34 @@ def _full(cell: Any) -> bool:
 
 def module_settings(module: nn.Module) -> tuple[Any, ...]:
     """One module's without its submodules'."""
-    found: list[Any] = [type(module), id(module)]
-    for name, value in module.__dict__.items():
-        kind = type(value)
-        if kind in _PLAIN or (kind is tuple and all(type(v) in _PLAIN for v in value)):
-            found.append((name, value))
-        elif value and name in ("_forward_hooks", "_forward_pre_hooks"):
-            found.append(tuple(value))
+    found: list[Any] = [type(module), id(module), _settings(module.__dict__)]
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        if hooks := module.__dict__[name]:
+            found.append((name, tuple(hooks)))
     return tuple(found)
+
+
+def _settings(attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Those attributes that are plain."""
+    found = []
+    for name, value in attributes.items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        if type(value) in _PLAIN or isinstance(value, _FUNCTIONS):
+            found.append((name, type(value), value))
+        elif type(value) in _CONTAINERS and (plain := _plain(value)) is not None:
+            found.append((name, plain))
+    return tuple(found)
+
+
+def _plain(x: Any) -> Any:
+    """A container of plain values, as a tuple; None if anything else is in it."""
+    if type(x) in _PLAIN or isinstance(x, _FUNCTIONS):
+        return type(x), x
+    if type(x) not in _CONTAINERS:
+        return None
+    inner = tuple([_plain(y) for y in (x.items() if type(x) is dict else x)])
+    return None if None in inner else (type(x), inner)
 
 
 def autocast_state(device: str) -> tuple[bool, torch.dtype]:

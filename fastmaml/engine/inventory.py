@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastmaml.engine.fingerprint import module_settings
@@ -18,6 +19,11 @@ class Inventory(NamedTuple):
     """See `fingerprint`."""
     training: tuple[bool, ...]
     """The mode of every submodule."""
+
+    @property
+    def device(self) -> torch.device:
+        """The model's: its first parameter's."""
+        return next(iter(self.parameters.values())).device
 
 
 def take_inventory(model: nn.Module) -> Inventory:

@@ -25,6 +25,12 @@ CACHE_BYTES = 64 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot, 4
 to 16 tasks at a time were faster than 1, and mostly than 32."""
 
+LANE_BYTES = 4 * 2**20
+"""The same for a chunk that has one core to itself, from its beginning to its end."""
+
+SMALL_BYTES = 2**20
+"""A meta-step that keeps less than this runs as one chunk: calls are its cost, not arithmetic."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -80,6 +86,7 @@ def make_plan(
     chunk: int | None,
     budget: int | None,
     fixed_backend: bool = False,
+    lanes: int = 1,
 ) -> Plan:
     """Try the model on one and two tasks, measure what a step keeps, and decide.
 
@@ -92,6 +99,7 @@ def make_plan(
         chunk: the number of tasks to run at a time, or None to choose.
         budget: bytes that the meta-step may use, or None for half of what is free.
         fixed_backend: keep the program's backend even where another can batch the tasks.
+        lanes: how many chunks the executor runs at the same time.
 
     Raises:
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
@@ -108,10 +116,11 @@ def make_plan(
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
     backend, refusal = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
 
-    size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal)
+    size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal, lanes)
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
-    unrolled = size * (program.steps * (kept[0] + copy) + kept[1])
-    scanned = size * (program.steps * copy + max(kept))
+    at_once = min(tasks, size * lanes)
+    unrolled = at_once * (program.steps * (kept[0] + copy) + kept[1])
+    scanned = at_once * (program.steps * copy + max(kept))
     chosen, gradient_why = _method(gradient, unrolled, free, drew)
     return Plan(
         gradient=chosen,
@@ -226,18 +235,28 @@ def episodes_tree(episodes: Episodes) -> Any:
 
 
 def _chunk(
-    tasks: int, asked: int | None, bytes_task: int, device: torch.device, free: int, refusal: str
+    tasks: int,
+    asked: int | None,
+    bytes_task: int,
+    device: torch.device,
+    free: int,
+    refusal: str,
+    lanes: int,
 ) -> tuple[int, str]:
     """How many tasks to run at a time, and why."""
     if refusal:
         return 1, f"tasks: one at a time, because vmap cannot batch this model: {refusal}"
     if tasks == 1:
         return 1, "tasks: only one, which runs plainly"
-    room = CACHE_BYTES if device.type == "cpu" else free
-    fitting = max(1, min(tasks, room // max(bytes_task, 1)))
+    room, most = (CACHE_BYTES, tasks) if device.type == "cpu" else (free, tasks)
+    if lanes > 1 and tasks * bytes_task > SMALL_BYTES:
+        room, most = LANE_BYTES, math.ceil(tasks / lanes)
+    fitting = max(1, min(most, room // max(bytes_task, 1)))
     even = math.ceil(tasks / math.ceil(tasks / fitting))  # rather than a small rest at the end
     size = even if asked is None else min(asked, tasks)
-    return size, f"tasks: {size} of {tasks} at a time under vmap" + ", as asked" * bool(asked)
+    spread = f", {lanes} such chunks at the same time" * (lanes > 1 and size < tasks)
+    obeyed = ", as asked" * bool(asked)
+    return size, f"tasks: {size} of {tasks} at a time under vmap{obeyed}{spread}"
 
 
 def _method(

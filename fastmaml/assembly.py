@@ -1,0 +1,112 @@
+"""What a `MAML`'s settings, and its model as it is now, make of a meta-step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastmaml.arguments import rate_key
+from fastmaml.engine.diagnosis import check_labels, explain_failure, signature
+from fastmaml.engine.executors import chosen_backend, lanes
+from fastmaml.engine.forward import Loss, TaskForward
+from fastmaml.engine.inventory import Inventory
+from fastmaml.engine.meta_step import Program
+from fastmaml.engine.planning import Plan, make_plan
+from fastmaml.engine.scope import Scope, adapted_names, select
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import GradientMethod, Unrolled
+from fastmaml.gradients.base import Meta
+from fastmaml.rules.base import Rule, Tensors
+
+PLANS_KEPT = 16
+
+
+class Settings(Protocol):
+    """The attributes of a `MAML` that are read here."""
+
+    module: nn.Module
+    loss: Loss | None
+    rule: Rule
+    gradient: GradientMethod | None
+    scope: Scope
+    executor: Any
+    backend: Any
+    batch_norm: Any
+    tasks_chunk: int | None
+    memory_budget: int | None
+    rates: nn.ParameterDict
+    _rate_names: list[str]
+    _plans: OrderedDict[Any, Plan]
+
+
+def meta_of(maml: Settings, held: Inventory) -> Meta:
+    """The meta-parameters as they are now; frozen ones are not among them."""
+    named = held.parameters
+    chosen = select(named, maml.scope) or adapted_names(maml.module, maml.scope)
+    adapted = {n: named[n] for n in chosen}
+    shared = {n: p for n, p in named.items() if p.requires_grad and n not in adapted}
+    rates = {n: maml.rates[rate_key(n)] for n in maml._rate_names}
+    return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
+
+
+def program_of(maml: Settings, held: Inventory, steps: int) -> Program:
+    """The meta-step before anything is planned."""
+    if maml.loss is None:
+        raise ValueError(
+            "this MAML has no loss: give loss= when you make it, for example "
+            "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
+        )
+    frozen: Tensors = {n: p for n, p in held.parameters.items() if not p.requires_grad}
+    own = maml.batch_norm == "batch"
+    keeps = not own and any(held.training)
+    buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
+    backend = chosen_backend(maml.backend, maml.executor, held.device)
+    forward = TaskForward(
+        maml.module, maml.loss, frozen, buffers, own, keeps, batched=False, backend=backend
+    )
+    method = maml.gradient or Unrolled()
+    return Program(forward, maml.rule, method, steps, chunk=1, settings=held.settings)
+
+
+def plan_of(
+    maml: Settings,
+    program: Program,
+    meta: Meta,
+    episodes: Episodes,
+    seeds: Tensor,
+    gradient: GradientMethod | None,
+    held: Inventory,
+) -> Plan:
+    """The plan for such episodes, made when they are first seen."""
+    key = (
+        signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted),
+        program.forward.backend,
+    )  # fmt: skip
+    plans = maml._plans
+    if key in plans:
+        plans.move_to_end(key)
+        return plans[key]
+    try:
+        with torch.enable_grad():  # it measures graphs, whatever the caller's mode
+            plan = make_plan(
+                program,
+                meta,
+                episodes,
+                seeds,
+                gradient,
+                maml.tasks_chunk,
+                maml.memory_budget,
+                fixed_backend=maml.backend is not None,
+                lanes=lanes(maml.executor, seeds.device),
+            )
+    except Exception as error:
+        explain_failure(error, maml.module, maml.loss, episodes)
+        raise
+    check_labels(maml.loss, plan.classes, episodes)
+    plans[key] = plan
+    if len(plans) > PLANS_KEPT:
+        plans.popitem(last=False)
+    return plan
