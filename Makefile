@@ -38,8 +38,8 @@ gpu:
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries.
 $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,test]'
+	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,test]'
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """fastmaml: exact, fast, small-memory meta-gradients for any PyTorch module."""
 
-from fastmaml import episodes, gradients, models, rules
+from fastmaml import episodes, gradients, models, ops, rules
 from fastmaml.config import LoopConfig, TrainConfig
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
@@ -23,5 +23,6 @@ __all__ = [
     "episodes",
     "gradients",
     "models",
+    "ops",
     "rules",
 ]

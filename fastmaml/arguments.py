@@ -72,10 +72,9 @@ def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> lis
 
 
 def task_weights(
-    cotangents: tuple[Tensor | None, Tensor | None] | None, model: nn.Module, tasks: int
+    cotangents: tuple[Tensor | None, Tensor | None] | None, like: Tensor, tasks: int
 ) -> Tensor:
     """``[tasks]``: each task's weight, given the cotangents of the mean and of the losses."""
-    like = next(model.parameters())
     dtype = torch.promote_types(like.dtype, torch.float32)
     mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
     if cotangents is None:

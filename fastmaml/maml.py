@@ -181,7 +181,7 @@ class MAML(nn.Module):
         episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient, held)
         by_step = weights_by_step(step_weights, self.steps)
 
-        same = Surroundings(self.module, episodes, held.training)
+        same = Surroundings(self.module, episodes, held)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
             if cotangents is not None and not program.repeatable:
@@ -189,7 +189,7 @@ class MAML(nn.Module):
                     "a loss of your own over out.losses or out.outputs runs the meta-step again, "
                     "but the model draws random numbers that cannot be drawn again: use out.loss."
                 )
-            weights = task_weights(cotangents, self.module, len(seeds))
+            weights = task_weights(cotangents, held.first, len(seeds))
             with same:
                 return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
 

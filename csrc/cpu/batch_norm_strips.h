@@ -169,8 +169,10 @@ FM_CLONES void moments(const S* x, int64_t pixels, int64_t C, double* mean, doub
       const V middle = ((s0 + s1) + (s2 + s3)) / S(n);
       V q0{}, q1{}, q2{}, q3{};
       for (i = 0; i + 4 <= n; i += 4) {
-        const V d0 = L::load(run + i * C) - base - middle, d1 = L::load(run + (i + 1) * C) - base - middle;
-        const V d2 = L::load(run + (i + 2) * C) - base - middle, d3 = L::load(run + (i + 3) * C) - base - middle;
+        const V d0 = L::load(run + i * C) - base - middle;
+        const V d1 = L::load(run + (i + 1) * C) - base - middle;
+        const V d2 = L::load(run + (i + 2) * C) - base - middle;
+        const V d3 = L::load(run + (i + 3) * C) - base - middle;
         q0 += d0 * d0;
         q1 += d1 * d1;
         q2 += d2 * d2;

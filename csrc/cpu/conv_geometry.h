@@ -16,6 +16,10 @@ struct Conv {
   int64_t outputs, out_height, out_width;             // of y
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 
+  // Rows and columns that one window spans, and columns that a row of windows spans.
+  int64_t reach_h() const { return (kernel_h - 1) * dilation_h + 1; }
+  int64_t reach_w() const { return (kernel_w - 1) * dilation_w + 1; }
+  int64_t span_w() const { return (out_width - 1) * stride_w + reach_w(); }
   int64_t taps() const { return kernel_h * kernel_w; }
   int64_t x_size() const { return images * height * width * channels; }
   int64_t y_size() const { return images * out_height * out_width * outputs; }
@@ -63,7 +67,8 @@ void read_band(Band<S>& band, const S* x, int64_t height, int64_t width, int64_t
   band.base = out;
   band.width = x1 - x0;
   const int64_t line = (x1 - x0) * channels;
-  const int64_t left = std::clamp<int64_t>(-x0, 0, x1 - x0), right = std::clamp<int64_t>(x1 - width, 0, x1 - x0 - left);
+  const int64_t left = std::clamp<int64_t>(-x0, 0, x1 - x0);
+  const int64_t right = std::clamp<int64_t>(x1 - width, 0, x1 - x0 - left);
   for (Piece& piece : band.pieces) {
     const int64_t first = low(piece.begin), past = high(piece.end);
     const S* image = x + piece.origin;

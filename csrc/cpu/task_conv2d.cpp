@@ -36,7 +36,8 @@ Conv geometry(const char* op, const Sizes& stride, const Sizes& padding, const S
 }
 
 void set_x(Conv& v, const Tensor& x) {
-  v.tasks = x.size(0), v.images = x.size(1), v.channels = x.size(2), v.height = x.size(3), v.width = x.size(4);
+  v.tasks = x.size(0), v.images = x.size(1), v.channels = x.size(2);
+  v.height = x.size(3), v.width = x.size(4);
 }
 
 void set_output(const char* op, Conv& v) {
@@ -110,7 +111,8 @@ Tensor task_conv2d_dgrad(const Tensor& g, const Tensor& w, const Sizes& stride, 
   const char* op = "task_conv2d_dgrad";
   check_image(op, "g", g);
   check_weights(op, w);
-  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op, ": size is the height and width of x");
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
+                  ": size is the height and width of x");
   Conv v = geometry(op, stride, padding, dilation);
   v.tasks = g.size(0), v.images = g.size(1), v.channels = w.size(2), v.height = size[0], v.width = size[1];
   v.outputs = g.size(2), v.kernel_h = w.size(3), v.kernel_w = w.size(4);
@@ -159,7 +161,8 @@ std::tuple<Tensor, Tensor> task_conv2d_wgrad(const Tensor& g, const Tensor& x, c
     for_each_unit(v.tasks * parts, v.flops() / parts, [&](int64_t unit) {
       const int64_t t = unit / parts, part = unit % parts;
       const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
-      if (begin < end) conv_wgrad(v, from.task(t), inputs.task(t), output<S>(gw) + t * v.w_size(), begin, end);
+      S* out = output<S>(gw) + t * v.w_size();
+      if (begin < end) conv_wgrad(v, from.task(t), inputs.task(t), out, begin, end);
       if (bias && part == 0)
         kernels<S>().sum_rows(output<S>(gb) + t * v.outputs, from.task(t), v.outputs, pixels, v.outputs);
     });

@@ -117,7 +117,8 @@ std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd(const Tensor& g, const Te
       for (int64_t i = from; i < from + rows; i += layer_norm::kChunk) {
         layer_norm::backward<S>(gs.task(t) + i * D, xs.task(t) + i * D, ws.task(t), means.task(t) + i,
                                 rstds.task(t) + i, out ? out + (t * shape.rows + i) * D : nullptr,
-                                sums.data(), sums.data() + D, std::min(layer_norm::kChunk, from + rows - i), D);
+                                sums.data(), sums.data() + D,
+                                std::min(layer_norm::kChunk, from + rows - i), D);
         layer_norm::flush(sums.data(), part.data() + block * 2 * D, 2 * D);
       }
     });

@@ -14,6 +14,7 @@ void check_rank_exactly(const char* op, const char* name, const Tensor& x, int64
                   rank, " dimensions, tasks first");
 }
 
+// Names of scratch buffers.
 struct Packed;
 struct Offsets;
 
@@ -77,7 +78,7 @@ void multiply(const Product<S>& p, const S* a, const S* b, bool packed, S* c, co
   } while (from < p.depth);
 }
 
-// y = a(s), four times as fast as libm's where the compiler vectorises it.
+// y = a(s), after the product: gemm itself knows only relu.
 template <math::Act A, class S>
 FM_CLONES void activate(S* y, const S* s, int64_t count) {
 #pragma omp simd
@@ -113,7 +114,8 @@ void for_all_tasks(int64_t tasks, const Product<S>& p, const Input<S>& a, const 
 
 void nothing_after(int64_t, int64_t) {}
 
-std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t act) {
+std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b,
+                                       int64_t act) {
   const char* op = "task_linear";
   check_rank_exactly(op, "x", x, 3);
   check_rank_exactly(op, "w", w, 3);
@@ -133,9 +135,11 @@ std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const O
       if (math::saves_input<A>) s = empty_dense({tasks, rows, outputs}, dtype);
       S* out = output<S>(y);
       S* pre = math::saves_input<A> ? output<S>(s) : out;
-      for_all_tasks(tasks, p, from, weights, pre, &bias, A == math::Act::relu, [&](int64_t begin, int64_t end) {
-        if (A != math::Act::none && A != math::Act::relu) activate<A>(out + begin, pre + begin, end - begin);
-      });
+      constexpr bool relu = A == math::Act::relu, other = !relu && A != math::Act::none;
+      const auto finish = [&](int64_t begin, int64_t end) {
+        if (other) activate<A>(out + begin, pre + begin, end - begin);
+      };
+      for_all_tasks(tasks, p, from, weights, pre, &bias, relu, finish);
     });
   });
   return {y, s};

@@ -50,12 +50,11 @@ class Call {
  public:
   // x gives the device and, unless it is said otherwise, the dtype of everything.
   Call(const char* op, const char* name, const Tensor& x)
-      : op_(op), device_(x.get_device_index()), type_(x.scalar_type())
+      : op_(op), device_(device_of(op, name, x)), type_(x.scalar_type())
 #ifndef CUDA_ON_HOST
         , guard_(device_)
 #endif
   {
-    STD_TORCH_CHECK(on_device(x), op, ": ", name, " is not on a CUDA device");
     STD_TORCH_CHECK(type_ == ScalarType::Float || type_ == ScalarType::Double || type_ == ScalarType::BFloat16,
                     op, ": ", name, " has dtype ", toString(type_), "; it must be Float, Double or BFloat16");
   }
@@ -151,6 +150,10 @@ class Call {
   }
 
  private:
+  static int32_t device_of(const char* op, const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(on_device(x), op, ": ", name, " is not on a CUDA device");  // before a guard is set
+    return x.get_device_index();
+  }
   static bool on_device(const Tensor& x) {
 #ifdef CUDA_ON_HOST
     return x.is_cpu();

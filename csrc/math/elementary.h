@@ -1,4 +1,4 @@
-// Elementary functions (v for vectorisable) that compile on the CPU and the GPU, and that the CPU compiler vectorises.
+// Elementary functions (v for vectorisable) for the CPU and the GPU.
 //
 // float on the CPU: own branch-free polynomials (minimax fits), because a call into libm ends
 // vectorisation. Everything else (double, and float on the GPU): the platform's own function.

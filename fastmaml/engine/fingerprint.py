@@ -65,7 +65,7 @@ def module_settings(module: nn.Module) -> tuple[Any, ...]:
 
 def _settings(attributes: dict[str, Any]) -> tuple[Any, ...]:
     """Those attributes that are plain."""
-    found = []
+    found: list[Any] = []
     for name, value in attributes.items():
         if name in _OF_EVERY_MODULE:
             continue

@@ -21,9 +21,14 @@ class Inventory(NamedTuple):
     """The mode of every submodule."""
 
     @property
+    def first(self) -> nn.Parameter:
+        """The model's first parameter, whose device and dtype are the model's."""
+        return next(iter(self.parameters.values()))
+
+    @property
     def device(self) -> torch.device:
-        """The model's: its first parameter's."""
-        return next(iter(self.parameters.values())).device
+        """The model's."""
+        return self.first.device
 
 
 def take_inventory(model: nn.Module) -> Inventory:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmaml.engine.inventory import Inventory
 from fastmaml.episodes.batch import Episodes
 
 
@@ -19,18 +20,18 @@ class Surroundings:
     Args:
         model: whose modes must not change in between.
         episodes: which must not be written to in between.
-        training: the modes of the model's submodules now.
+        held: the model's tensors and modes now.
 
     Raises:
         RuntimeError: on entering, if they did.
     """
 
-    def __init__(self, model: nn.Module, episodes: Episodes, training: tuple[bool, ...]) -> None:
+    def __init__(self, model: nn.Module, episodes: Episodes, held: Inventory) -> None:
         self.model, self.episodes = model, episodes
-        self.device = next(model.parameters()).device.type
+        self.device = held.device.type
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
-        self.before = self._versions(), training
+        self.before = self._versions(), held.training
         self.ran = False
         self.entered: contextlib.ExitStack | None = None
 
