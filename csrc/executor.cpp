@@ -1,6 +1,7 @@
 // The module fastmaml._C: importing it registers the ops, and it runs Python code on all cores.
 #include <pybind11/pybind11.h>
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
@@ -10,6 +11,31 @@
 
 namespace py = pybind11;
 
+// While it lives, libraries that this thread calls count on one thread. A nested region gets no more
+// than that, and some (oneDNN) wait for the threads that they were told of.
+class OneThread {
+ public:
+  OneThread() {
+    torch::stable::get_num_threads();  // torch sets the number once a thread, at the first question
+    before_ = get_ ? get_() : 0;
+    use(1);
+  }
+  ~OneThread() { use(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  static void use(int threads) {
+    if (set_ && threads > 0) set_(threads);
+  }
+  // From the OpenMP runtime that torch has loaded, whichever it is; the setting is a thread's own.
+  static inline const auto set_ =
+      reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  static inline const auto get_ =
+      reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  int before_;
+};
+
 // Calls body(0), ..., body(count - 1), each on whichever of torch's threads is free. Operations that
 // the body calls see that they are inside a parallel region and stay on their own thread.
 static void parallel_region(const py::function& body, int64_t count) {
@@ -17,6 +43,7 @@ static void parallel_region(const py::function& body, int64_t count) {
   std::exception_ptr error;
   std::mutex errors;
   auto work = [&](int64_t, int64_t) {
+    OneThread one;
     py::gil_scoped_acquire gil;  // operations release it while they compute
     for (int64_t i = next++; i < count; i = next++) {
       try {
