@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # Where `make gpu` writes its results; copy them to benchmarks/results/<device>/.
 OUT ?= benchmarks/results/cuda
 
-.PHONY: demo test check format gpu clean
+.PHONY: demo test check format gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -29,11 +29,28 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
+# It builds the native module for that GPU in an environment of its own and needs no network.
+GPU_TESTS := tests/test_gpu.py tests/test_ops.py tests/test_ops_edges.py tests/test_capture.py tests/test_triton_gpu.py
 gpu:
 	mkdir -p $(OUT)
-	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py
-	PYTHONPATH=. $(PYTHON) benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
-	PYTHONPATH=. $(PYTHON) benchmarks/meta_step.py --device cuda --json $(OUT)/meta_step.json
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	FASTMAML_BUILD=1 FASTMAML_CUDA=1 .venv-gpu/bin/python -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+	.venv-gpu/bin/python -c "from fastmaml import ops; print(ops.status())"
+	.venv-gpu/bin/python -m pytest -m gpu $(GPU_TESTS)
+	.venv-gpu/bin/python benchmarks/meta_step.py --device cuda --json $(OUT)/meta_step.json
+	.venv-gpu/bin/python benchmarks/ops.py --device cuda --json $(OUT)/ops.json
+	.venv-gpu/bin/python benchmarks/triton_kernels.py --json $(OUT)/triton_kernels.json
+	.venv-gpu/bin/python benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
+
+# The C++ under address and undefined-behaviour sanitizers: an instrumented copy runs the ops' tests.
+SANITIZED := build/sanitized
+sanitize: $(STAMP)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r fastmaml $(SANITIZED)/ && rm -f $(SANITIZED)/fastmaml/_C*.so
+	FASTMAML_BUILD=1 FASTMAML_CUDA=0 FASTMAML_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp build/sanitized-objects
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
+	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_ops_edges.py -k "cpp and not third"
 
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries.
 $(STAMP): constraints.txt pyproject.toml setup.py
@@ -43,4 +60,4 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-gpu build dist *.egg-info

@@ -62,7 +62,14 @@ static void parallel_region(const py::function& body, int64_t count) {
   if (error) std::rethrow_exception(error);
 }
 
+// Calls body() on this thread, for work so small that a second one would only be waited for.
+static void alone(const py::function& body) {
+  OneThread one;
+  body();
+}
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "fastmaml's native ops (torch.ops.fastmaml) and its parallel region.";
+  module.def("alone", &alone, py::arg("body"));
   module.def("parallel_region", &parallel_region, py::arg("body"), py::arg("count"));
 }

@@ -93,6 +93,24 @@ class NormalisedClassifier(nn.Module):
         return self.head(self.norm(self.frozen(x)).tanh() * self.scale)
 
 
+class Attention(nn.Module):
+    """One block of a transformer, written as nanoGPT and its kin write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        heads = self.qkv(self.first(x)).view(n, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return self.head((x + self.mlp(self.second(x))).mean(1))
+
+
 def _labels(n: int, classes: int, seed: int) -> Tensor:
     return torch.randint(classes, (TASKS, n), generator=torch.Generator().manual_seed(seed))
 
@@ -115,6 +133,25 @@ def _mlp() -> nn.Module:
 
 def _dropout_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1))
+
+
+def _conv() -> nn.Module:
+    """The block of the few-shot literature; BatchNorm, ReLU and pooling become one op."""
+    block = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*block, nn.Flatten(), nn.Linear(8, 3))
+
+
+def _strided_conv() -> nn.Module:
+    body = nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), nn.GELU(), nn.Conv2d(3, 2, 2)
+    return nn.Sequential(*body, nn.Sigmoid(), nn.Flatten(), nn.Linear(2, 3))
+
+
+def _classes(*shape: int) -> fm.Episodes:
+    """Inputs of this shape in three classes."""
+    return fm.Episodes(
+        fm.Batch(tensor(TASKS, 4, *shape, seed=21), _labels(4, 3, 22)),
+        fm.Batch(tensor(TASKS, 5, *shape, seed=23), _labels(5, 3, 24)),
+    )
 
 
 def _tokens(n: int, seed: int) -> Tensor:
@@ -144,6 +181,9 @@ PROBLEMS = [
             fm.Batch(tensor(TASKS, 5, 4, seed=7), _labels(5, 5, 8)),
         ),
     ),
+    Problem("conv", _conv, F.cross_entropy, _classes(1, 4, 4)),
+    Problem("strided-conv", _strided_conv, F.cross_entropy, _classes(2, 4, 4)),
+    Problem("attention", Attention, F.cross_entropy, _classes(3, 4)),
 ]
 
 

@@ -47,6 +47,46 @@ const S* pack(const Product<S>& p, const S* b, S* out) {
   return out;
 }
 
+// A product of few columns would leave most lanes of gemm's vectors empty: a layer with one or a few
+// outputs, and the weight gradient of a layer with one input, go along their other dimension.
+template <class S>
+bool dots_fit(const Product<S>& p) {
+  return p.transposed && p.a_step == 1 && p.columns * 4 <= kernels<S>().lanes;
+}
+
+template <class S>
+bool sums_fit(const Product<S>& p) {
+  return !p.transposed && p.columns == 1 && p.a_row == 1;
+}
+
+template <class S>
+FM_CLONES void dots(const Product<S>& p, const S* a, const S* b, S* c, const S* bias, bool relu,
+                    int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    const S* row = a + m * p.a_row;
+    for (int64_t n = 0; n < p.columns; ++n) {
+      const S* column = b + n * p.b_step;
+      S sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < p.depth; ++k) sum += row[k] * column[k];
+      if (bias) sum += bias[n];
+      c[m * p.columns + n] = relu && sum < 0 ? S(0) : sum;
+    }
+  }
+}
+
+template <class S>
+FM_CLONES void sums(const Product<S>& p, const S* a, const S* b, S* c, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t m = begin; m < end; ++m) c[m] = 0;
+  for (int64_t k = 0; k < p.depth; ++k) {
+    const S* row = a + k * p.a_step;
+    const S weight = b[k * p.b_step];
+#pragma omp simd
+    for (int64_t m = begin; m < end; ++m) c[m] += row[m] * weight;
+  }
+}
+
 // Rows [begin, end) of one task's product.
 template <class S>
 void multiply(const Product<S>& p, const S* a, const S* b, bool packed, S* c, const S* bias, bool relu,
@@ -92,7 +132,8 @@ void for_all_tasks(int64_t tasks, const Product<S>& p, const Input<S>& a, const 
   if (tasks == 0 || p.rows == 0 || p.columns == 0) return;
   const double flops = 2.0 * p.rows * p.columns * p.depth;
   const int64_t parts = parts_per_task(tasks, (p.rows + 23) / 24, flops);
-  const bool packed = packs(p);
+  const bool direct = dots_fit(p) || sums_fit(p);
+  const bool packed = !direct && packs(p);
   // Packed weights that several units share are packed once, before; else where they are used.
   const bool ahead = packed && (parts > 1 || (b.stride == 0 && tasks > 1));
   const int64_t sets = b.stride == 0 ? 1 : tasks, size = packed_size(p);
@@ -107,7 +148,10 @@ void for_all_tasks(int64_t tasks, const Product<S>& p, const Input<S>& a, const 
     else if (packed) weights = pack(p, weights, scratch<Packed, S>(size));
     const int64_t begin = part * p.rows / parts, end = (part + 1) * p.rows / parts;
     const int64_t done = t * p.rows * p.columns;
-    multiply(p, a.task(t), weights, packed, c + done, bias ? bias->task(t) : nullptr, relu, begin, end);
+    const S* start = bias ? bias->task(t) : nullptr;
+    if (dots_fit(p)) dots(p, a.task(t), weights, c + done, start, relu, begin, end);
+    else if (direct) sums(p, a.task(t), weights, c + done, begin, end);
+    else multiply(p, a.task(t), weights, packed, c + done, start, relu, begin, end);
     after(done + begin * p.columns, done + end * p.columns);
   });
 }

@@ -18,13 +18,17 @@ from torch import Tensor
 
 from fastmaml.engine.cuda_graph import CudaGraph
 from fastmaml.engine.fingerprint import autocast_state, fingerprint
-from fastmaml.engine.flat import cleaned, compiled, operation_count
+from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
+
+SMALL = 2**16
+"""Operations with fewer results than this, on the average, run on one thread: to wake a second one
+costs more, and much more where the cores have other work too."""
 
 KEPT = 8
 """Recordings kept; the one that was not used for longest goes first."""
@@ -40,11 +44,13 @@ class Recording:
         run: of the flat tensors, gives the flat results.
         layout: of the results.
         operations: how many calls a replay makes, views not counted.
+        small: whether the operations are too small for more than one thread.
     """
 
     run: Function
     layout: Layout
     operations: int
+    small: bool
 
 
 class Captured:
@@ -146,7 +152,9 @@ class Captured:
         run = self.prepare(tape)
         if flat.seeds.device.type == "cuda" and self.prepare is compiled:
             run = CudaGraph(run)
-        return Recording(run, layout[0], operation_count(tape))
+        operations = operation_count(tape)
+        small = element_count(tape) < SMALL * operations
+        return Recording(run, layout[0], operations, small)
 
     def _replayed(self, flat: Flat) -> MetaResult:
         size, tasks = flat.program.chunk, flat.tasks
@@ -159,8 +167,9 @@ class Captured:
         def run(number: int) -> list[Tensor]:
             return recordings[number].run(*chunks[number].tensors())
 
-        parallel = self.prepare is compiled and flat.seeds.device.type == "cpu"
-        return layout.result(run_chunks(run, len(chunks), layout.split, parallel))
+        own = self.prepare is compiled and flat.seeds.device.type == "cpu"
+        small = own and recordings[0].small
+        return layout.result(run_chunks(run, len(chunks), layout.split, own, small))
 
 
 def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -34,6 +34,12 @@ def operation_count(tape: Tape) -> int:
     return sum(isinstance(step, Operation) for step in tape.steps)
 
 
+def element_count(tape: Tape) -> int:
+    """How many numbers the calls of a replay make."""
+    made = (v for step in tape.steps if isinstance(step, Operation) for v in _makes(step))
+    return sum(math.prod(tape.geometry[v].size) for v in made)
+
+
 def _refs(tree: Any) -> list[int]:
     leaves = tree_leaves(tree, is_leaf=lambda x: isinstance(x, Ref))
     return [x.value for x in leaves if isinstance(x, Ref)]

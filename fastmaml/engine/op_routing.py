@@ -238,6 +238,14 @@ def _group_norm(mode: OpRouting, *args: Any, **kwargs: Any) -> Any:
     return group_norm(*args, **kwargs)
 
 
+def _adaptive_avg_pool2d(mode: OpRouting, input: Any, output_size: Any) -> Any:
+    """PyTorch's restrides the mean of channels-last images in place, one task at a time in vmap."""
+    sizes = (output_size,) if isinstance(output_size, int) else tuple(output_size)
+    if set(sizes) != {1} or not isinstance(input, Tensor) or input.ndim not in (3, 4):
+        return NotImplemented
+    return input.mean((-2, -1), keepdim=True)
+
+
 def _cross_entropy(
     mode: OpRouting,
     input: Any,
@@ -288,6 +296,7 @@ _HANDLERS: dict[Any, Handler] = {
     torch.relu: _relu,
     Tensor.relu: _relu,
     F.max_pool2d: _max_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.gelu: _gelu,
     F.silu: _activation("silu"),
     F.tanh: _activation("tanh"),

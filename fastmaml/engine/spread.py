@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastmaml.ops import parallel_region
+from fastmaml.ops import alone, parallel_region
 
 Chunk = Callable[[int], list[Tensor]]
 
@@ -44,11 +44,15 @@ class Sum:
 
     def results(self) -> list[Tensor]:
         """The whole."""
+        if len(self._by_task) == 1:
+            return self._by_task[0] + self._total
         joined = [torch.cat(xs) for xs in zip(*self._by_task, strict=True)]
         return joined + self._total
 
 
-def run_chunks(chunk: Chunk, count: int, split: int, parallel: bool) -> list[Tensor]:
+def run_chunks(
+    chunk: Chunk, count: int, split: int, parallel: bool, small: bool = False
+) -> list[Tensor]:
     """The results of all chunks, joined and added up.
 
     Args:
@@ -56,21 +60,22 @@ def run_chunks(chunk: Chunk, count: int, split: int, parallel: bool) -> list[Ten
         count: how many there are.
         split: see `Sum`.
         parallel: use all of torch's threads, one chunk each, where the native module is built.
+        small: a chunk's operations are too small for more than one thread.
     """
-    if count == 1:
-        with torch._C._AutoDispatchBelowAutograd():
-            return chunk(0)
     total = Sum(split)
 
     def one(number: int) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             total.add(number, chunk(number))
 
-    region = parallel_region() if parallel else None
-    if region is None:
+    region = parallel_region() if parallel and count > 1 else None
+    single = alone() if small and count == 1 else None
+    if region is not None:
+        region(one, count)
+    elif single is not None:
+        single(lambda: one(0))
+    else:
         for number in range(count):
             one(number)
-    else:
-        region(one, count)
     with torch._C._AutoDispatchBelowAutograd():
         return total.results()

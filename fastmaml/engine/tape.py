@@ -116,6 +116,13 @@ def record(
     return recorder.tape, results
 
 
+_ABOUT_SHAPES = {
+    torch.ops.aten.is_same_size.default,
+    torch.ops.aten._has_same_storage_numel.default,
+}
+"""What forward-mode differentiation asks; no values are read."""
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
@@ -130,7 +137,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.is_same_size.default:  # forward mode asks; it reads no values
+        if func in _ABOUT_SHAPES:
             return func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
             raise UncapturableError(f"it calls {func}, which draws random numbers")

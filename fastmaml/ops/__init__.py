@@ -6,7 +6,7 @@ same family, in reverse and forward mode, under vmap and in a trace; there is no
 """
 
 from fastmaml.ops._load import BACKENDS, default_backend, families, kernels, status
-from fastmaml.ops.coverage import covers, parallel_region
+from fastmaml.ops.coverage import alone, covers, parallel_region
 from fastmaml.ops.inner_momentum import inner_momentum
 from fastmaml.ops.inner_update import inner_update
 from fastmaml.ops.task_act import task_act
@@ -19,6 +19,7 @@ from fastmaml.ops.task_mse import task_mse
 
 __all__ = [
     "BACKENDS",
+    "alone",
     "covers",
     "default_backend",
     "families",

@@ -29,6 +29,15 @@ def covers(op: str, backend: str, tensors: Iterable[Tensor | None]) -> bool:
     return device.type in found.devices and dtype in found.dtypes
 
 
+def alone() -> Callable[[Callable[[], None]], None] | None:
+    """``alone(body)`` calls ``body()``, whose operations then stay on the calling thread.
+
+    None where the native module is not built.
+    """
+    module = _load.native_module()
+    return None if module is None else module.alone
+
+
 def parallel_region() -> Callable[[Callable[[int], None], int], None] | None:
     """``region(body, count)`` calls ``body(0), ..., body(count - 1)`` on all of torch's threads.
 
