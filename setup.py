@@ -5,7 +5,8 @@ The CPU kernels need a C++20 compiler, ninja, pybind11 and the torch that is ins
 
 - ``FASTMAML_BUILD``: ``auto`` (default: a failed build warns and leaves a working pure-PyTorch
   install), ``0`` (build nothing), ``1`` (a failed build is an error).
-- ``FASTMAML_CUDA``: the same for the CUDA kernels; ``auto`` builds them where nvcc is found.
+- ``FASTMAML_CUDA``: the same for the CUDA kernels; ``auto`` builds them where nvcc is, for a torch
+  that has CUDA.
 - ``FASTMAML_CUDA_ARCHS``: default ``80 86 89 90 100``, and PTX of the first for all others.
 - ``FASTMAML_SANITIZE``: for example ``address,undefined``: an instrumented build for tests.
 - ``CXX``, ``NVCC``, ``MAX_JOBS``: the compilers, and how many of them at a time.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -71,7 +73,10 @@ def folder_of(package: str) -> Path:
 def nvcc_path() -> str | None:
     """The nvcc to build CUDA kernels with, or None for a CPU-only build."""
     wanted = choice("FASTMAML_CUDA")
-    if wanted == "0" or not any(CSRC.glob("cuda/*.cu")):
+    version = (folder_of("torch") / "version.py").read_text()
+    if wanted == "0" or (
+        wanted == "auto" and re.search(r"^cuda\b.*= None$", version, re.MULTILINE)
+    ):
         return None
     found = shutil.which(os.environ.get("NVCC", "nvcc"))
     if found is None and wanted == "1":
