@@ -8,7 +8,7 @@ namespace {
 
 // Sums run over chunks in S and over chunks in double: as accurate as summing in double, at the
 // speed of S.
-constexpr int64_t kChunk = 1024;
+constexpr int64_t kChunk = 128;
 constexpr int64_t kBlock = 16384;
 
 // Sum of a (x - y), a being x - y itself where it is not given.

@@ -86,7 +86,10 @@ class Captured:
         step_weights: Sequence[float],
         cotangents: Any = None,
     ) -> MetaResult:
-        """As `meta_step`, to the same bits on the reference backend.
+        """As `meta_step`, on the reference backend to the same bits.
+
+        `MixedMode` excepted: PyTorch takes other forward-mode formulas while it is recorded, and
+        the difference is rounding.
 
         Raises:
             RuntimeError: it cannot be captured, and that is required; the message says why.

@@ -230,7 +230,10 @@ def _view(mode: OpRouting, input: Any, *size: Any) -> Any:
     """The ops keep images channels-last, of which not every view is one."""
     if not size or isinstance(size[0], torch.dtype):
         return NotImplemented
-    return input.reshape(*size)
+    try:
+        return input.view(*size)
+    except RuntimeError:  # reshape says so too where the sizes are wrong
+        return input.reshape(*size)
 
 
 def _group_norm(mode: OpRouting, *args: Any, **kwargs: Any) -> Any:

@@ -110,7 +110,7 @@ def make_plan(
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
     with Watch(episodes, seeds.device) as watch:
-        outputs = _run(alone, meta, episodes[:1], seeds[:1]).outputs
+        alone, outputs = _tried(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
     drew = watch.drew()
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
@@ -174,6 +174,22 @@ def _batching(
         if not refusal or fixed_backend:
             return backend, refusal
     return alone.forward.backend, refusal
+
+
+def _tried(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
+) -> tuple[Program, Any]:
+    """The program on a backend on which it runs, and its outputs."""
+    if fixed_backend or program.forward.backend == "reference":
+        return program, _run(program, meta, episodes, seeds).outputs
+    try:
+        return program, _run(program, meta, episodes, seeds).outputs
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        # Plain PyTorch then runs it, or raises what is wrong with the model in its own words.
+        plain = replace(program, forward=replace(program.forward, backend="reference"))
+        return plain, _run(plain, meta, episodes, seeds).outputs
 
 
 def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> str:

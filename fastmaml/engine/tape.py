@@ -139,6 +139,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in _ABOUT_SHAPES:
             return func(*args, **kwargs)
+        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
+            func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
             raise UncapturableError(f"it calls {func}, which draws random numbers")
         named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))

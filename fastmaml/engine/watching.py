@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ class Watch(TorchFunctionMode):
         self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
         self.versions = [x._version for x in self.tensors]
         self.device = device
-        self.states = self._random_states()
+        self.own_generator = False
+        self.states, self.python_state = self._random_states(), random.getstate()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -38,6 +40,8 @@ class Watch(TorchFunctionMode):
                 "(for transformers: model.gradient_checkpointing_disable()); "
                 "gradient=Checkpointed() saves memory in its stead."
             )
+        if kwargs and isinstance(kwargs.get("generator"), torch.Generator):
+            self.own_generator = True
         return func(*args, **(kwargs or {}))
 
     def check_inputs(self) -> None:
@@ -50,6 +54,8 @@ class Watch(TorchFunctionMode):
 
     def drew(self) -> bool:
         """Whether a random number was drawn that no key decides."""
+        if self.own_generator or random.getstate() != self.python_state:
+            return True
         pairs = zip(self.states, self._random_states(), strict=True)
         return any(not torch.equal(a, b) for a, b in pairs)
 
