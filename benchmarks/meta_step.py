@@ -1,172 +1,189 @@
-"""How long does one exact second-order meta-step take beside a loop over tasks?
+"""How long does one exact second-order meta-step take beside the alternatives?
 
-    python benchmarks/meta_step.py [--rounds 15] [--threads 2] [--device cuda]
+    benchmarks/peers/install.sh PEERS          # once: learn2learn, higher and JAX
+    python benchmarks/meta_step.py --peers PEERS [--slow] [--rounds 15] [--threads 2]
 
-Same weights and episodes for all; the meta-gradients are checked equal in float64 before anything
-is timed in float32; the contestants take turns within each round, so a slow moment hits all of
-them. learn2learn and higher take part where they can be imported (benchmarks/peers/install.sh makes
-such an environment). Writes benchmarks/results/DEVICE/meta_step.json.
+Every contestant has a process of its own, the same weights and the same episodes, and takes its
+turn in every round, so that a slow moment hits all; only one computes at a time. Meta-gradients are
+compared with the hand-written loop's of float64 first: in float64 on the first tasks of every
+workload, then, within what rounding does, at each first call in float32. The program stops where
+one that should be exact is not. What did not take part is in the results with the reason.
+
+Of each contestant: the first call, in a fresh process that has imported what it needs; the median
+and quartiles over its turns; the peak of its memory over the state before the first call (resident
+memory; on CUDA, what the allocator gave out), and the same where the libraries that the call loads
+were loaded by a tiny one before. Writes benchmarks/results/DEVICE/meta_step.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import statistics
-import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from results import about, folder
-from torch import Tensor, nn
-from torch.nn import functional as F
+from contestants import CONTESTANTS
+from exactness import Check, allowed, difference, loop_of, read, require
+from results import about, folder, quartiles
+from turns import Field, Process, WorkerError
+from workloads import WORKLOADS, Workload, arrays, network
 
-import fastmaml as fm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from hand_loop import hand_loop
-from test_peers import with_higher, with_learn2learn
-
-METHODS = {
-    "fastmaml Unrolled": fm.gradients.Unrolled(),
-    "fastmaml Checkpointed": fm.gradients.Checkpointed(),
-    "fastmaml MixedMode": fm.gradients.MixedMode(),
-    "fastmaml FirstOrder": fm.gradients.FirstOrder(),
-}
-EXACT = 1e-9  # relative, over the whole gradient, in float64
-Gradient = dict[str, Tensor]
+TINY = "sinusoid-1"
+Rows = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a meta-step works on."""
-
-    name: str
-    model: Callable[[], nn.Module]
-    loss: Callable[[Any, Any], Tensor]
-    episodes: Callable[[], fm.Episodes]
-    lr: float
-    steps: int
-
-
-def sinusoids() -> fm.Episodes:
-    return fm.episodes.sinusoid(shots=10, queries=10, tasks=25, seed=0).sample()
-
-
-def images() -> fm.Episodes:
-    x = (torch.rand(32, 10, 1, 28, 28) > 0.8).float()
-    labels = torch.arange(5).repeat(32, 1)
-    return fm.Episodes(fm.Batch(x[:, :5], labels), fm.Batch(x[:, 5:], labels))
-
-
-MLP = partial(fm.models.mlp, 1, 1)
-CONV = "conv4-64 {}, 5-way 1-shot, 32 tasks, 1 step"
-STRIDED, POOLED = (partial(fm.models.conv4, 5, pool=pool) for pool in ("stride", "max"))
-WORKLOADS = [
-    Workload("sinusoid MLP, 25 tasks, 1 step", MLP, F.mse_loss, sinusoids, 0.01, 1),
-    Workload("sinusoid MLP, 25 tasks, 5 steps", MLP, F.mse_loss, sinusoids, 0.01, 5),
-    Workload(CONV.format("strided"), STRIDED, F.cross_entropy, images, 0.1, 1),
-    Workload(CONV.format("max-pool"), POOLED, F.cross_entropy, images, 0.1, 1),
-]
+def begin(check: Check, work: Workload, processes: contextlib.ExitStack) -> tuple[Rows, Any]:
+    """Every contestant's first call: its row so far, and its process if it goes on."""
+    field, limit, path = check.field, check.field.options.patience, check.place / "gradient.npz"
+    rows: Rows = {n: {"skipped": reason} for n, reason in field.absent.items()}
+    running: dict[str, Process] = {}
+    for name in field.names:
+        rows[name] = row = {"order": CONTESTANTS[name].order}
+        if (name, work.key) in check.refused:
+            row["skipped"] = check.refused[name, work.key]
+            continue
+        process = processes.enter_context(contextlib.closing(field.process(name, "float32")))
+        try:
+            data = str(check.place / f"{work.key}.npz")
+            row |= process.ask("load", limit, workload=work.key, data=data, tasks=None)
+            found = process.ask("first", limit, gradient=str(path))
+            gradient = read(path)
+            row["step_mb"] = None if CONTESTANTS[name].slow else step_memory(check, name, work)
+        except WorkerError as refusal:
+            row["skipped"] = f"first call: {refusal}"
+            continue
+        error = difference(gradient, check.whole[loop_of(name), work.key])
+        require(name, work, error, allowed(work, field.options.tf32), "float32")
+        row["difference_float32"] = error
+        row["difference_float64"] = check.differences.get((name, work.key))
+        row["first_call_s"] = round(found["seconds"], 4)
+        row["first_call_mb"] = found["mb"]
+        row["peaks"], row["turns"], row["spent"] = [], [], 0.0
+        running[name] = process
+    return rows, running
 
 
-def contestants(
-    work: Workload, model: nn.Module, data: fm.Episodes
-) -> dict[str, Callable[[], Any]]:
-    """By name, a function that computes the meta-gradient."""
-    given = (model, work.loss, data, work.lr, work.steps)
-    found: dict[str, Callable[[], Any]] = {
-        "hand-written loop": lambda: hand_loop(*given)[1],
-        "hand-written loop, first order": lambda: hand_loop(*given, first_order=True)[1],
-    }
-    for name, run in {"learn2learn": with_learn2learn, "higher": with_higher}.items():
-        if importlib.util.find_spec(name):
-            found[name] = lambda run=run: run(*given, False)[1]
-    for name, gradient in METHODS.items():
-        maml = fm.MAML(model, work.lr, steps=work.steps, loss=work.loss, gradient=gradient)
-        found[name] = lambda maml=maml: of(maml, data)
-    return found
+def step_memory(check: Check, name: str, work: Workload) -> float | None:
+    """Peak memory growth of a first call in MB, when all that the contestant loads is loaded.
 
-
-def of(maml: fm.MAML, data: fm.Episodes) -> Gradient:
-    maml.zero_grad()
-    maml(data).loss.backward()
-    return {n: p.grad.clone() for n, p in maml.module.named_parameters()}
-
-
-def difference(a: Gradient, b: Gradient) -> float:
-    flat = [torch.cat([g[n].flatten() for n in b]) for g in (a, b)]
-    return float((flat[0] - flat[1]).norm() / flat[1].norm())
-
-
-def timed(run: Callable[[], Gradient], device: str) -> float:
-    """Milliseconds until the device has the gradient."""
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def check(work: Workload, device: str) -> dict[str, float]:
-    """How far each gradient is from the hand-written loop's, in float64.
-
-    Raises:
-        SystemExit: an exact one is further than rounding allows; nothing is timed then.
+    In a process of its own, after the same for a tiny workload.
     """
-    torch.manual_seed(0)
-    model, data = work.model().to(device, torch.float64), work.episodes().to(device, torch.float64)
-    found = {name: dict(run()) for name, run in contestants(work, model, data).items()}
-    reference = found["hand-written loop"]
-    differences = {name: difference(gradient, reference) for name, gradient in found.items()}
-    for name, error in differences.items():
-        if "irst" not in name and error > EXACT:
-            raise SystemExit(f"{work.name}: {name} is off the hand-written loop by {error:.1e}")
-    return differences
+    limit, found = check.field.options.patience, None
+    with contextlib.closing(check.field.process(name, "float32")) as process:
+        for key in (TINY, work.key):
+            data, gradient = (str(check.place / f"{n}.npz") for n in (key, "gradient"))
+            process.ask("load", limit, workload=key, data=data, tasks=None)
+            found = process.ask("first", limit, gradient=gradient)["mb"]
+    return found if found is None else round(found, 1)
 
 
-def measure(work: Workload, rounds: int, device: str) -> dict[str, Any]:
-    differences = check(work, device)
-    torch.manual_seed(0)
-    model, data = work.model().to(device), work.episodes().to(device)
-    runs: dict[str, Callable[[], Any]] = contestants(work, model, data)
-    rows: dict[str, Any] = {}
-    for name, run in runs.items():
-        first = timed(run, device)
-        rows[name] = {"first_call_ms": round(first, 2), "difference": differences[name], "ms": []}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            rows[name]["ms"].append(timed(run, device))
-    for row in rows.values():
-        times = row.pop("ms")
-        row["median_ms"] = round(statistics.median(times), 2)
-        row["quartiles_ms"] = [round(q, 2) for q in statistics.quantiles(times, n=4)[::2]]
-    return {"workload": work.name, "rows": rows}
+def take_turns(rows: Rows, running: dict[str, Process], options: argparse.Namespace) -> None:
+    """Rounds in which each contestant calls for some time: a turn counts as its median call."""
+    for _ in range(options.rounds):
+        for name, process in running.items():
+            row = rows[name]
+            if "skipped" in row or (row["turns"] and row["spent"] > options.budget):
+                continue
+            start = time.monotonic()
+            try:
+                found = process.ask("turn", options.patience, seconds=options.turn)
+            except WorkerError as refusal:
+                row["skipped"] = f"in a turn: {refusal}"
+                continue
+            row["spent"] += time.monotonic() - start
+            calls = found["ms"][1:] or found["ms"]  # the first one finds the caches cold
+            row["turns"].append(statistics.median(calls))
+            row["peaks"].append(found["mb"])
+
+
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as it is kept."""
+    if "skipped" in row:
+        return {"skipped": row["skipped"]}
+    turns, peaks, first = row.pop("turns"), row.pop("peaks"), row.pop("first_call_mb")
+    row.pop("spent")
+    known = first is not None
+    return row | {
+        "median_ms": round(statistics.median(turns), 4),
+        "quartiles_ms": quartiles(turns, 4),
+        "turns": len(turns),
+        "peak_mb": round(max(first, *peaks), 1) if known else None,
+        "peak_after_first_call_mb": round(max(peaks), 1) if known else None,
+    }
+
+
+def measured(check: Check, work: Workload) -> dict[str, Any]:
+    with contextlib.ExitStack() as processes:
+        rows, running = begin(check, work, processes)
+        take_turns(rows, running, check.field.options)
+    return {
+        "workload": asdict(work),
+        "parameters": sum(p.numel() for p in network(work).parameters()),
+        "gflop": check.gflop[work.key],
+        "first_order_difference": check.first_order[work.key],
+        "rows": {n: summary(rows[n]) for n in CONTESTANTS if n in rows},
+    }
+
+
+def printed(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['workload']['title']} ({found['gflop']:.1f} GFLOP)"
+    for name, row in found["rows"].items():
+        if "skipped" in row:
+            yield f"  {name:34} {row['skipped']}"
+            continue
+        low, high = row["quartiles_ms"]
+        yield (
+            f"  {name:34} {row['median_ms']:10.2f} ms ({low:.2f} to {high:.2f}, {row['turns']} "
+            f"turns)  first call {row['first_call_s']:.2f} s  peak "
+            f"{row['peak_mb']} MB, without libraries {row['step_mb']} MB  "
+            f"off by {row['difference_float32']:.0e}"
+        )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", type=Path, help="the folder that peers/install.sh made")
+    parser.add_argument("--slow", action="store_true", help="what compiles for minutes, too")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--turn", type=float, default=0.25, help="seconds a turn, or one call")
+    parser.add_argument("--budget", type=float, default=60, help="seconds for all its turns")
+    parser.add_argument("--patience", type=float, default=240, help="seconds for a first call")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="on CUDA, for all alike")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--contestants", nargs="+", help="parts of names; the loops always run")
+    parser.add_argument("--check", action="store_true", help="compare gradients, time nothing")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, help="where the results go")
-    options = parser.parse_args()
+    options = parsed()
     torch.set_num_threads(options.threads)
-    found = []
-    for work in WORKLOADS:
-        found.append(measure(work, options.rounds, options.device))
-        print(found[-1]["workload"])
-        for name, row in found[-1]["rows"].items():
-            print(f"  {name:32} {row['median_ms']:9.2f} ms  {row['quartiles_ms']}")
-    path = options.json or folder(options.device) / "meta_step.json"
-    result = {**about(options.device), "rounds": options.rounds, "workloads": found}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    works, field = [WORKLOADS[key] for key in options.workloads], Field(options)
+    settings = {n: getattr(options, n) for n in ("rounds", "turn", "budget", "patience", "tf32")}
+    result: dict[str, Any] = {**about(options.device), **settings, "workloads": []}
+    with tempfile.TemporaryDirectory() as place:
+        for work in {WORKLOADS[TINY], *works}:
+            np.savez(Path(place) / f"{work.key}.npz", **arrays(work))
+        check = Check(field, works, Path(place))
+        check.run()
+        path = options.json or folder(options.device) / "meta_step.json"
+        for work in works if not options.check else []:
+            result["workloads"].append(measured(check, work))
+            print("\n".join(printed(result["workloads"][-1])), flush=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import re
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def about(device: str = "cpu") -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def quartiles(values: list[float], digits: int) -> list[float]:
+    """The lower and the upper one, within what was measured."""
+    if len(values) < 2:
+        return [round(v, digits) for v in values * 2]
+    found = statistics.quantiles(values, n=4, method="inclusive")
+    return [round(found[0], digits), round(found[2], digits)]
 
 
 def cpu_name() -> str:

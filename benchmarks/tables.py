@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DEVICES = ("cpu", "cuda")
+LEFT_OUT = {"skipped": "it was not asked for"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -87,28 +89,51 @@ def memory() -> str:
 
 
 def times() -> str:
-    found = read("cpu/meta_step.json")
-    names = list(dict.fromkeys(n for w in found["workloads"] for n in w["rows"]))
-    rows = []
-    for name in names:
-        cells = []
-        for work in found["workloads"]:
-            row = work["rows"].get(name)
-            order = ", first order" if "irst" in name else ""
-            loop = work["rows"][f"hand-written loop{order}"]["median_ms"]
-            cells.append(
-                "" if row is None else f"{row['median_ms']:.1f} ({loop / row['median_ms']:.1f}x)"
-            )
-        rows.append([name, *cells])
-    header = [
-        "median ms (times as fast as the loop of the same order)",
-        *(w["workload"] for w in found["workloads"]),
+    """Of every device that has results: milliseconds, then first calls and memory."""
+    found = [
+        read(f"{d}/meta_step.json") for d in DEVICES if (RESULTS / d / "meta_step.json").exists()
     ]
+    return "\n\n".join(part for one in found for part in times_of(one))
+
+
+def times_of(found: dict[str, Any]) -> list[str]:
+    """Two tables, a row a contestant, and a note."""
+    works = found["workloads"]
+    shorts = [work["workload"]["short"] for work in works]
+    names = dict.fromkeys(n for work in works for n in work["rows"])
+    ran = [n for n in names if any("skipped" not in w["rows"].get(n, LEFT_OUT) for w in works)]
+    speed = [[n, *(speed_of(work["rows"], n) for work in works)] for n in ran]
+    begin = [[n, *(begin_of(work["rows"].get(n, LEFT_OUT)) for work in works)] for n in ran]
+    reasons = {n: works[0]["rows"].get(n, LEFT_OUT)["skipped"] for n in names if n not in ran}
     note = (
-        f"{found['device']}, torch {found['torch']}, {found['rounds']} rounds; quartiles and first "
-        "calls are in `benchmarks/results/cpu/meta_step.json`."
+        f"{found['device']}, threads: {found['threads']}, torch {found['torch']}, up to "
+        f"{found['rounds']} rounds. "
+        + " ".join(f"*{w['workload']['short']}*: {w['workload']['title']}." for w in works)
+        + "".join(f" Left out: {n} ({reason})." for n, reason in reasons.items())
     )
-    return f"{table(header, rows)}\n\n{note}"
+    return [
+        table(["median ms (times as fast as the loop of the same order)", *shorts], speed),
+        table(["first call in a fresh process, s; peak memory of a step, MB", *shorts], begin),
+        note,
+    ]
+
+
+def speed_of(rows: dict[str, Any], name: str) -> str:
+    row = rows.get(name, LEFT_OUT)
+    if "skipped" in row:
+        return ""
+    loop = rows["hand-written loop" + (", first order" if row["order"] == 1 else "")]
+    ms = row["median_ms"]
+    times = f" ({loop['median_ms'] / ms:.1f}x)" if "median_ms" in loop else ""
+    return f"{ms:,.{2 if ms < 10 else 1 if ms < 100 else 0}f}{times}"
+
+
+def begin_of(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return ""
+    memory = "" if row["step_mb"] is None else f"; {row['step_mb']:,.0f}"
+    seconds = row["first_call_s"]
+    return f"{seconds:,.{2 if seconds < 10 else 0}f}{memory}"
 
 
 TABLES: dict[str, Callable[[], str]] = {"learned": learned, "memory": memory, "time": times}

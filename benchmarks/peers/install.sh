@@ -1,38 +1,58 @@
 #!/usr/bin/env bash
-# Makes an environment that holds the packages fastmaml is compared with:
+# Makes two environments that hold the packages fastmaml is compared with:
 #
 #     benchmarks/peers/install.sh FOLDER
-#     PYTHONPATH=. FOLDER/bin/python -m pytest tests/test_peers.py
+#     PYTHONPATH=. FOLDER/torch/bin/python -m pytest tests/test_peers.py
+#     python benchmarks/meta_step.py --peers FOLDER
+#
+# FOLDER/torch has learn2learn and higher, FOLDER/jax has JAX. Name one of them to make it alone.
 #
 # Of learn2learn 0.2.0 only what touches gradients is installed (algorithms, nn, optim, utils: pure
 # Python, as published). Its data sets and environments are left out, since they need a C build,
 # torchvision and an old gym, and `import learn2learn` would load them all.
 set -euo pipefail
 
-if [ $# -ne 1 ]; then
-    echo "usage: $0 FOLDER   (a new folder for the environment, with about 1 GB of room)" >&2
+if [ $# -lt 1 ] || [ $# -gt 2 ] || { [ $# -eq 2 ] && [ "$2" != torch ] && [ "$2" != jax ]; }; then
+    echo "usage: $0 FOLDER [torch | jax]   (a new folder, with about 2 GB of room)" >&2
     exit 2
 fi
-"${PYTHON:-python3}" -m venv "$1"
-bin=$(cd "$1" && pwd)/bin
+wanted=${2:-torch jax}
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# torch goes first and pinned, so that what follows finds it there.
-"$bin/pip" install --quiet torch==2.13.0
-"$bin/pip" install --quiet numpy pytest
-"$bin/pip" install --quiet --no-deps higher==0.2.1
+make_torch() {
+    local bin=$folder/torch/bin
+    "${PYTHON:-python3}" -m venv "$folder/torch"
+    # torch goes first and pinned, so that what follows finds it there.
+    "$bin/pip" install --quiet torch==2.13.0
+    "$bin/pip" install --quiet numpy pytest
+    "$bin/pip" install --quiet --no-deps higher==0.2.1
 
-"$bin/pip" download --quiet --no-deps --no-binary learn2learn --dest "$scratch" learn2learn==0.2.0
-tar xzf "$scratch/learn2learn-0.2.0.tar.gz" -C "$scratch"
-source=$scratch/learn2learn-0.2.0/learn2learn
-target=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/learn2learn
-rm -rf "$target"
-mkdir "$target"
-cp -r "$source"/{_version.py,algorithms,nn,optim,utils} "$target"
-grep -vE '^from \. import (data|gym|text|vision)$' "$source/__init__.py" > "$target/__init__.py"
-
-"$bin/python" -c '
+    "$bin/pip" download --quiet --no-deps --no-binary learn2learn --dest "$scratch" \
+        learn2learn==0.2.0
+    tar xzf "$scratch/learn2learn-0.2.0.tar.gz" -C "$scratch"
+    local source=$scratch/learn2learn-0.2.0/learn2learn target
+    target=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/learn2learn
+    rm -rf "$target"
+    mkdir "$target"
+    cp -r "$source"/{_version.py,algorithms,nn,optim,utils} "$target"
+    grep -vE '^from \. import (data|gym|text|vision)$' "$source/__init__.py" \
+        > "$target/__init__.py"
+    "$bin/python" -c '
 import higher, learn2learn, torch
 print(f"torch {torch.__version__}, learn2learn {learn2learn.__version__}, higher 0.2.1")
 '
+}
+
+make_jax() {
+    local bin=$folder/jax/bin
+    "${PYTHON:-python3}" -m venv "$folder/jax"
+    "$bin/pip" install --quiet jax==0.10.2 jaxlib==0.10.2 numpy
+    "$bin/python" -c 'import jax; print(f"jax {jax.__version__}")'
+}
+
+for one in $wanted; do
+    "make_$one"
+done

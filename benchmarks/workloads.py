@@ -1,0 +1,146 @@
+"""The meta-steps that are timed: networks, shapes, weights and episodes.
+
+Read by every worker process, JAX's too: torch is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WIDTH, HEADS, FEED_FORWARD, LAYERS, VOCABULARY = 128, 4, 512, 2, 256  # of the transformer
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One meta-step.
+
+    Attributes:
+        key: a short name, for the command line.
+        short: a column's heading.
+        title: a description.
+        network: "mlp", "conv4" or "transformer".
+        tasks, steps, lr: of the meta-batch and of the inner loop.
+        support, query: examples a task.
+        ways: classes; 1 for regression.
+        shape: of an example.
+        filters: channels of conv4's layers.
+    """
+
+    key: str
+    short: str
+    title: str
+    network: str
+    tasks: int
+    steps: int
+    lr: float
+    support: int
+    query: int
+    ways: int
+    shape: tuple[int, ...]
+    filters: int = 0
+
+    @property
+    def regression(self) -> bool:
+        """Whether the loss is the squared error; else cross-entropy."""
+        return self.ways == 1
+
+
+WORKLOADS = {
+    work.key: work
+    for work in (
+        Workload(
+            "sinusoid-1", "sinusoid, K=1",
+            "sinusoid MLP 1-40-40-1, 25 tasks, 10 shots, K=1",
+            "mlp", 25, 1, 0.01, 10, 10, 1, (1,),
+        ),
+        Workload(
+            "sinusoid-5", "sinusoid, K=5",
+            "sinusoid MLP 1-40-40-1, 25 tasks, 10 shots, K=5",
+            "mlp", 25, 5, 0.01, 10, 10, 1, (1,),
+        ),
+        Workload(
+            "omniglot-5w", "Omniglot 5w1s, K=1",
+            "Omniglot conv4-64, 5-way 1-shot, 32 tasks, K=1",
+            "conv4", 32, 1, 0.4, 5, 5, 5, (1, 28, 28), 64,
+        ),
+        Workload(
+            "omniglot-20w", "Omniglot 20w1s, K=5",
+            "Omniglot conv4-64, 20-way 1-shot, 8 tasks, K=5",
+            "conv4", 8, 5, 0.01, 20, 20, 20, (1, 28, 28), 64,
+        ),
+        Workload(
+            "images-32", "3x32x32 5w5s, K=5",
+            "conv4-32 on 3x32x32, 5-way 5-shot, 15 queries a class, 4 tasks, K=5",
+            "conv4", 4, 5, 0.01, 25, 75, 5, (3, 32, 32), 32,
+        ),
+        Workload(
+            "transformer", "transformer, K=5",
+            "2-layer transformer, d=128, 8 x 32 tokens, 4 tasks, K=5",
+            "transformer", 4, 5, 0.01, 8, 8, 5, (32,),
+        ),
+    )
+}  # fmt: skip
+
+
+def network(work: Workload) -> nn.Module:
+    """The workload's network, in training mode, as torch initialises it."""
+    import fastmaml as fm
+
+    if work.network == "mlp":
+        return fm.models.mlp(1, 1)
+    if work.network == "conv4":
+        channels, size, _ = work.shape
+        return fm.models.conv4(work.ways, channels, work.filters, pool="max", image_size=size)
+    return transformer(work.ways)
+
+
+def transformer(classes: int) -> nn.Module:
+    """Tokens to classes: embedding, pre-norm layers, a norm, the mean over tokens, a classifier."""
+    from torch import Tensor, nn
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+            self.layers = nn.Sequential(
+                *(
+                    nn.TransformerEncoderLayer(
+                        WIDTH, HEADS, FEED_FORWARD, dropout=0.0, activation="gelu",
+                        batch_first=True, norm_first=True,
+                    )
+                    for _ in range(LAYERS)
+                )
+            )  # fmt: skip
+            self.norm = nn.LayerNorm(WIDTH)
+            self.classifier = nn.Linear(WIDTH, classes)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.norm(self.layers(self.embedding(tokens)))
+            y: Tensor = self.classifier(x.mean(1))
+            return y
+
+    return Transformer()
+
+
+def arrays(work: Workload, seed: int = 0) -> dict[str, Any]:
+    """NumPy arrays: weights as ``w.NAME``, and ``support.inputs``, ``support.targets``, ..."""
+    import torch
+
+    torch.manual_seed(seed)
+    found = {f"w.{name}": p.detach().numpy() for name, p in network(work).named_parameters()}
+    amplitude, phase = torch.rand(2, work.tasks, 1, 1).unbind()
+    for part, examples in (("support", work.support), ("query", work.query)):
+        size = (work.tasks, examples, *work.shape)
+        if work.network == "mlp":
+            x = 10 * torch.rand(size) - 5
+            y = (0.1 + 4.9 * amplitude) * torch.sin(x + torch.pi * phase)
+        else:
+            tokens = work.network == "transformer"
+            x = torch.randint(VOCABULARY, size) if tokens else torch.randn(size)
+            y = (torch.arange(examples) % work.ways).expand(work.tasks, -1).contiguous()
+        found |= {f"{part}.inputs": x.numpy(), f"{part}.targets": y.numpy()}
+    return found
