@@ -27,9 +27,10 @@ def make_executor(name: str | None) -> Executor:
 
 
 def lanes(executor: str | None, device: torch.device) -> int:
-    """How many chunks of tasks the executor runs at the same time on this device."""
-    spreads = executor in (None, "captured") and device.type == "cpu"
-    return torch.get_num_threads() if spreads and ops.parallel_region() else 1
+    """How many chunks of tasks run from recordings at the same time; 0 where none is recorded."""
+    if executor not in (None, "captured") or device.type != "cpu":
+        return 0
+    return torch.get_num_threads() if ops.parallel_region() else 1
 
 
 def chosen_backend(asked: str | None, executor: str | None, device: torch.device) -> str:

@@ -15,17 +15,22 @@ from fastmaml.engine.tape import Geometry, Operation, Ref, Tape, View
 Replay = Callable[..., list[Tensor]]
 
 
-def cleaned(tape: Tape) -> Tape:
+def cleaned(tape: Tape, in_place: bool = True) -> Tape:
     """The same outputs to the last bit, from fewer steps.
 
     What nothing uses goes (the random keys of a model without dropout, say), equal calls are made
     once, and what depends on no input is computed now. Memory that is written to is left alone.
+
+    Args:
+        tape: is changed.
+        in_place: let sums and products overwrite operands that nothing needs any more.
     """
     _look_through_empty_sums(tape)
     _share_equal_steps(tape)
     _compute_constants(tape)
     _drop_unused(tape)
-    _reuse_memory(tape)
+    if in_place:
+        _reuse_memory(tape)
     return tape
 
 

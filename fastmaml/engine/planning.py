@@ -86,7 +86,7 @@ def make_plan(
     chunk: int | None,
     budget: int | None,
     fixed_backend: bool = False,
-    lanes: int = 1,
+    lanes: int = 0,
 ) -> Plan:
     """Try the model on one and two tasks, measure what a step keeps, and decide.
 
@@ -99,7 +99,7 @@ def make_plan(
         chunk: the number of tasks to run at a time, or None to choose.
         budget: bytes that the meta-step may use, or None for half of what is free.
         fixed_backend: keep the program's backend even where another can batch the tasks.
-        lanes: how many chunks the executor runs at the same time.
+        lanes: how many chunks run from recordings at the same time; 0 where none is recorded.
 
     Raises:
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
@@ -118,7 +118,7 @@ def make_plan(
 
     size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal, lanes)
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
-    at_once = min(tasks, size * lanes)
+    at_once = min(tasks, size * max(lanes, 1))
     unrolled = at_once * (program.steps * (kept[0] + copy) + kept[1])
     scanned = at_once * (program.steps * copy + max(kept))
     chosen, gradient_why = _method(gradient, unrolled, free, drew)
@@ -265,7 +265,7 @@ def _chunk(
     if tasks == 1:
         return 1, "tasks: only one, which runs plainly"
     room, most = (CACHE_BYTES, tasks) if device.type == "cpu" else (free, tasks)
-    if lanes > 1 and tasks * bytes_task > SMALL_BYTES:
+    if lanes and tasks * bytes_task > SMALL_BYTES:
         room, most = LANE_BYTES, math.ceil(tasks / lanes)
     fitting = max(1, min(most, room // max(bytes_task, 1)))
     even = math.ceil(tasks / math.ceil(tasks / fitting))  # rather than a small rest at the end
