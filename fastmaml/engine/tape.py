@@ -133,6 +133,11 @@ class _Recorder(TorchDispatchMode):
         for x in inputs:
             self._own(x)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default loads all of torch.compile, for most of a second, to keep it off."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
