@@ -31,7 +31,7 @@ SMALL = 2**16
 costs more, and much more where the cores have other work too."""
 
 KEPT = 8
-"""Recordings kept; the one that was not used for longest goes first."""
+"""Recordings (and refusals) kept; the one that was not used for longest goes first."""
 
 _log = logging.getLogger("fastmaml")
 
@@ -72,9 +72,9 @@ class Captured:
         self, prepare: Callable[[Tape], Function] = compiled, required: bool = False
     ) -> None:
         self.prepare, self.required = prepare, required
-        self.refusal = ""
-        self._recordings: OrderedDict[Any, Recording] = OrderedDict()
+        self._kept: OrderedDict[Any, Recording | UncapturableError] = OrderedDict()
         self._misses_in_a_row = 0
+        self._told: set[str] = set()
 
     def __call__(
         self,
@@ -95,17 +95,29 @@ class Captured:
             RuntimeError: it cannot be captured, and that is required; the message says why.
         """
         arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
-        if self.refusal:
-            return meta_step(*arguments)
         try:
             return self._replayed(flattened(*arguments))
         except UncapturableError as error:
-            self.refusal = str(error)
-        message = f"this meta-step cannot be captured: {self.refusal}"
+            message = f"this meta-step cannot be captured: {error}"
         if self.required:
             raise RuntimeError(f"{message}. Use executor='eager', or None to let it be chosen.")
-        _log.warning("%s; it runs eagerly", message)
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning("%s; it runs eagerly", message)
         return meta_step(*arguments)
+
+    def explain(self, *arguments: Any) -> str:
+        """How such a meta-step runs, and why: a line. Records it, if that was not done before.
+
+        Args:
+            arguments: those of a call.
+        """
+        flat = flattened(*arguments)
+        try:
+            found = self.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
+        except UncapturableError as error:
+            return f"executor: eager, as this meta-step cannot be captured: {error}"
+        return f"executor: captured, {found.operations} operations for a chunk of tasks"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"prepare": self.prepare, "required": self.required}
@@ -114,7 +126,11 @@ class Captured:
         self.__init__(**state)  # type: ignore[misc]
 
     def recording(self, flat: Flat) -> Recording:
-        """The recording for such arguments, made when they are first seen."""
+        """The recording for such arguments, made when they are first seen.
+
+        Raises:
+            UncapturableError: there can be none, or each of the last meta-steps needed another.
+        """
         program = flat.program
         forward = program.forward
         key = (
@@ -124,20 +140,27 @@ class Captured:
             autocast_state(flat.seeds.device.type),
             flat.kind(),
         )
-        if key in self._recordings:
-            self._misses_in_a_row = 0
-            self._recordings.move_to_end(key)
-            return self._recordings[key]
-        self._misses_in_a_row += 1
-        if self._misses_in_a_row > KEPT:
-            raise UncapturableError(
-                f"each of the last {KEPT} meta-steps was of another kind (other shapes, or a "
-                "setting of the model or the loss that changes with every call)"
-            )
-        self._recordings[key] = self._record(flat)
-        if len(self._recordings) > KEPT:
-            self._recordings.popitem(last=False)
-        return self._recordings[key]
+        if key not in self._kept:
+            if self._misses_in_a_row == KEPT:  # for good: to record again and again costs most
+                raise UncapturableError(
+                    f"{KEPT} meta-steps in a row were each of another kind (other shapes, or a "
+                    "setting of the model or the loss that changes with every call)"
+                )
+            self._misses_in_a_row += 1
+            try:
+                self._kept[key] = self._record(flat)
+            except UncapturableError as refusal:
+                self._kept[key] = refusal
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        else:
+            if self._misses_in_a_row < KEPT:
+                self._misses_in_a_row = 0
+            self._kept.move_to_end(key)
+        found = self._kept[key]
+        if isinstance(found, UncapturableError):
+            raise found.with_traceback(None)
+        return found
 
     def _record(self, flat: Flat) -> Recording:
         tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastmaml.engine.tape import UncapturableError
+
 WARM_UPS = 3
 """Runs before the capture, in which kernels choose their configurations and libraries set up."""
 
@@ -19,6 +21,9 @@ class CudaGraph:
 
     Args:
         function: of tensors on one device, returns tensors; it must not wait for the device.
+
+    Raises:
+        UncapturableError: at the first call, if it does.
     """
 
     def __init__(self, function: Callable[..., list[Tensor]]) -> None:
@@ -48,6 +53,11 @@ class CudaGraph:
                     self.function(*self._inputs)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._outputs = self.function(*self._inputs)
+            try:
+                with torch.cuda.graph(graph):
+                    self._outputs = self.function(*self._inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise UncapturableError(f"CUDA refuses to capture it: {error}") from error
         self._graph = graph
