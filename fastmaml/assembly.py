@@ -32,7 +32,6 @@ class Settings(Protocol):
     rule: Rule
     gradient: GradientMethod | None
     scope: Scope
-    executor: Any
     backend: Any
     batch_norm: Any
     tasks_chunk: int | None
@@ -52,8 +51,8 @@ def meta_of(maml: Settings, held: Inventory) -> Meta:
     return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
 
 
-def program_of(maml: Settings, held: Inventory, steps: int) -> Program:
-    """The meta-step before anything is planned."""
+def program_of(maml: Settings, held: Inventory, steps: int, executor: str | None) -> Program:
+    """The meta-step before anything is planned; `executor` is the one that will run it."""
     if maml.loss is None:
         raise ValueError(
             "this MAML has no loss: give loss= when you make it, for example "
@@ -63,7 +62,7 @@ def program_of(maml: Settings, held: Inventory, steps: int) -> Program:
     own = maml.batch_norm == "batch"
     keeps = not own and any(held.training)
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
-    backend = chosen_backend(maml.backend, maml.executor, held.device)
+    backend = chosen_backend(maml.backend, executor, held.device)
     forward = TaskForward(
         maml.module, maml.loss, frozen, buffers, own, keeps, batched=False, backend=backend
     )
@@ -79,11 +78,13 @@ def plan_of(
     seeds: Tensor,
     gradient: GradientMethod | None,
     held: Inventory,
+    executor: str | None,
 ) -> Plan:
-    """The plan for such episodes, made when they are first seen."""
+    """The plan for such episodes, made when they are first seen; `executor` will run it."""
+    parallel = lanes(executor, seeds.device)
     key = (
         signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted),
-        program.forward.backend,
+        program.forward.backend, parallel,
     )  # fmt: skip
     plans = maml._plans
     if key in plans:
@@ -100,7 +101,7 @@ def plan_of(
                 maml.tasks_chunk,
                 maml.memory_budget,
                 fixed_backend=maml.backend is not None,
-                lanes=lanes(maml.executor, seeds.device),
+                lanes=parallel,
             )
     except Exception as error:
         explain_failure(error, maml.module, maml.loss, episodes)

@@ -22,6 +22,7 @@ from fastmaml.arguments import (
 )
 from fastmaml.assembly import meta_of, plan_of, program_of
 from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
+from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.diagnosis import (
     check_device,
@@ -178,7 +179,9 @@ class MAML(nn.Module):
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
         held = take_inventory(self.module)
-        episodes, meta, seeds, program = self._prepare(episodes, self.steps, gradient, held)
+        episodes, meta, seeds, program = self._prepare(
+            episodes, self.steps, gradient, held, self.executor
+        )
         by_step = weights_by_step(step_weights, self.steps)
 
         same = Surroundings(self.module, episodes, held)
@@ -264,9 +267,17 @@ class MAML(nn.Module):
         held = take_inventory(self.module)
         meta = self._meta(held)
         seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
-        program = program_of(self, held, steps)
-        plan = plan_of(self, program, meta, episodes, seeds, self.gradient, held)
-        print(plan)
+        program = program_of(self, held, steps, self.executor)
+        plan = plan_of(self, program, meta, episodes, seeds, self.gradient, held, self.executor)
+        line = f"executor: {self.executor}, as asked"
+        if isinstance(self._execute, Captured):
+            weights = task_weights(None, held.first, len(seeds))
+            with Surroundings(self.module, episodes, held):
+                line = self._execute.explain(
+                    plan.applied(program), meta, episodes, seeds, weights,
+                    weights_by_step(None, steps), None,
+                )  # fmt: skip
+        print(plan, line, sep="\n")
         return plan
 
     def clone(
@@ -349,16 +360,19 @@ class MAML(nn.Module):
         steps: int,
         gradient: GradientMethod | None = None,
         held: Inventory | None = None,
+        executor: str | None = "eager",
     ) -> tuple[Episodes, Meta, Tensor, Program]:
-        """Check the episodes, decide how they run, and draw their seeds."""
+        """Check the episodes, decide how `executor` runs them, and draw their seeds."""
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
         held = held or take_inventory(self.module)
         check_device(held.device, episodes)
         episodes = without_inference_mode(episodes)
         meta, seeds = self._meta(held), task_seeds(episodes.tasks, held.device)
-        program = program_of(self, held, steps)
-        plan = plan_of(self, program, meta, episodes, seeds, gradient or self.gradient, held)
+        program = program_of(self, held, steps, executor)
+        plan = plan_of(
+            self, program, meta, episodes, seeds, gradient or self.gradient, held, executor
+        )
         if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
             check_labels(self.loss, plan.classes, episodes)
         return episodes, meta, seeds, plan.applied(program)

@@ -110,11 +110,12 @@ def make_plan(
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
     with Watch(episodes, seeds.device) as watch:
-        alone, outputs = _tried(alone, meta, episodes[:1], seeds[:1], fixed_backend)
+        alone, outputs, backend_why = _tried(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
     drew = watch.drew()
+    alone, refusal, why = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
+    backend, backend_why = alone.forward.backend, backend_why or why
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
-    backend, refusal = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
 
     size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal, lanes)
     copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
@@ -138,7 +139,7 @@ def make_plan(
             f"memory: one inner step of one task keeps {_mib(kept[0])} for its derivatives, the "
             f"query pass {_mib(kept[1])} (measured on the first task)",
             gradient_why,
-            f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}",
+            f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why}",
         ),
     )
 
@@ -163,39 +164,51 @@ def _run(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Met
 
 def _batching(
     alone: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
-) -> tuple[str, str]:
-    """The backend, and why tasks cannot run batched ("" if they can)."""
+) -> tuple[Program, str, str]:
+    """The program on a backend that batches tasks, if one does; why none; why another backend."""
     if len(seeds) == 1:
-        return alone.forward.backend, ""
-    refusal = ""
-    for backend in dict.fromkeys((alone.forward.backend, "reference")):
-        forward = replace(alone.forward, batched=True, backend=backend)
-        refusal = _refusal(replace(alone, chunk=2, forward=forward), meta, episodes, seeds)
-        if not refusal or fixed_backend:
-            return backend, refusal
-    return alone.forward.backend, refusal
+        return alone, "", ""
+    first = ""
+    for program in (alone, _on_reference(alone)):
+        forward = replace(program.forward, batched=True)
+        refusal = _refusal(replace(program, chunk=2, forward=forward), meta, episodes, seeds)
+        if not refusal:
+            return (
+                program,
+                "",
+                f", as {alone.forward.backend} cannot batch it: {first}" * bool(first),
+            )
+        first = first or refusal
+        if fixed_backend or program.forward.backend == "reference":
+            break
+    return alone, first, ""
 
 
 def _tried(
     program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
-) -> tuple[Program, Any]:
-    """The program on a backend on which it runs, and its outputs."""
-    if fixed_backend or program.forward.backend == "reference":
-        return program, _run(program, meta, episodes, seeds).outputs
+) -> tuple[Program, Any, str]:
+    """The program on a backend on which it runs, its outputs, and why another backend."""
     try:
-        return program, _run(program, meta, episodes, seeds).outputs
+        return program, _run(program, meta, episodes, seeds).outputs, ""
     except torch.OutOfMemoryError:
         raise
-    except Exception:
-        # Plain PyTorch then runs it, or raises what is wrong with the model in its own words.
-        plain = replace(program, forward=replace(program.forward, backend="reference"))
-        return plain, _run(plain, meta, episodes, seeds).outputs
+    except Exception as error:
+        if fixed_backend or program.forward.backend == "reference":
+            raise
+        why = f", as {program.forward.backend} cannot run it: {_in_a_line(error)}"
+    # Plain PyTorch then runs it, or raises what is wrong with it in its own words.
+    program = _on_reference(program)
+    return program, _run(program, meta, episodes, seeds).outputs, why
+
+
+def _on_reference(program: Program) -> Program:
+    return replace(program, forward=replace(program.forward, backend="reference"))
 
 
 def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> str:
     """Why the program cannot run, in a line; empty if it can.
 
-    Called only for what plain PyTorch was just seen to run, so whatever is raised here is the
+    Called only for what was just seen to run on one task, so whatever is raised here is the
     transform's refusal and no error of the user's: it is reported by `MAML.explain`.
     """
     try:
@@ -203,8 +216,12 @@ def _refusal(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) ->
     except torch.OutOfMemoryError:
         raise  # no refusal: less memory has to be used
     except Exception as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return _in_a_line(error)
     return ""
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
