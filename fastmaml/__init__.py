@@ -1,6 +1,6 @@
 """fastmaml: exact, fast, small-memory meta-gradients for any PyTorch module."""
 
-from fastmaml import episodes, gradients, models, ops, rules
+from fastmaml import episodes, gradients, heads, losses, models, ops, rules
 from fastmaml.config import LoopConfig, TrainConfig
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
@@ -22,6 +22,8 @@ __all__ = [
     "TrainConfig",
     "episodes",
     "gradients",
+    "heads",
+    "losses",
     "models",
     "ops",
     "rules",

@@ -12,6 +12,7 @@ from fastmaml.arguments import rate_key
 from fastmaml.engine.diagnosis import check_labels, explain_failure, signature
 from fastmaml.engine.executors import chosen_backend, lanes
 from fastmaml.engine.forward import Loss, TaskForward
+from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inventory import Inventory
 from fastmaml.engine.meta_step import Program
 from fastmaml.engine.planning import Plan, make_plan
@@ -19,6 +20,7 @@ from fastmaml.engine.scope import Scope, adapted_names, select
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
+from fastmaml.integrations.transformers import find_host
 from fastmaml.rules.base import Rule, Tensors
 
 PLANS_KEPT = 16
@@ -32,6 +34,7 @@ class Settings(Protocol):
     rule: Rule
     gradient: GradientMethod | None
     scope: Scope
+    head: HeadLayer | None
     backend: Any
     batch_norm: Any
     tasks_chunk: int | None
@@ -45,8 +48,11 @@ def meta_of(maml: Settings, held: Inventory) -> Meta:
     """The meta-parameters as they are now; frozen ones are not among them."""
     named = held.parameters
     chosen = select(named, maml.scope) or adapted_names(maml.module, maml.scope)
-    adapted = {n: named[n] for n in chosen}
-    shared = {n: p for n, p in named.items() if p.requires_grad and n not in adapted}
+    own = () if maml.head is None else maml.head.names
+    adapted = {n: named[n] for n in chosen if n not in own}
+    shared = {
+        n: p for n, p in named.items() if p.requires_grad and n not in adapted and n not in own
+    }
     rates = {n: maml.rates[rate_key(n)] for n in maml._rate_names}
     return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
 
@@ -58,16 +64,19 @@ def program_of(maml: Settings, held: Inventory, steps: int, executor: str | None
             "this MAML has no loss: give loss= when you make it, for example "
             "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
         )
-    frozen: Tensors = {n: p for n, p in held.parameters.items() if not p.requires_grad}
+    heads = () if maml.head is None else maml.head.names
+    named = held.parameters.items()
+    frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
     own = maml.batch_norm == "batch"
     keeps = not own and any(held.training)
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
     backend = chosen_backend(maml.backend, executor, held.device)
     forward = TaskForward(
-        maml.module, maml.loss, frozen, buffers, own, keeps, batched=False, backend=backend
-    )
+        maml.module, maml.loss, frozen, buffers, own, keeps, batched=False, backend=backend,
+        host=find_host(maml.module),
+    )  # fmt: skip
     method = maml.gradient or Unrolled()
-    return Program(forward, maml.rule, method, steps, chunk=1, settings=held.settings)
+    return Program(forward, maml.rule, method, steps, 1, settings=held.settings, head=maml.head)
 
 
 def plan_of(

@@ -31,6 +31,7 @@ from fastmaml.engine.diagnosis import (
 )
 from fastmaml.engine.executors import EXECUTORS, make_executor
 from fastmaml.engine.forward import Loss
+from fastmaml.engine.head_layer import find_head_layer
 from fastmaml.engine.inventory import Inventory, take_inventory
 from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate
 from fastmaml.engine.planning import Plan
@@ -41,6 +42,7 @@ from fastmaml.engine.trees import flatten
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.gradients.base import Meta
+from fastmaml.heads import Head
 from fastmaml.learner import Progress, adapt_in_place
 from fastmaml.output import MetaOutput, with_gradient
 from fastmaml.rules import Rule
@@ -68,6 +70,8 @@ class MAML(nn.Module):
             exact method from a memory estimate.
         scope: which parameters adapt: "all", "head" (ANIL), "body" (BOIL), a name pattern or a
             predicate of (name, parameter). The others are still meta-learned unless frozen.
+        head: how every task's own last layer begins (`fastmaml.heads`); it adapts, whatever the
+            scope, and is not meta-learned. None: the model's own, which is.
         executor: how the meta-step runs. "captured": recorded at its first call, then replayed
             (what the model's Python code does besides computing happens once); "eager"; "compiled":
             the recording compiled by Inductor, slow to begin; None: captured where that is
@@ -109,6 +113,7 @@ class MAML(nn.Module):
         rule: Rule | None = None,
         gradient: GradientMethod | None = None,
         scope: Scope = "all",
+        head: Head | None = None,
         executor: Literal["eager", "captured", "compiled"] | None = None,
         backend: Literal["reference", "cpp", "cuda", "triton"] | None = None,
         tasks_chunk: int | None = None,
@@ -130,7 +135,10 @@ class MAML(nn.Module):
         self._execute = make_executor(executor)
         require_choice("batch_norm", batch_norm, ("batch", "module"))
         self.scope = scope
+        self.head = find_head_layer(model, head)
         adapted = adapted_names(model, scope)
+        if self.head is not None:
+            adapted = list(dict.fromkeys([*adapted, *self.head.names]))
         self.batch_norm, self.loss = batch_norm, loss
         self.memory_budget, self.check_finite = memory_budget, check_finite
         self.allow_nograd = allow_nograd
@@ -292,6 +300,11 @@ class MAML(nn.Module):
         original. Buffers are shared with the original. A clone of a clone stays connected. For
         speed use ``maml(episodes)``, which runs all tasks at once.
         """
+        if self.head is not None:
+            raise ValueError(
+                f"clone() cannot make a task's own head ({self.head.head}), as it is not told the "
+                "support set: use maml(episodes) or adapt_to(support), or leave head= out."
+            )
         learner = copy.copy(self)
         learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
         learner.module = clone_module(self.module)

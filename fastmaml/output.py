@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import register_pytree_node
 
 from fastmaml.engine.meta_step import MetaResult
 from fastmaml.engine.trees import flatten, unflatten
+from fastmaml.losses import logits_of, masked
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class MetaOutput:
         """``[tasks]`` shares of right answers, where targets are classes; else None.
 
         They are where targets are integers ``[tasks, examples, ...]`` and outputs are one tensor
-        ``[tasks, examples, classes, ...]`` of at least two classes, as cross-entropy takes them.
+        ``[tasks, examples, classes, ...]`` of at least two classes, as cross-entropy takes them;
+        or hold it as ``logits``. For `losses.classification`'s targets of a mixture, that of each
+        task among its own classes, and nan for a regression.
         """
-        outputs, targets = self.outputs, self.targets
-        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        outputs, targets = logits_of(self.outputs), self.targets
+        if outputs is not None and isinstance(targets, Mapping) and "classes" in targets:
+            return _within_own_classes(outputs.detach(), targets)
+        if outputs is None or not isinstance(targets, Tensor):
             return None
         if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
             return None
@@ -52,9 +57,16 @@ class MetaOutput:
 
     @property
     def accuracy(self) -> Tensor | None:
-        """Scalar: the mean of `accuracies`, or None."""
+        """Scalar: the mean of `accuracies` (of those that are no nan), or None."""
         accuracies = self.accuracies
-        return None if accuracies is None else accuracies.mean()
+        return None if accuracies is None else accuracies.nanmean()
+
+
+def _within_own_classes(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """``[tasks]`` for tasks that differ in their number of classes."""
+    classes = targets["classes"]
+    right = (masked(logits, classes).argmax(-1) == targets["labels"]).float().mean(-1)
+    return torch.where(classes.squeeze(-1) == 1, torch.nan, right)
 
 
 # Wrappers such as DistributedDataParallel look for tensors in what a module returns.

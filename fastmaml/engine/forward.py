@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastmaml.engine.head_layer import HeadLayer, Listener
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
 from fastmaml.episodes.batch import Batch
 from fastmaml.rules.base import Tensors
 
 Loss = Callable[[Any, Any], Tensor]
+
+
+class Host(Protocol):
+    """What the library that a model comes from needs while it runs (`integrations`)."""
+
+    def inside(self) -> AbstractContextManager[None]:
+        """The context in which the model runs."""
+
+    def notes(self) -> list[str]:
+        """What is done differently, a line each."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class TaskForward:
         backend: what runs the functions that have an op family (`fastmaml.ops`).
         fuses: whether a chain of such functions may become one op, at the price of calling the
             first ones for nothing: for recordings, which drop what nothing uses.
+        host: of the library that the model comes from; None for plain modules.
     """
 
     model: nn.Module
@@ -45,6 +59,7 @@ class TaskForward:
     batched: bool
     backend: str = "reference"
     fuses: bool = False
+    host: Host | None = None
 
     def __call__(
         self,
@@ -66,22 +81,45 @@ class TaskForward:
             query: whether `batch` is the query set.
         """
         keys = step_keys(seeds, step, query)
-        arguments = (adapted, batch.inputs, batch.targets, keys, self._buffers(len(seeds)))
+        one = partial(self._one, shared)
+        own = (adapted, batch.inputs, batch.targets, keys, self._buffers(len(seeds)))
+        result: tuple[Tensor, Any, Tensors] = self._by_task(one, own)
+        return result
+
+    def head(
+        self,
+        layer: HeadLayer,
+        adapted: Tensors,
+        shared: Tensors,
+        batch: Batch,
+        seeds: Tensor,
+    ) -> Tensors:
+        """The parameters ``[tasks, *shape]`` that a head begins with, for such a support set.
+
+        Args:
+            layer: which head, and the names of its parameters.
+            adapted, shared, batch, seeds: as for a call, without the head's own parameters.
+        """
+        keys = step_keys(seeds, 0, False)
+        one = partial(self._head_of_one, layer, shared)
+        found: Tensors = self._by_task(one, (adapted, batch.inputs, batch.targets, keys))
+        return found
+
+    def _by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """A function of one task's tensors, for all tasks: a tree of ``[tasks, ...]``."""
         leaves, spec = tree_flatten(arguments)
         layout: list[Any] = []  # of what one task returns, known once one has run
 
-        def one(*tensors: Tensor) -> tuple[Tensor, ...]:
-            own = tree_unflatten(_filled(leaves, tensors), spec)
-            layout[:] = tree_flatten(self._one(shared, *own))
+        def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
+            layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if self.batched:
-            found = vmap(one, randomness="error")(*tensors)
+            found = vmap(plain, randomness="error")(*tensors)
         else:
-            found = tuple(x.unsqueeze(0) for x in one(*(x.squeeze(0) for x in tensors)))
-        result: tuple[Tensor, Any, Tensors] = tree_unflatten(_filled(layout[0], found), layout[1])
-        return result
+            found = tuple(x.unsqueeze(0) for x in plain(*(x.squeeze(0) for x in tensors)))
+        return tree_unflatten(_filled(layout[0], found), layout[1])
 
     def _buffers(self, tasks: int) -> Tensors:
         """One copy a task of what a forward pass may write to, where that is kept."""
@@ -99,11 +137,8 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        if not self.keeps_buffers:
-            # Copies: a module may write to its buffers, and the user's must not change.
-            buffers = {n: b.clone() for n, b in self.buffers.items()}
-        with Routing(key, self.own_statistics, self.backend, self.fuses):
-            output = call(self.model, {**self.frozen, **buffers, **shared, **adapted}, inputs)
+        with self._surroundings(key):
+            output = call(self.model, {**self._own(buffers), **shared, **adapted}, inputs)
             loss = self.loss(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -112,6 +147,42 @@ class TaskForward:
                 "task, for example the mean over its examples (reduction='mean')."
             )
         return loss, _plain(output), buffers if self.keeps_buffers else {}
+
+    def _head_of_one(
+        self,
+        layer: HeadLayer,
+        shared: Tensors,
+        adapted: Tensors,
+        inputs: Any,
+        targets: Any,
+        key: Tensor,
+    ) -> Tensors:
+        """One task's."""
+        weight = self.frozen[layer.weight].detach()
+        features = weight.new_empty(0, weight.shape[1])
+        if layer.head.needs_features:
+            with self._surroundings(key), Listener(weight) as heard:
+                call(
+                    self.model, {**self._own({}), **shared, **adapted, layer.weight: weight}, inputs
+                )
+            features = heard.features(layer.weight)
+        weight, bias = layer.head.start(weight, features, targets)
+        return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})
+
+    def _own(self, buffers: Tensors) -> Tensors:
+        """What the model holds besides parameters that are learned."""
+        if not self.keeps_buffers or not buffers:
+            # Copies: a module may write to its buffers, and the user's must not change.
+            buffers = {n: b.clone() for n, b in self.buffers.items()}
+        return {**self.frozen, **buffers}
+
+    def _surroundings(self, key: Tensor) -> ExitStack:
+        """What is active while the model runs."""
+        stack = ExitStack()
+        stack.enter_context(Routing(key, self.own_statistics, self.backend, self.fuses))
+        if self.host is not None:
+            stack.enter_context(self.host.inside())
+        return stack
 
 
 def _filled(leaves: list[Any], tensors: Iterable[Tensor]) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.forward import TaskForward
+from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Carry, Meta, Query, detached
 from fastmaml.rules.base import Rule, Tensors
@@ -46,6 +47,7 @@ class InnerLoop:
         seeds: ``[tasks]``.
         objective: the meta-loss.
         buffers: filled with the buffers ``[tasks, *shape]`` that the last query pass left.
+        head: a layer that begins anew for every task.
     """
 
     forward: TaskForward
@@ -55,11 +57,17 @@ class InnerLoop:
     seeds: Tensor
     objective: Objective
     buffers: Tensors = field(default_factory=dict)
+    head: HeadLayer | None = None
 
     def start(self, meta: Meta) -> Carry:
-        """θ for every task (a view, not a copy), and the rule's first state."""
+        """θ for every task (a view, not a copy), a head of its own, and the rule's first state."""
         tasks = len(self.seeds)
         parameters = {n: p.expand(tasks, *p.shape) for n, p in meta.adapted.items()}
+        if self.head is not None:
+            # From other views of θ: the inner gradient is that at fixed head, not through it.
+            views = {n: p.expand(tasks, *p.shape) for n, p in meta.adapted.items()}
+            given = (views, meta.shared, self.episodes.support, self.seeds)
+            parameters |= self.forward.head(self.head, *given)
         return Carry(parameters, self.rule.init(parameters))
 
     def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
@@ -77,6 +85,8 @@ class InnerLoop:
             if not create_graph:
                 parameters = {n: p.detach().requires_grad_() for n, p in parameters.items()}
                 shared = detached(shared)
+            else:  # a head may begin as a constant
+                parameters = {n: _differentiable(p) for n, p in parameters.items()}
             loss = self.support_loss(step, parameters, shared)
             if not loss.requires_grad:
                 raise ValueError(
@@ -119,3 +129,7 @@ class InnerLoop:
     def weighted_sum(self, x: Tensor) -> Tensor:
         """The sum over tasks with their weights in the meta-loss."""
         return torch.tensordot(self.objective.weights.to(x.dtype), x, dims=1)
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fastmaml.engine.forward import TaskForward
+from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import GradientMethod, Meta, MetaGradient, Query, add, detached
@@ -29,6 +30,7 @@ class Program:
         chunk: how many tasks run at a time.
         repeatable: whether it gives the same numbers when it runs again.
         settings: of the model, as `Inventory` has them.
+        head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
     """
 
     forward: TaskForward
@@ -38,6 +40,7 @@ class Program:
     chunk: int
     repeatable: bool = True
     settings: tuple[Any, ...] = ()
+    head: HeadLayer | None = None
 
 
 class MetaResult(NamedTuple):
@@ -127,7 +130,9 @@ def inner_loop(
     """The loop of one chunk; a chunk of one task runs plainly, whatever the program says."""
     batched = program.forward.batched and len(seeds) > 1
     forward = replace(program.forward, batched=batched)
-    return InnerLoop(forward, program.rule, program.steps, episodes, seeds, objective)
+    return InnerLoop(
+        forward, program.rule, program.steps, episodes, seeds, objective, head=program.head
+    )
 
 
 def concatenate(parts: Sequence[Any]) -> Any:

@@ -140,6 +140,7 @@ def make_plan(
             f"query pass {_mib(kept[1])} (measured on the first task)",
             gradient_why,
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why}",
+            *([] if program.forward.host is None else program.forward.host.notes()),
         ),
     )
 

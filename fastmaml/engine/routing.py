@@ -252,6 +252,27 @@ def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -
         return _unhidden(func)(*args, **kwargs)
 
 
+def _embedding(
+    mode: Routing,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """vmap forgets `padding_idx`, whose row gets no gradient; sparse gradients have no second."""
+    if max_norm is not None or scale_grad_by_freq:
+        return func(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    found = func(input, weight)
+    if padding_idx is None:
+        return found
+    padding = (input == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(padding, found.detach(), found)
+
+
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     """cuDNN's recurrent kernels have no second derivative."""
     # Packed: (data, batch_sizes, state, weights, ...); else (input, state, weights, biases, ...).
@@ -270,6 +291,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout1d: _dropout_over(1),
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),
+    F.embedding: _embedding,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     torch.lstm: _recurrent,

@@ -48,7 +48,7 @@ class Reptile(GradientMethod):
                 carry = loop.step(step, carry, meta, create_graph=False)
             query = loop.query(loop.steps, carry.parameters, meta.shared)
             moved: Cotangents = {
-                name: loop.weighted_sum(meta.adapted[name] - p)
-                for name, p in carry.parameters.items()
+                name: loop.weighted_sum(p - carry.parameters[name])
+                for name, p in meta.adapted.items()
             }
         return MetaGradient(moved, {}, {}), [query.detach()]
