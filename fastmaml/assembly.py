@@ -20,7 +20,7 @@ from fastmaml.engine.scope import Scope, adapted_names, select
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
-from fastmaml.integrations.transformers import find_host
+from fastmaml.integrations.transformers_host import find_host
 from fastmaml.rules.base import Rule, Tensors
 
 PLANS_KEPT = 16

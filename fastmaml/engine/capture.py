@@ -135,7 +135,8 @@ class Captured:
         forward = program.forward
         key = (
             program.settings,
-            fingerprint((forward.loss, program.rule, program.gradient, program.head)),
+            fingerprint((forward.loss, program.rule, program.gradient)),
+            fingerprint((program.head, program.tables)),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             autocast_state(flat.seeds.device.type),
             flat.kind(),

@@ -69,6 +69,7 @@ class TaskForward:
         seeds: Tensor,
         step: int,
         query: bool = False,
+        rows: Tensors | None = None,
     ) -> tuple[Tensor, Any, Tensors]:
         """Per-task losses ``[tasks]``, outputs ``[tasks, ...]`` and buffers as the pass left them.
 
@@ -79,10 +80,12 @@ class TaskForward:
             seeds: ``[tasks]``.
             step: the inner step, which decides the random draws together with `query`.
             query: whether `batch` is the query set.
+            rows: ``[tasks, rows]``, for tables among `adapted` that hold only some rows of the
+                model's: which.
         """
         keys = step_keys(seeds, step, query)
         one = partial(self._one, shared)
-        own = (adapted, batch.inputs, batch.targets, keys, self._buffers(len(seeds)))
+        own = (adapted, batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
         result: tuple[Tensor, Any, Tensors] = self._by_task(one, own)
         return result
 
@@ -93,16 +96,17 @@ class TaskForward:
         shared: Tensors,
         batch: Batch,
         seeds: Tensor,
+        rows: Tensors,
     ) -> Tensors:
         """The parameters ``[tasks, *shape]`` that a head begins with, for such a support set.
 
         Args:
             layer: which head, and the names of its parameters.
-            adapted, shared, batch, seeds: as for a call, without the head's own parameters.
+            adapted, shared, batch, seeds, rows: as for a call, without the head's parameters.
         """
         keys = step_keys(seeds, 0, False)
         one = partial(self._head_of_one, layer, shared)
-        found: Tensors = self._by_task(one, (adapted, batch.inputs, batch.targets, keys))
+        found: Tensors = self._by_task(one, (adapted, batch.inputs, batch.targets, keys, rows))
         return found
 
     def _by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -134,10 +138,11 @@ class TaskForward:
         inputs: Any,
         targets: Any,
         key: Tensor,
+        rows: Tensors,
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        with self._surroundings(key):
+        with self._surroundings(key, adapted, rows):
             output = call(self.model, {**self._own(buffers), **shared, **adapted}, inputs)
             loss = self.loss(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -156,15 +161,15 @@ class TaskForward:
         inputs: Any,
         targets: Any,
         key: Tensor,
+        rows: Tensors,
     ) -> Tensors:
         """One task's."""
         weight = self.frozen[layer.weight].detach()
         features = weight.new_empty(0, weight.shape[1])
         if layer.head.needs_features:
-            with self._surroundings(key), Listener(weight) as heard:
-                call(
-                    self.model, {**self._own({}), **shared, **adapted, layer.weight: weight}, inputs
-                )
+            tensors = {**self._own({}), **shared, **adapted, layer.weight: weight}
+            with self._surroundings(key, adapted, rows), Listener(weight) as heard:
+                call(self.model, tensors, inputs)
             features = heard.features(layer.weight)
         weight, bias = layer.head.start(weight, features, targets)
         return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})
@@ -176,10 +181,11 @@ class TaskForward:
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         return {**self.frozen, **buffers}
 
-    def _surroundings(self, key: Tensor) -> ExitStack:
+    def _surroundings(self, key: Tensor, adapted: Tensors, rows: Tensors) -> ExitStack:
         """What is active while the model runs."""
         stack = ExitStack()
-        stack.enter_context(Routing(key, self.own_statistics, self.backend, self.fuses))
+        tables = [(adapted[name], found) for name, found in rows.items()]
+        stack.enter_context(Routing(key, self.own_statistics, self.backend, self.fuses, tables))
         if self.host is not None:
             stack.enter_context(self.host.inside())
         return stack

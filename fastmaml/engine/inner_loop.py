@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
+from fastmaml.engine.row_tables import gathered
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Carry, Meta, Query, detached
 from fastmaml.rules.base import Rule, Tensors
@@ -48,6 +49,7 @@ class InnerLoop:
         objective: the meta-loss.
         buffers: filled with the buffers ``[tasks, *shape]`` that the last query pass left.
         head: a layer that begins anew for every task.
+        rows: ``[tasks, rows]``, for embeddings that adapt in some rows only: which.
     """
 
     forward: TaskForward
@@ -58,21 +60,29 @@ class InnerLoop:
     objective: Objective
     buffers: Tensors = field(default_factory=dict)
     head: HeadLayer | None = None
+    rows: Tensors = field(default_factory=dict)
 
     def start(self, meta: Meta) -> Carry:
         """θ for every task (a view, not a copy), a head of its own, and the rule's first state."""
-        tasks = len(self.seeds)
-        parameters = {n: p.expand(tasks, *p.shape) for n, p in meta.adapted.items()}
+        parameters = self._for_every_task(meta)
         if self.head is not None:
             # From other views of θ: the inner gradient is that at fixed head, not through it.
-            views = {n: p.expand(tasks, *p.shape) for n, p in meta.adapted.items()}
-            given = (views, meta.shared, self.episodes.support, self.seeds)
-            parameters |= self.forward.head(self.head, *given)
+            given = (meta.shared, self.episodes.support, self.seeds, self.rows)
+            parameters |= self.forward.head(self.head, self._for_every_task(meta), *given)
         return Carry(parameters, self.rule.init(parameters))
+
+    def _for_every_task(self, meta: Meta) -> Tensors:
+        """θ, or its rows that matter, ``[tasks, ...]``."""
+        tasks = len(self.seeds)
+        return {
+            n: gathered(p, self.rows[n]) if n in self.rows else p.expand(tasks, *p.shape)
+            for n, p in meta.adapted.items()
+        }
 
     def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """``[tasks]``."""
-        return self.forward(parameters, shared, self.episodes.support, self.seeds, step)[0]
+        given = (parameters, shared, self.episodes.support, self.seeds, step)
+        return self.forward(*given, rows=self.rows)[0]
 
     def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """The sum over tasks, whose gradient with respect to a task's parameters is that task's."""
@@ -116,7 +126,7 @@ class InnerLoop:
     def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
         """The query loss and outputs after `step` steps."""
         losses, outputs, buffers = self.forward(
-            parameters, shared, self.episodes.query, self.seeds, step, query=True
+            parameters, shared, self.episodes.query, self.seeds, step, query=True, rows=self.rows
         )
         self.buffers.update(detached(buffers))
         weights = self.objective.weights.to(losses.dtype)

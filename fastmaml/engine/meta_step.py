@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inner_loop import InnerLoop, Objective
+from fastmaml.engine.row_tables import RowTable
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import GradientMethod, Meta, MetaGradient, Query, add, detached
 from fastmaml.rules.base import Rule, Tensors
@@ -31,6 +32,7 @@ class Program:
         repeatable: whether it gives the same numbers when it runs again.
         settings: of the model, as `Inventory` has them.
         head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
+        tables: embeddings that adapt in the rows that a task looks up.
     """
 
     forward: TaskForward
@@ -41,6 +43,7 @@ class Program:
     repeatable: bool = True
     settings: tuple[Any, ...] = ()
     head: HeadLayer | None = None
+    tables: tuple[RowTable, ...] = ()
 
 
 class MetaResult(NamedTuple):
@@ -116,6 +119,7 @@ def evaluate(
 def adapt(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Tensors:
     """The adapted parameters ``[tasks, *shape]``, no graphs."""
     objective = Objective(torch.ones_like(seeds), [0.0] * (program.steps + 1))
+    program = replace(program, tables=())  # whole parameters are wanted
     with torch.no_grad():
         loop = inner_loop(program, episodes, seeds, objective)
         carry = loop.start(detached(meta))
@@ -131,8 +135,9 @@ def inner_loop(
     batched = program.forward.batched and len(seeds) > 1
     forward = replace(program.forward, batched=batched)
     return InnerLoop(
-        forward, program.rule, program.steps, episodes, seeds, objective, head=program.head
-    )
+        forward, program.rule, program.steps, episodes, seeds, objective, head=program.head,
+        rows={table.name: table.rows(episodes) for table in program.tables},
+    )  # fmt: skip
 
 
 def concatenate(parts: Sequence[Any]) -> Any:

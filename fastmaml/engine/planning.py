@@ -15,6 +15,8 @@ from torch import Tensor
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
+from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.table_search import about_tables, find_tables
 from fastmaml.engine.watching import Watch
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, FirstOrder, GradientMethod, Reptile, Unrolled
@@ -48,6 +50,7 @@ class Plan:
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
         bytes_budget: what the estimate was held against.
         reasons: one line for every choice.
+        tables: embeddings that adapt in the rows that a task looks up.
     """
 
     gradient: GradientMethod
@@ -61,6 +64,7 @@ class Plan:
     bytes_estimate: int
     bytes_budget: int
     reasons: tuple[str, ...]
+    tables: tuple[RowTable, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -74,6 +78,7 @@ class Plan:
             chunk=self.chunk,
             repeatable=self.repeatable,
             forward=forward,
+            tables=self.tables,
         )
 
 
@@ -113,12 +118,14 @@ def make_plan(
         alone, outputs, backend_why = _tried(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
     drew = watch.drew()
+    tables = find_tables(alone, meta, episodes[:1], seeds[:1])
+    alone = replace(alone, tables=tables)
     alone, refusal, why = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
     backend, backend_why = alone.forward.backend, backend_why or why
     kept = _kept_bytes(alone, meta, episodes[:1], seeds[:1])
 
     size, tasks_why = _chunk(tasks, chunk, sum(kept), seeds.device, free, refusal, lanes)
-    copy = sum(p.numel() * p.element_size() for p in meta.adapted.values())
+    copy = _bytes_of_a_copy(alone, meta, episodes[:1], seeds[:1])
     at_once = min(tasks, size * max(lanes, 1))
     unrolled = at_once * (program.steps * (kept[0] + copy) + kept[1])
     scanned = at_once * (program.steps * copy + max(kept))
@@ -140,8 +147,10 @@ def make_plan(
             f"query pass {_mib(kept[1])} (measured on the first task)",
             gradient_why,
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why}",
+            *about_tables(tables, meta, episodes),
             *([] if program.forward.host is None else program.forward.host.notes()),
         ),
+        tables=tables,
     )
 
 
@@ -200,6 +209,14 @@ def _tried(
     # Plain PyTorch then runs it, or raises what is wrong with it in its own words.
     program = _on_reference(program)
     return program, _run(program, meta, episodes, seeds).outputs, why
+
+
+def _bytes_of_a_copy(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> int:
+    """Of what one task adapts."""
+    loop = inner_loop(program, episodes, seeds, Objective(torch.ones_like(seeds), [1.0]))
+    with torch.no_grad():
+        parameters = loop.start(meta).parameters
+    return sum(p.numel() * p.element_size() for p in parameters.values())
 
 
 def _on_reference(program: Program) -> Program:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,7 @@ class Routing(TorchFunctionMode):
             running statistics alone.
         backend: what runs the functions that have an op family; "reference" is PyTorch itself.
         fuses: see `OpRouting`.
+        rows: pairs of a gathered embedding table and the indices that its rows stand for.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class Routing(TorchFunctionMode):
         own_statistics: bool,
         backend: str = "reference",
         fuses: bool = False,
+        rows: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__()
         self.key = key
+        self.rows = rows
         self.own_statistics = own_statistics
         self.draws = 0
         self.ops = None if backend == "reference" else OpRouting(backend, own_statistics, fuses)
@@ -266,11 +269,13 @@ def _embedding(
     """vmap forgets `padding_idx`, whose row gets no gradient; sparse gradients have no second."""
     if max_norm is not None or scale_grad_by_freq:
         return func(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-    found = func(input, weight)
+    rows = next((rows for table, rows in mode.rows if table is weight), None)
+    found = func(input if rows is None else torch.searchsorted(rows, input), weight)
     if padding_idx is None:
         return found
-    padding = (input == padding_idx % len(weight)).unsqueeze(-1)
-    return torch.where(padding, found.detach(), found)
+    if padding_idx < 0:
+        padding_idx += weight.shape[0]
+    return torch.where((input == padding_idx).unsqueeze(-1), found.detach(), found)
 
 
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ class _Adam(WithRate):
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

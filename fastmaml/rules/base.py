@@ -32,10 +32,13 @@ class Rule(ABC):
         linear: whether the update and the new state are jointly linear in gradient, state and
             parameters, with coefficients that depend on the rates alone. `MixedMode` then needs
             one gradient a step less; a wrong True gives wrong meta-gradients there.
+        by_row: whether rows of a parameter without a gradient change nothing for others. An
+            embedding then adapts in the rows that a task looks up; a wrong True gives wrong ones.
     """
 
     moves: ClassVar[bool] = True
     linear: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
 
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
         """The initial values of what this rule learns: meta-parameters by name (none by default).

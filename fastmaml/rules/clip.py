@@ -22,6 +22,7 @@ class ClipNorm(Rule):
 
     max_norm: float
     moves: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least_zero("ClipNorm", "max_norm", self.max_norm)
@@ -49,6 +50,7 @@ class ClipValue(Rule):
 
     limit: float
     moves: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least_zero("ClipValue", "limit", self.limit)

@@ -26,6 +26,7 @@ class LSLR(Rule):
 
     lr: float
     linear: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_rate("LSLR", self.lr)

@@ -26,6 +26,7 @@ class Momentum(WithRate):
     momentum: float = 0.9
     nesterov: bool = False
     linear: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

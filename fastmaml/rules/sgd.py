@@ -18,6 +18,7 @@ class SGD(WithRate):
     """
 
     linear: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
