@@ -339,3 +339,29 @@ def test_without_transformers_the_error_says_what_to_install() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "fastmaml[text]"' in found.stdout
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
+def test_checkpointed_layers(method: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With dropout, as layers are checkpointed in training mode only."""
+    model, batch = lm.bert(attn_implementation="eager").train(), lm.episodes()
+    expected = hand_gradient(model, batch, 2, 0.1)
+    model.config._attn_implementation = "sdpa"
+    name = "activation_checkpointing_enable"  # transformers' name of it since 5.20 or so
+    getattr(model, name, getattr(model, "gradient_checkpointing_enable", None))()
+    functions = {
+        id(m): m._gradient_checkpointing_func
+        for m in model.modules()
+        if getattr(m, "gradient_checkpointing", False)
+    }
+    maml = fm.MAML(
+        model, lr=0.1, steps=2, loss=fm.losses.classification, gradient=METHODS[method],
+        **PATHS[path],
+    )  # fmt: skip
+    check(meta_gradient(maml, batch), expected)
+    maml.explain(batch)
+    assert "layers are checkpointed" in capsys.readouterr().out
+    assert functions == {
+        id(m): m._gradient_checkpointing_func for m in model.modules() if id(m) in functions
+    }

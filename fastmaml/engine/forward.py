@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.head_layer import HeadLayer, Listener
+from fastmaml.engine.layer_checkpoint import checkpointed
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
 from fastmaml.episodes.batch import Batch
@@ -25,8 +26,8 @@ Loss = Callable[[Any, Any], Tensor]
 class Host(Protocol):
     """What the library that a model comes from needs while it runs (`integrations`)."""
 
-    def inside(self) -> AbstractContextManager[None]:
-        """The context in which the model runs."""
+    def inside(self, checkpoint: Callable[..., Any]) -> AbstractContextManager[None]:
+        """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
 
     def notes(self) -> list[str]:
         """What is done differently, a line each."""
@@ -185,9 +186,10 @@ class TaskForward:
         """What is active while the model runs."""
         stack = ExitStack()
         tables = [(adapted[name], found) for name, found in rows.items()]
-        stack.enter_context(Routing(key, self.own_statistics, self.backend, self.fuses, tables))
+        routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
+        stack.enter_context(routing)
         if self.host is not None:
-            stack.enter_context(self.host.inside())
+            stack.enter_context(self.host.inside(partial(checkpointed, routing)))
         return stack
 
 

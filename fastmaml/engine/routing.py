@@ -123,6 +123,17 @@ class Routing(TorchFunctionMode):
         self.draws += 1
         return self.key + self.draws
 
+    @contextlib.contextmanager
+    def at(self, key: Tensor, draws: int, keep: bool) -> Iterator[None]:
+        """With another key and number of draws; `keep` counts what is drawn meanwhile."""
+        before = self.key, self.draws
+        self.key, self.draws = key, draws
+        try:
+            yield
+        finally:
+            self.key = before[0]
+            self.draws = self.draws if keep else before[1]
+
     def replayed(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Any other random function: draw from a generator state that only the key decides."""
         key = self.next_key()
@@ -288,6 +299,11 @@ def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
         return run(func, *args, **kwargs)
 
 
+def _requires_grad(mode: Routing, func: Any, input: Tensor, requires_grad: bool = True) -> Tensor:
+    """Some libraries mark activations, which changes nothing here and is refused under vjp."""
+    return input
+
+
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
@@ -296,6 +312,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout1d: _dropout_over(1),
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),
+    Tensor.requires_grad_: _requires_grad,
     F.embedding: _embedding,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,

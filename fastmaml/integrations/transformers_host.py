@@ -26,20 +26,27 @@ class TransformersHost:
     - A mask ``[examples, length]`` becomes one that broadcasts, without looking at its values as
       transformers does, which vmap and recordings cannot.
     - No cache of keys and values is made (``use_cache``).
+    - Layers whose gradient checkpointing is on are checkpointed by fastmaml, which knows the
+      adapted parameters and second derivatives.
 
     Attributes:
         configs: of the models, each once.
         replaceable: whether a model reads its attention's name from there, each.
+        layers: modules whose gradient checkpointing is on.
     """
 
     configs: tuple[Any, ...]
     replaceable: tuple[bool, ...]
+    layers: tuple[Any, ...]
 
     @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """The context in which the model runs."""
+    def inside(self, checkpoint: Callable[..., Any]) -> Iterator[None]:
+        """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
         before = [(c, c._attn_implementation, getattr(c, "use_cache", None)) for c in self.configs]
+        functions = [(layer, layer._gradient_checkpointing_func) for layer in self.layers]
         try:
+            for layer in self.layers:
+                layer._gradient_checkpointing_func = checkpoint
             for config in self._switched():
                 config._attn_implementation = ATTENTION
             for config, _, cache in before:
@@ -47,6 +54,8 @@ class TransformersHost:
                     config.use_cache = False
             yield
         finally:
+            for layer, function in functions:
+                layer._gradient_checkpointing_func = function
             for config, implementation, cache in before:
                 config._attn_implementation = implementation
                 if cache:
@@ -55,12 +64,15 @@ class TransformersHost:
     def notes(self) -> list[str]:
         """For `MAML.explain`: what is done differently."""
         names = sorted({str(config._attn_implementation) for config in self._switched()})
-        if not names:
-            return ["transformers: attention is left as it is"]
-        return [
-            f"transformers: {', '.join(names)} attention runs as fastmaml's, which has second "
-            "derivatives, inside the meta-step only"
+        lines = [
+            f"{', '.join(names)} attention runs as fastmaml's, inside the meta-step only: that has "
+            "second derivatives"
+            if names
+            else "attention is left as it is"
         ]
+        if self.layers:
+            lines.append(f"{len(self.layers)} layers are checkpointed, by fastmaml itself")
+        return [f"transformers: {line}" for line in lines]
 
     def _switched(self) -> list[Any]:
         """Configurations whose attention changes: not eager where its probabilities are wanted."""
@@ -86,7 +98,10 @@ def find_host(model: nn.Module) -> TransformersHost | None:
     configs: dict[int, tuple[Any, bool]] = {}
     for module in models:
         _collect(module.config, bool(module._supports_sdpa), configs)
-    return TransformersHost(*zip(*configs.values(), strict=True))
+    layers = (m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
+    found = tuple(m for m in layers if hasattr(m, "_gradient_checkpointing_func"))
+    found_configs, replaceable = zip(*configs.values(), strict=True)
+    return TransformersHost(found_configs, replaceable, found)
 
 
 def _collect(config: Any, replaceable: bool, found: dict[int, tuple[Any, bool]]) -> None:
