@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "output",
         "rules",
     },
+    "compat": {"engine", "episodes", "gradients", "maml", "models", "rules"},
     "annealing": set(),
     "config": set(),
     "interrupts": set(),

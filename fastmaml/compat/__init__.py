@@ -1,0 +1,1 @@
+"""Drop-in doors for scripts written for learn2learn and higher."""
