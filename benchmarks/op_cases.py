@@ -48,7 +48,18 @@ class Case:
 
 def cases(device: str) -> Iterator[Case]:
     """Every family, in shapes of the networks that the meta-steps are timed with."""
-    for family in (linears, convolutions, batch_norms, layer_norms, activations, losses, updates):
+    for family in (
+        linears,
+        convolutions,
+        batch_norms,
+        layer_norms,
+        attentions,
+        embeddings,
+        dropouts,
+        activations,
+        losses,
+        updates,
+    ):
         yield from family(device)
 
 
@@ -131,6 +142,52 @@ def layer_norms(device: str) -> Iterator[Case]:
             lambda x, w, b, backend: ops.task_layer_norm(x, w, b, backend=backend),
             lambda x, w, b: F.layer_norm(x, w.shape, w, b),
         )
+
+
+def attentions(device: str) -> Iterator[Case]:
+    """Heads as projections give them, and a padding mask; torch's fused kernels end at backward."""
+    for tasks, batch, heads, length, size in ((4, 16, 12, 32, 32), (4, 4, 12, 128, 32)):
+        there = torch.arange(length, device=device) < length - 5
+        mask = torch.zeros(length, device=device).masked_fill(~there, -torch.inf)
+        yield Case(
+            "task_attention",
+            f"{tasks} x [{batch}x{heads}x{length}x{size}], padding mask",
+            [random(device, tasks, batch, length, heads, size).transpose(2, 3) for _ in "qkv"],
+            lambda q, k, v, backend, mask=mask: ops.task_attention(
+                q, k, v, mask.to(q), backend=backend
+            ),
+            lambda q, k, v, mask=mask: (q @ k.mT * q.shape[-1] ** -0.5 + mask).softmax(-1) @ v,
+            4.0 * tasks * batch * heads * length**2 * size,
+        )
+
+
+def embeddings(device: str) -> Iterator[Case]:
+    for tasks, rows, features, examples in ((4, 2000, 384, 2048),):
+        ids = torch.randint(rows, (examples,), generator=torch.Generator().manual_seed(0))
+        ids = ids.to(device)
+        yield Case(
+            "task_embedding",
+            f"{tasks} x [{rows}x{features}], {examples} ids",
+            [random(device, tasks, rows, features)],
+            lambda w, backend, ids=ids: ops.task_embedding(
+                w, ids.expand(len(w), -1), backend=backend
+            ),
+            lambda w, ids=ids: F.embedding(ids, w),
+        )
+
+
+def dropouts(device: str) -> Iterator[Case]:
+    """A mask and its product; in plain torch the same bits, as others cannot be compared."""
+    key = torch.arange(1, 2, device=device) << 20
+    yield Case(
+        "dropout_mask",
+        "4 x [512x384]",
+        [random(device, 4, 512, 384)],
+        lambda x, backend: (
+            x * ops.dropout_mask(key.expand(len(x)), x.shape[1:], 0.1, x, backend=backend)
+        ),
+        lambda x: x * ops.dropout_mask(key, x.shape, 0.1, x)[0],
+    )
 
 
 def activations(device: str) -> Iterator[Case]:

@@ -31,6 +31,15 @@ STABLE_TORCH_LIBRARY(fastmaml, m) {
   m.def("task_mse_bwd(Tensor g, Tensor x, Tensor target) -> Tensor");
   m.def("task_mse_bwd2(Tensor h, Tensor g, Tensor x, Tensor target, int need) -> (Tensor gg, Tensor gx)");
 
+  m.def("task_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? key, bool causal, float scale, float dropout) -> (Tensor o, Tensor lse)");
+  m.def("task_attention_bwd(Tensor g, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? key, Tensor o, Tensor lse, bool causal, float scale, float dropout) -> (Tensor gq, Tensor gk, Tensor gv)");
+  m.def("task_attention_bwd2(Tensor? hq, Tensor? hk, Tensor? hv, Tensor g, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? key, Tensor o, Tensor lse, bool causal, float scale, float dropout, int need) -> (Tensor gg, Tensor gq, Tensor gk, Tensor gv)");
+
+  m.def("task_embedding(Tensor w, Tensor ids) -> Tensor");
+  m.def("task_embedding_grad(Tensor g, Tensor ids, int rows) -> Tensor");
+
+  m.def("dropout_mask(Tensor key, int size, float p, ScalarType dtype) -> Tensor");
+
   m.def("inner_update(Tensor[] p, Tensor[] g, Tensor[] rate, float scale) -> Tensor[]");
   m.def("inner_scale(Tensor[] g, Tensor[] rate, float scale) -> Tensor[]");
   m.def("inner_rate_grad(Tensor[] h, Tensor[] g, bool[] scalar, float scale) -> Tensor[]");

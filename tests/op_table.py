@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from attention_rows import attention_rows, embedding_rows
+from op_row import Row, randn, scattered, shared
 from torch import Tensor
 
 from fastmaml.ops import _load
@@ -19,45 +20,6 @@ from fastmaml.ops.task_cross_entropy import native_task_cross_entropy, reference
 from fastmaml.ops.task_layer_norm import native_task_layer_norm, reference_task_layer_norm
 from fastmaml.ops.task_linear import native_task_linear, reference_task_linear
 from fastmaml.ops.task_mse import native_task_mse, reference_task_mse
-
-
-@dataclass(frozen=True)
-class Row:
-    """One op, one configuration, one set of inputs.
-
-    Attributes:
-        op: the public op.
-        case: what is particular about it.
-        native: takes `Kernels` and the inputs.
-        reference: takes the inputs; the definition.
-        inputs: makes them, in float64 (and int64), the same each time.
-        small: whether finite differences are affordable.
-    """
-
-    op: str
-    case: str
-    native: Callable[..., Any]
-    reference: Callable[..., Any]
-    inputs: Callable[[], tuple[Tensor, ...]]
-    small: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.case}"
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-
-def shared(x: Tensor, tasks: int) -> Tensor:
-    """The first task's for all, with a stride of 0."""
-    return x[:1].expand(tasks, *x.shape[1:])
-
-
-def scattered(x: Tensor) -> Tensor:
-    """The same values, dense in no dimension."""
-    return torch.stack((x, -x), -1).movedim(-2, 0).contiguous().movedim(0, -2)[..., 0]
 
 
 def linear_rows() -> Iterator[Row]:
@@ -333,7 +295,12 @@ ROWS = [
     *layer_norm_rows(),
     *loss_rows(),
     *inner_rows(),
+    *attention_rows(),
+    *embedding_rows(),
 ]
 SMALL = [row for row in ROWS if row.small]
 
-assert {row.op for row in ROWS} == set(_load.FAMILIES), "every op has rows"
+CONSTANT = {"dropout_mask"}
+"""Ops without derivatives: tested on their own."""
+
+assert {row.op for row in ROWS} == set(_load.FAMILIES) - CONSTANT, "every op has rows"

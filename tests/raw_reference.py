@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import raw_norms  # noqa: F401  # notes its ops
+import raw_attention  # noqa: F401  # notes its ops
+import raw_norms  # noqa: F401
 import torch
 import torch.nn.functional as F
 from raw_registry import FUNCTIONS, channels_last, nothing, only, raw

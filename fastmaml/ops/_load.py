@@ -28,6 +28,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "task_cross_entropy_bwd2",
     ),
     "task_mse": ("task_mse", "task_mse_bwd", "task_mse_bwd2"),
+    "task_attention": ("task_attention", "task_attention_bwd", "task_attention_bwd2"),
+    "task_embedding": ("task_embedding", "task_embedding_grad"),
+    "dropout_mask": ("dropout_mask",),
     "inner_update": ("inner_update", "inner_scale", "inner_rate_grad"),
     "inner_momentum": ("inner_momentum", "inner_scale", "inner_rate_grad"),
 }
