@@ -1,11 +1,13 @@
-"""Each Triton kernel beside cuBLAS and cuDNN at equal work; needs a CUDA device.
+"""Each Triton kernel beside cuBLAS, cuDNN and PyTorch at equal work; needs a CUDA device.
 
     python benchmarks/triton_kernels.py [--rounds 20] [--json PATH]
 
 A task's own weights make cuDNN's convolution a grouped one, which it runs slowly, so a dense one
-with shared weights, the same FLOPs, stands beside it as well. Results are compared with float64
-before anything is timed; each contestant is a CUDA graph of several calls, so that Python does not
-count, and they take turns within a round. Writes benchmarks/results/cuda/triton_kernels.json.
+with shared weights, the same FLOPs, stands beside it as well. Attention stands beside an explicit
+softmax, as PyTorch's own has no second derivative, and forwards beside that one too. Results are
+compared with float64 before anything is timed; each contestant is a CUDA graph of several calls, so
+that Python does not count, and they take turns within a round. Writes
+benchmarks/results/cuda/triton_kernels.json.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from fastmaml.kernels import attention_float64 as explicit
+from fastmaml.kernels.attention_work import Attention
 from results import about, folder
 from torch import Tensor
 from torch.nn import functional as F
@@ -164,6 +168,90 @@ def members(
     )
 
 
+def attentions(dtype: torch.dtype) -> Iterator[Work]:
+    # MiniLM's and BERT's heads on sentences, a causal model's on longer text.
+    for tasks, batch, heads, length, size, causal in (
+        (4, 16, 12, 128, 32, False),
+        (4, 16, 12, 128, 64, False),
+        (2, 2, 16, 1024, 128, True),
+    ):
+        shape = tasks, batch, length, heads, size
+        q, k, v, g, hq, hk, hv = (random(*shape, dtype=dtype).transpose(2, 3) for _ in range(7))
+        work = Attention(q, k, v, None, None, causal, size**-0.5, 0.0)
+        name = f"{tasks} x {batch}x{heads}x{length}x{size}{' causal' if causal else ''}"
+        yield from derivatives(name, work, g, (hq, hk, hv))
+
+
+def derivatives(name: str, work: Attention, g: Tensor, h: tuple[Tensor, ...]) -> Iterator[Work]:
+    q, k, v, causal, scale = work.q, work.k, work.v, work.causal, work.scale
+    wide = replace(work, q=q.double(), k=k.double(), v=v.double())
+    rest = None, None, causal, scale, 0.0
+    o, lse = kernels.task_attention(q, k, v, *rest)
+    saved = g, q, k, v, None, None, o, lse, causal, scale, 0.0
+    exact_o, _ = explicit.forward(wide)
+    tangents = tuple(x.double() for x in h)
+    # Of one product of all rows with all keys; a causal model needs half of it.
+    one = 2.0 * q.numel() * k.shape[3] * (0.5 if causal else 1)
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+
+    def fused() -> Tensor:
+        return F.scaled_dot_product_attention(*flat, is_causal=causal).unflatten(0, q.shape[:2])
+
+    yield Work(
+        f"task_attention {name}",
+        2 * one,
+        moved(q, k, v, o),
+        lambda: exact_o,
+        lambda: kernels.task_attention(q, k, v, *rest)[0],
+        {"explicit": lambda: explicit.forward(work)[0], "sdpa": fused},
+    )
+    yield Work(
+        f"task_attention_bwd {name}",
+        5 * one,
+        2 * moved(q, k, v, o),
+        lambda: explicit.backward(wide, g.double(), exact_o)[0],
+        lambda: kernels.task_attention_bwd(*saved)[0],
+        {"explicit": lambda: explicit.backward(work, g, o)[0]},
+    )
+    yield Work(
+        f"task_attention_bwd2 {name}",
+        12 * one,
+        3 * moved(q, k, v, o),
+        lambda: explicit.second(wide, tangents, g.double(), exact_o)[1],
+        lambda: kernels.task_attention_bwd2(*h, *saved, 15)[1],
+        {"explicit": lambda: explicit.second(work, h, g, o)[1]},
+    )
+
+
+def embeddings(dtype: torch.dtype) -> Iterator[Work]:
+    # Word pieces of sentences, one table shared by all tasks.
+    rows, size, tasks, tokens = 30_522, 384, 4, 2048
+    w, g = (
+        random(rows, size, dtype=dtype).expand(tasks, -1, -1),
+        random(tasks, tokens, size, dtype=dtype),
+    )
+    ids = torch.randint(rows, (tasks, tokens), device="cuda")
+    places = ids.unsqueeze(2).expand(-1, -1, size)
+    zeros = torch.zeros(tasks, rows, size, device="cuda", dtype=dtype)
+    name = f"{tasks} x {tokens} of {rows}x{size}"
+    yield Work(
+        f"task_embedding {name}",
+        0.0,
+        2 * moved(g),
+        lambda: w.gather(1, places).double(),
+        lambda: kernels.task_embedding(w, ids),
+        {"gather": lambda: w.gather(1, places)},
+    )
+    yield Work(
+        f"task_embedding_grad {name}",
+        float(g.numel()),
+        moved(g, zeros),
+        lambda: zeros.double().scatter_add(1, places, g.double()),
+        lambda: kernels.task_embedding_grad(g, ids, rows),
+        {"scatter_add": lambda: torch.zeros_like(zeros).scatter_add_(1, places, g)},
+    )
+
+
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
@@ -227,7 +315,7 @@ def main() -> None:
         dtype, precision = MODES[mode]
         torch.backends.cuda.matmul.fp32_precision = precision
         torch.backends.cudnn.conv.fp32_precision = precision
-        for family in (linears, convolutions):
+        for family in (linears, convolutions, attentions, embeddings):
             for work in family(dtype):
                 rows.append(measure(work, mode, options.rounds))
                 row = rows[-1]

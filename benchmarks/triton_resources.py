@@ -4,8 +4,8 @@
     python benchmarks/triton_resources.py --arch 90 --default --check
 
 ``--default`` compiles the tile that the model of `fastmaml.kernels.tiles` picks for each workload,
-not all of them (400 compilations for three architectures); ``--check`` fails if such a tile spills
-registers to local memory.
+not all of them (400 compilations for three architectures); attention and embeddings have but one.
+``--check`` fails if such a tile spills registers to local memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 import triton.backends.nvidia
+from attention_launches import attentions, embeddings
 from fastmaml.kernels.conv_gather import gather
 from fastmaml.kernels.conv_wgrad import wgrad
 from fastmaml.kernels.gemm import gemm
@@ -37,7 +38,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TOOL = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+}
 MODES = {
     "float32": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -91,21 +97,37 @@ def workloads(dtype: torch.dtype, precision: str) -> Iterator[tuple[str, Product
         yield name, product, lambda t, p=product, a=back: [gather(p, t, *a)]
 
 
-def compiled(launch: Launch, arch: int) -> Any:
-    """``launch`` for ``arch``, specialised as a real call: on 1 and on multiples of 16."""
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value, special = launch.arguments[parameter.name], not parameter.do_not_specialize
+class Specialised:
+    """Arguments as a real call specialises them: on 1, None, and multiples of 16."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.attributes: dict[tuple[int, ...], list] = {}
+        self.signature = {
+            p.name: self.kind((i,), launch.arguments[p.name], p.is_constexpr, p.do_not_specialize)
+            for i, p in enumerate(launch.kernel.params)
+        }
+
+    def kind(self, path: tuple[int, ...], value: Any, constant: bool, general: bool) -> Any:
+        """The type of a parameter, or of a tuple's element, found at ``path``."""
+        if isinstance(value, tuple):
+            return tuple(self.kind((*path, i), v, constant, general) for i, v in enumerate(value))
+        if constant or value is None or (isinstance(value, int) and value == 1 and not general):
+            self.constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if isinstance(value, torch.Tensor) or (value % 16 == 0 and not general):
+            self.attributes[path] = [["tt.divisibility", 16]]
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif parameter.is_constexpr or value is None or (value == 1 and special):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or (value % 16 == 0 and special):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+            return POINTERS[value.dtype]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """``launch`` for ``arch``."""
+    special = Specialised(launch)
+    source = ASTSource(launch.kernel, special.signature, special.constants, special.attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
@@ -123,21 +145,30 @@ def resources(kernel: Any) -> dict[str, int]:
     return {"registers": registers, "spilled": stack + local, "shared": kernel.metadata.shared}
 
 
+def described(
+    name: str, mode: str, launches: list[Launch], arches: list[int], **more: Any
+) -> Iterator[dict[str, Any]]:
+    """A row for each of ``launches`` and architecture."""
+    for arch in arches:
+        for launch in launches:
+            found = resources(compiled(launch, arch))
+            yield {
+                "workload": name, "kernel": launch.kernel.__name__, "mode": mode,
+                "arch": f"sm_{arch}", **more, **found,
+            }  # fmt: skip
+
+
 def rows(arches: list[int], default_only: bool) -> Iterator[dict[str, Any]]:
     """One row a kernel, precision, architecture and tile."""
-    for mode, settings in MODES.items():
-        for name, product, plan in workloads(*settings):
+    for mode, (dtype, precision) in MODES.items():
+        for name, product, plan in workloads(dtype, precision):
             for rank, tile in enumerate(candidates(product)):
-                if rank and default_only:
-                    break
-                for arch in arches:
-                    for launch in plan(tile):
-                        found = resources(compiled(launch, arch))
-                        kernel = launch.kernel.__name__
-                        yield {
-                            "workload": name, "kernel": kernel, "mode": mode, "arch": f"sm_{arch}",
-                            "tile": list(tile), "default": rank == 0, **found,
-                        }  # fmt: skip
+                if rank == 0 or not default_only:
+                    more = {"tile": list(tile), "default": rank == 0}
+                    yield from described(name, mode, plan(tile), arches, **more)
+        torch.backends.cuda.matmul.fp32_precision = precision
+        for name, launches in (*attentions(dtype), *embeddings(dtype)):
+            yield from described(name, mode, launches, arches, default=True)
 
 
 def main() -> None:

@@ -13,6 +13,23 @@ import torch
 from triton.runtime import interpreter
 
 
+@contextlib.contextmanager
+def careful() -> Iterator[None]:
+    """Seeded, every launch `checked`, and fresh memory filled with NaN."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    with checked():
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """``found`` has the float64 ``expected``'s values to the rounding of its own dtype."""
+    half = found.dtype.itemsize == 2
+    tolerance = {"rtol": 2e-3, "atol": 2e-3} if half else {"rtol": 2e-5, "atol": 2e-5}
+    torch.testing.assert_close(found.double(), expected, **tolerance)
+
+
 class BoundsError(Exception):
     pass
 

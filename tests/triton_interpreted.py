@@ -22,7 +22,7 @@ from fastmaml.kernels.launch import Product, precision
 from fastmaml.kernels.tiles import Tile, candidates, cycles, splits
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from triton_checks import BoundsError, checked
+from triton_checks import BoundsError, careful, close
 
 from fastmaml import kernels
 
@@ -45,19 +45,9 @@ SAME: Settings = ((1, 1), (1, 1), (1, 1))
 
 
 @pytest.fixture(autouse=True)
-def careful() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
-    with checked():
+def carefully() -> Iterator[None]:
+    with careful():
         yield
-    torch.use_deterministic_algorithms(False)
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """``found`` has the float64 ``expected``'s values to the rounding of its own dtype."""
-    half = found.dtype.itemsize == 2
-    tolerance = {"rtol": 2e-3, "atol": 2e-3} if half else {"rtol": 2e-5, "atol": 2e-5}
-    torch.testing.assert_close(found.double(), expected, **tolerance)
 
 
 def layouts(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
