@@ -136,7 +136,7 @@ class Captured:
         key = (
             program.settings,
             fingerprint((forward.loss, program.rule, program.gradient)),
-            fingerprint((program.head, program.tables)),
+            fingerprint((program.head, program.tables, program.function)),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             autocast_state(flat.seeds.device.type),
             flat.kind(),

@@ -144,6 +144,14 @@ def _raise_for_losses(
 ) -> None:
     tasks = (~losses.isfinite()).nonzero().flatten().tolist()
     first = tasks[0]
+    if program.function is not None:
+        raise NonFiniteLoss(
+            f"The query loss of task {first} (and of {len(tasks) - 1} others: {tasks[1:6]}) is "
+            f"{losses[first].item()}. Nothing was averaged in, and no gradient was set. Lower the "
+            "inner learning rate, or look at that task's data.",
+            None,
+            tasks,
+        )
     loop = inner_loop(
         program,
         episodes[first],

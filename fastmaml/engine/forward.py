@@ -87,7 +87,7 @@ class TaskForward:
         keys = step_keys(seeds, step, query)
         one = partial(self._one, shared)
         own = (adapted, batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
-        result: tuple[Tensor, Any, Tensors] = self._by_task(one, own)
+        result: tuple[Tensor, Any, Tensors] = self.by_task(one, own)
         return result
 
     def head(
@@ -107,10 +107,10 @@ class TaskForward:
         """
         keys = step_keys(seeds, 0, False)
         one = partial(self._head_of_one, layer, shared)
-        found: Tensors = self._by_task(one, (adapted, batch.inputs, batch.targets, keys, rows))
+        found: Tensors = self.by_task(one, (adapted, batch.inputs, batch.targets, keys, rows))
         return found
 
-    def _by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """A function of one task's tensors, for all tasks: a tree of ``[tasks, ...]``."""
         leaves, spec = tree_flatten(arguments)
         layout: list[Any] = []  # of what one task returns, known once one has run
@@ -143,8 +143,8 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        with self._surroundings(key, adapted, rows):
-            output = call(self.model, {**self._own(buffers), **shared, **adapted}, inputs)
+        with self.surroundings(key, adapted, rows):
+            output = call(self.model, {**self.constants(buffers), **shared, **adapted}, inputs)
             loss = self.loss(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -168,21 +168,21 @@ class TaskForward:
         weight = self.frozen[layer.weight].detach()
         features = weight.new_empty(0, weight.shape[1])
         if layer.head.needs_features:
-            tensors = {**self._own({}), **shared, **adapted, layer.weight: weight}
-            with self._surroundings(key, adapted, rows), Listener(weight) as heard:
+            tensors = {**self.constants({}), **shared, **adapted, layer.weight: weight}
+            with self.surroundings(key, adapted, rows), Listener(weight) as heard:
                 call(self.model, tensors, inputs)
             features = heard.features(layer.weight)
         weight, bias = layer.head.start(weight, features, targets)
         return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})
 
-    def _own(self, buffers: Tensors) -> Tensors:
+    def constants(self, buffers: Tensors) -> Tensors:
         """What the model holds besides parameters that are learned."""
         if not self.keeps_buffers or not buffers:
             # Copies: a module may write to its buffers, and the user's must not change.
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         return {**self.frozen, **buffers}
 
-    def _surroundings(self, key: Tensor, adapted: Tensors, rows: Tensors) -> ExitStack:
+    def surroundings(self, key: Tensor, adapted: Tensors, rows: Tensors) -> ExitStack:
         """What is active while the model runs."""
         stack = ExitStack()
         tables = [(adapted[name], found) for name, found in rows.items()]

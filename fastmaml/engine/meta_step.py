@@ -14,6 +14,7 @@ from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.task_function import TaskFunction
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import GradientMethod, Meta, MetaGradient, Query, add, detached
 from fastmaml.rules.base import Rule, Tensors
@@ -33,6 +34,7 @@ class Program:
         settings: of the model, as `Inventory` has them.
         head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
         tables: embeddings that adapt in the rows that a task looks up.
+        function: runs in place of the inner loop, where the user wrote one.
     """
 
     forward: TaskForward
@@ -44,6 +46,7 @@ class Program:
     settings: tuple[Any, ...] = ()
     head: HeadLayer | None = None
     tables: tuple[RowTable, ...] = ()
+    function: TaskFunction | None = None
 
 
 class MetaResult(NamedTuple):
@@ -88,7 +91,8 @@ def meta_step(
         part = None if cotangents is None else tree_map_only(Tensor, _slicer(chunk), cotangents)
         objective = Objective(weights[chunk], step_weights, part)
         loop = inner_loop(program, episodes[chunk], seeds[chunk], objective)
-        own, queries = program.gradient.meta_gradient(loop, meta)
+        method = program.function or program.gradient
+        own, queries = method.meta_gradient(loop, meta)
         gradient = add(gradient, own)
         parts.append((_losses(queries, step_weights), queries[-1].outputs, loop.buffers))
     losses, outputs, buffers = concatenate(parts)

@@ -219,6 +219,36 @@ def _bytes_of_a_copy(program: Program, meta: Meta, episodes: Episodes, seeds: Te
     return sum(p.numel() * p.element_size() for p in parameters.values())
 
 
+def plan_function(
+    program: Program,
+    meta: Meta,
+    episodes: Episodes,
+    seeds: Tensor,
+    chunk: int | None,
+    budget: int | None,
+    fixed_backend: bool,
+    lanes: int,
+) -> tuple[Program, str]:
+    """The program of a user's own function of a task, with how it runs decided, and why it loops.
+
+    Raises:
+        Exception: whatever the function raises when it runs on one task in plain PyTorch.
+    """
+    alone, _, _ = _tried(program, meta, episodes[:1], seeds[:1], fixed_backend)
+    alone, refusal, _ = _batching(alone, meta, episodes[:2], seeds[:2], fixed_backend)
+    weights = torch.ones(1, device=seeds.device)
+    loop = inner_loop(alone, episodes[:1], seeds[:1], Objective(weights, [0.0, 1.0]))
+    function = alone.function
+    assert function is not None
+    with torch.enable_grad():
+        leaves = leaves_of(meta)
+        kept = _saved(lambda: function.query(loop, leaves), set())
+    free = free_bytes(seeds.device) // 2 if budget is None else budget
+    size, _ = _chunk(len(seeds), chunk, kept, seeds.device, free, refusal, lanes)
+    forward = replace(alone.forward, batched=not refusal)
+    return replace(alone, forward=forward, chunk=size), refusal
+
+
 def _on_reference(program: Program) -> Program:
     return replace(program, forward=replace(program.forward, backend="reference"))
 

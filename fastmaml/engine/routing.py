@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from fastmaml import ops
+from fastmaml.engine.language_routing import attention, embedding
 from fastmaml.engine.op_routing import OpRouting
-from fastmaml.engine.randomness import dropout_mask, python_seed
+from fastmaml.engine.randomness import python_seed
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
 _RANDOM_FUNCTIONS = {
@@ -117,6 +118,17 @@ class Routing(TorchFunctionMode):
         if _draws(func, args, kwargs):
             return self.replayed(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def native(self, op: str, *tensors: Tensor | None) -> str | None:
+        """The backend that has the op for these tensors; None where plain PyTorch is to run."""
+        there = self.ops is not None and not torch.is_autocast_enabled(self.key.device.type)
+        return self.ops.backend if there and self.ops.covers(op, *tensors) else None  # type: ignore[union-attr]
+
+    def dropout_mask(self, shape: list[int], p: float, like: Tensor) -> Tensor:
+        """The mask of the next draw; see `ops.dropout_mask`."""
+        backend = self.native("dropout_mask", like) or "reference"
+        key = self.next_key().unsqueeze(0)
+        return ops.dropout_mask(key, shape, p, like, backend=backend).squeeze(0)
 
     def next_key(self) -> Tensor:
         """A key for the next random draw of this forward pass."""
@@ -214,79 +226,15 @@ def _dropout_over(dimensions: int | None) -> Callable[..., Tensor]:
             return func(input, p, training, inplace)
         kept = input.ndim if dimensions is None else input.ndim - dimensions
         shape = [*input.shape[:kept], *[1] * (input.ndim - kept)]
-        mask = dropout_mask(shape, p, mode.next_key(), input)
+        mask = mode.dropout_mask(shape, p, input)
         return input.mul_(mask) if inplace else input * mask
 
     return handler
 
 
-def _attention(
-    mode: Routing,
-    func: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """The fused kernels have no second derivative; the written-out softmax has."""
-    if dropout_p == 0:
-        with sdpa_kernel(SDPBackend.MATH):
-            return func(
-                query,
-                key,
-                value,
-                attn_mask,
-                dropout_p,
-                is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~causal, -torch.inf)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    probabilities = scores.softmax(-1)
-    mask = dropout_mask(list(probabilities.shape), dropout_p, mode.next_key(), probabilities)
-    return (probabilities * mask) @ value
-
-
 def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     with mode:
         return _unhidden(func)(*args, **kwargs)
-
-
-def _embedding(
-    mode: Routing,
-    func: Any,
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """vmap forgets `padding_idx`, whose row gets no gradient; sparse gradients have no second."""
-    if max_norm is not None or scale_grad_by_freq:
-        return func(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-    rows = next((rows for table, rows in mode.rows if table is weight), None)
-    found = func(input if rows is None else torch.searchsorted(rows, input), weight)
-    if padding_idx is None:
-        return found
-    if padding_idx < 0:
-        padding_idx += weight.shape[0]
-    return torch.where((input == padding_idx).unsqueeze(-1), found.detach(), found)
 
 
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -313,8 +261,8 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),
     Tensor.requires_grad_: _requires_grad,
-    F.embedding: _embedding,
-    F.scaled_dot_product_attention: _attention,
+    F.embedding: embedding,
+    F.scaled_dot_product_attention: attention,
     F.multi_head_attention_forward: _multi_head_attention,
     torch.lstm: _recurrent,
     torch.gru: _recurrent,
