@@ -57,9 +57,11 @@ def meta_of(maml: Settings, held: Inventory) -> Meta:
     return Meta(adapted, shared, rates)  # type: ignore[arg-type]  # Parameters are tensors
 
 
-def program_of(maml: Settings, held: Inventory, steps: int, executor: str | None) -> Program:
+def program_of(
+    maml: Settings, held: Inventory, steps: int, executor: str | None, needs_loss: bool = True
+) -> Program:
     """The meta-step before anything is planned; `executor` is the one that will run it."""
-    if maml.loss is None:
+    if maml.loss is None and needs_loss:
         raise ValueError(
             "this MAML has no loss: give loss= when you make it, for example "
             "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
@@ -72,11 +74,15 @@ def program_of(maml: Settings, held: Inventory, steps: int, executor: str | None
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
     backend = chosen_backend(maml.backend, executor, held.device)
     forward = TaskForward(
-        maml.module, maml.loss, frozen, buffers, own, keeps, batched=False, backend=backend,
-        host=find_host(maml.module),
+        maml.module, maml.loss or _no_loss, frozen, buffers, own, keeps, batched=False,
+        backend=backend, host=find_host(maml.module),
     )  # fmt: skip
     method = maml.gradient or Unrolled()
     return Program(forward, maml.rule, method, steps, 1, settings=held.settings, head=maml.head)
+
+
+def _no_loss(*_: Any) -> Tensor:
+    raise RuntimeError("this program has no loss of its own")
 
 
 def plan_of(

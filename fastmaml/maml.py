@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -45,6 +45,7 @@ from fastmaml.gradients.base import Meta
 from fastmaml.heads import Head
 from fastmaml.learner import Progress, adapt_in_place
 from fastmaml.output import MetaOutput, with_gradient
+from fastmaml.per_task import PerTask
 from fastmaml.rules import Rule
 
 
@@ -268,6 +269,10 @@ class MAML(nn.Module):
         if self.batch_norm == "batch":
             forget_running_statistics(learner)
         return learner
+
+    def per_task(self, function: Callable[..., Any]) -> PerTask:
+        """A decorator: ``function(learner, *task)`` of one task, for all at once (`PerTask`)."""
+        return PerTask(self, function)
 
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
         """Print and return what would run for such episodes, what was refused, and why."""

@@ -1,0 +1,251 @@
+"""A user's own function of one task, run for all at once: the numbers of a loop by hand."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import fastmaml as fm
+
+TASKS = 3
+PATHS: dict[str, dict[str, Any]] = {
+    "eager": {"executor": "eager", "backend": "reference"},
+    "one by one": {"executor": "eager", "tasks_chunk": 1},
+    "captured": {"executor": "captured", "backend": "reference"},
+    "native": {},
+}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Linear(2, 2)]
+    model = nn.Sequential(*layers[:3])
+    model.register_module("unused", layers[3])
+    model.forward = lambda x: model[2](model[1](model[0](x)))  # type: ignore[method-assign]
+    return model.double()
+
+
+def data(support: int = 5, query: int = 4, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(TASKS, support + query, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (TASKS, support + query), generator=generator)
+    return x[:, :support], y[:, :support], x[:, support:], y[:, support:]
+
+
+def by_hand(model: nn.Module, given: Any, lr: float, steps: int, first_order: bool) -> list[Tensor]:
+    losses = []
+    for xs, ys, xq, yq in zip(*given, strict=True):
+        theta: dict[str, Tensor] = dict(model.named_parameters())
+        for k in range(steps):
+            loss = F.cross_entropy(functional_call(model, theta, (xs,)), ys) * (k + 1)
+            names = [n for n in theta if "unused" not in n]
+            found = torch.autograd.grad(
+                loss, [theta[n] for n in names], create_graph=not first_order
+            )
+            theta |= {n: theta[n] - lr * g for n, g in zip(names, found, strict=True)}
+        losses.append(F.cross_entropy(functional_call(model, theta, (xq,)), yq))
+    return losses
+
+
+def adapting(steps: int, **how: Any) -> Any:
+    """Steps whose losses differ, so that it is not what maml(episodes) does."""
+
+    def task(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Any:
+        for k in range(steps):
+            learner.adapt(F.cross_entropy(learner(xs), ys) * (k + 1), **how)
+        logits = learner(xq)
+        right = (logits.argmax(-1) == yq).double().mean()
+        return F.cross_entropy(logits, yq), {"accuracy": right, "logits": logits, "steps": steps}
+
+    return task
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+def check(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
+    assert any(b is not None and bool(b.any()) for b in expected)
+    for a, b in zip(found, expected, strict=True):
+        if b is None:
+            assert a is None or not a.any()
+        else:
+            assert a is not None
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
+@pytest.mark.parametrize("path", PATHS)
+def test_numbers_are_those_of_the_loop(path: str, first_order: bool) -> None:
+    model = network()
+    maml = fm.MAML(model, lr=0.3, first_order=first_order, **PATHS[path])
+    run = maml.per_task(adapting(3))
+    for sizes in ((5, 4), (7, 2), (5, 4)):  # sizes differ between calls
+        given = data(*sizes, seed=sum(sizes))
+        losses = by_hand(model, given, 0.3, 3, first_order)
+        torch.stack(losses).mean().backward()
+        expected = gradients(model)
+        out = run(*given)
+        torch.testing.assert_close(out.losses, torch.stack(losses).detach(), rtol=1e-11, atol=0)
+        assert out.outputs["steps"] == 3
+        assert out.outputs["logits"].shape == (TASKS, sizes[1], 3)
+        right = (out.outputs["logits"].argmax(-1) == given[3]).double().mean(1)
+        assert torch.equal(out.outputs["accuracy"], right)
+        out.loss.backward()
+        check(gradients(model), expected)
+
+
+def test_first_order_for_a_single_step() -> None:
+    model, given = network(), data()
+    torch.stack(by_hand(model, given, 0.3, 2, True)).mean().backward()
+    expected = gradients(model)
+    fm.MAML(model, lr=0.3).per_task(adapting(2, first_order=True))(*given).loss.backward()
+    check(gradients(model), expected)
+
+
+@pytest.mark.parametrize("rule", [fm.rules.MetaSGD(0.1), fm.rules.Adam(0.05), fm.rules.LSLR(0.1)])
+def test_the_same_as_episodes_for_what_both_can(rule: fm.rules.Rule) -> None:
+    """Also with BatchNorm, and given as Episodes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    xs, ys, xq, yq = data()
+    episodes = fm.Episodes(fm.Batch(xs, ys), fm.Batch(xq, yq))
+    maml = fm.MAML(model, rule=rule, steps=2, loss=F.cross_entropy)
+    out = maml(episodes)
+    out.loss.backward()
+    expected = [p.grad for p in maml.parameters()]
+    maml.zero_grad()
+
+    @maml.per_task
+    def task(learner: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        for _ in range(2):
+            learner.adapt(F.cross_entropy(learner(support.inputs), support.targets))
+        return F.cross_entropy(learner(query.inputs), query.targets)
+
+    same = task(episodes)
+    torch.testing.assert_close(same.losses, out.losses, rtol=1e-11, atol=0)
+    same.loss.backward()
+    check([p.grad for p in maml.parameters()], expected)
+
+
+def test_a_loss_of_ones_own_over_what_is_returned() -> None:
+    model, given = network(), data()
+    maml = fm.MAML(model, lr=0.3)
+    out = maml.per_task(adapting(1))(*given)
+    (out.losses * torch.tensor([1.0, 0.0, 2.0])).sum().backward()
+    found = gradients(model)
+    losses = by_hand(model, given, 0.3, 1, False)
+    (losses[0] + 2 * losses[2]).backward()
+    check(found, gradients(model))
+
+
+def test_regularised_by_the_learners_parameters() -> None:
+    model, given = network(), data()
+
+    def task(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+        start = [p.detach() for p in learner.parameters()]
+        learner.adapt(F.cross_entropy(learner(xs), ys))
+        away = sum((p - s).square().sum() for p, s in zip(learner.parameters(), start, strict=True))
+        names = {n for n, _ in learner.named_parameters()}
+        assert "0.weight" in names
+        return F.cross_entropy(learner(xq), yq) + away
+
+    batched = fm.MAML(model, lr=0.3).per_task(task)(*given)
+    looped = fm.MAML(model, lr=0.3, tasks_chunk=1, executor="eager").per_task(task)(*given)
+    torch.testing.assert_close(batched.losses, looped.losses, rtol=1e-12, atol=0)
+
+
+def test_what_cannot_be_batched_runs_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    model, given = network(), data()
+
+    def task(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+        loss = F.cross_entropy(learner(xs), ys)
+        while float(loss) > 0.9:  # as many steps as it takes
+            learner.adapt(loss)
+            loss = F.cross_entropy(learner(xs), ys)
+        return F.cross_entropy(learner(xq), yq)
+
+    with caplog.at_level(logging.WARNING, "fastmaml"):
+        out = fm.MAML(model, lr=0.5).per_task(task)(*given)
+    assert "one task at a time" in caplog.text
+    out.loss.backward()
+    assert any(g is not None and bool(g.any()) for g in gradients(model))
+
+
+def test_prints_are_announced(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = data()
+
+    def task(learner: Any, xs: Tensor, ys: Tensor, *_: Tensor) -> Tensor:
+        print("adapting")
+        return F.cross_entropy(learner(xs), ys)
+
+    run = fm.MAML(network(), lr=0.5).per_task(task)
+    with caplog.at_level(logging.WARNING, "fastmaml"):
+        run(*given)
+        assert "adapting" in capsys.readouterr().out
+        run(*given)
+    assert "adapting" not in capsys.readouterr().out
+    assert caplog.text.count("prints") == 1
+
+
+def test_without_gradients() -> None:
+    model, given = network(), data()
+    expected = torch.stack(by_hand(model, given, 0.3, 2, True)).detach()
+    with torch.no_grad():
+        out = fm.MAML(model, lr=0.3).per_task(adapting(2))(*given)
+    torch.testing.assert_close(out.losses, expected, rtol=1e-11, atol=0)
+    assert not out.loss.requires_grad
+
+
+def test_dropout_is_that_of_the_task() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Dropout(0.5), nn.Linear(32, 3)).double()
+    given = data()
+
+    def losses(**how: Any) -> Tensor:
+        torch.manual_seed(5)
+        return fm.MAML(model, lr=0.3, **how).per_task(adapting(2))(*given).losses.detach()
+
+    torch.testing.assert_close(losses(), losses(tasks_chunk=1, executor="eager"))
+    torch.manual_seed(6)
+    other = fm.MAML(model, lr=0.3).per_task(adapting(2))(*given).losses
+    assert not torch.allclose(other.detach(), losses())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"gradient": fm.gradients.Checkpointed()}, "what you wrote"),
+        ({"head": fm.heads.Zero()}, "head"),
+        ({"batch_norm": "module"}, "batch_norm"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(how: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=message):
+        fm.MAML(model, lr=0.1, **how).per_task(adapting(1))
+
+
+def test_bad_calls_say_what_is_wrong() -> None:
+    maml = fm.MAML(network(), lr=0.1)
+    xs, ys, xq, yq = data()
+    with pytest.raises(ValueError, match="first dimension is the tasks"):
+        maml.per_task(adapting(1))(xs, ys, xq[:2], yq)
+    with pytest.raises(ValueError, match="scalar query loss"):
+        maml.per_task(lambda learner, x, *_: learner(x))(xs, ys)
+    with pytest.raises(RuntimeError, match="scalar loss"):
+        maml.per_task(lambda learner, x, *_: learner.adapt(learner(x)))(xs, ys)
+    with pytest.raises(RuntimeError, match="does not depend"):
+        maml.per_task(lambda learner, x, *_: learner.adapt(x.sum()))(xs, ys)
+    with pytest.raises(fm.NonFiniteLoss, match="task"):
+        maml.per_task(lambda learner, x, *_: learner(x).sum() / 0)(xs)
