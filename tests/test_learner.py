@@ -139,3 +139,26 @@ def test_a_learned_scalar_rate() -> None:
     learner.adapt(learner(tensor(5, 3)).square().mean())
     learner(tensor(5, 3, seed=1)).square().mean().backward()
     assert rate.grad.abs() > 0
+
+
+def test_parametrized_modules_can_be_cloned() -> None:
+    class Doubled(nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return 2 * w.tanh()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2)).double()
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    maml = fm.MAML(model, lr=0.5, steps=1, loss=F.cross_entropy)
+    learner = maml.clone()
+    learner.adapt(F.cross_entropy(learner(x), y))
+    F.cross_entropy(learner(x), y).backward()
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    maml.zero_grad()
+    batch = fm.Batch(x.unsqueeze(0), y.unsqueeze(0))
+    maml(fm.Episodes(batch, batch)).loss.backward()
+    expected = [p.grad for p in model.parameters()]
+    assert len(found) == len(expected) == 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

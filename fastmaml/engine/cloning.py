@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -32,7 +31,8 @@ def _with_parameters(
 ) -> nn.Module:
     if module in seen:
         return seen[module]
-    clone = copy.copy(module)  # the module's own attributes, without copying what they refer to
+    # Not copy.copy, which modules with parametrizations refuse.
+    clone = object.__new__(type(module))
     seen[module] = clone
     clone.__dict__ = dict(module.__dict__)
     clone._buffers = dict(module._buffers)
