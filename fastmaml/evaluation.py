@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastmaml.episodes.batch import Episodes
+from fastmaml.episodes.named import NamedEpisodes
 
 if TYPE_CHECKING:
     from fastmaml.maml import MAML
@@ -31,6 +32,7 @@ class Evaluation:
             over episodes (nan for a single one).
         episodes: how many episodes.
         chance: the accuracy of guessing, or None.
+        by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
     """
 
     metric: str
@@ -38,6 +40,7 @@ class Evaluation:
     intervals: list[float]
     episodes: int
     chance: float | None
+    by_name: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -50,7 +53,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
+        found = {
             self.metric: self.means[-1],
             "interval_95": self.intervals[-1],
             "no_adaptation": self.means[0],
@@ -61,6 +64,8 @@ class Evaluation:
             "per_step": self.means,
             "per_step_interval_95": self.intervals,
         }
+        by_name = {name: one.as_dict() for name, one in self.by_name.items()}
+        return found | ({"by_name": by_name} if by_name else {})
 
 
 def format_metric(metric: str, mean: float, interval: float | None = None) -> str:
@@ -79,8 +84,9 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to `count` episodes and measure on their query sets, without graphs.
 
-    In evaluation mode (no dropout). Modes and PyTorch's random state are as before afterwards, so
-    that evaluating changes no training run.
+    Where some tasks are regressions, the accuracy is that of the others. In evaluation mode (no
+    dropout). Modes and PyTorch's random state are as before afterwards, so that evaluating changes
+    no training run.
 
     Args:
         maml: what to evaluate; its parameters do not change.
@@ -89,23 +95,71 @@ def evaluate(
         steps: inner steps.
         after_batch: called with the number of episodes done, after each meta-batch.
     """
-    rows: list[Tensor] = []
-    metric, chance, done = "loss", None, 0
+    parts: list[_Measured] = []
+    done = 0
     with _evaluating(maml):
         while done < count:
             batch = next(episodes, None)
             if batch is None:
                 raise ValueError(f"the episodes to evaluate on ended after {done} of {count}.")
-            outputs = maml.evaluate_each_step(batch, steps)
-            values = [x.losses for x in outputs]
-            accuracies = [x.accuracies for x in outputs if x.accuracies is not None]
-            if accuracies:
-                values = accuracies
-                metric, chance = "accuracy", 1 / batch.query.targets[0].unique().numel()
-            rows.append(torch.stack([x.detach().double().cpu() for x in values], dim=1))
+            parts.append(_measure(maml, batch, steps))
             done = min(done + len(batch), count)
             after_batch(done)
-    table = torch.cat(rows)[:count]  # [episodes, steps + 1]
+    found = _Measured(
+        torch.cat([part.losses for part in parts])[:count],
+        torch.cat([part.accuracies for part in parts])[:count],
+        torch.cat([part.chances for part in parts])[:count],
+        [name for part in parts for name in part.names][:count],
+    )
+    names = dict.fromkeys(found.names)
+    by_name = {name: found.only(name).summary() for name in names} if len(names) > 1 else {}
+    return replace(found.summary(), by_name=by_name)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of every episode: losses and accuracies (nan: none) ``[episodes, steps + 1]``, and more."""
+
+    losses: Tensor
+    accuracies: Tensor
+    chances: Tensor
+    names: list[str]
+
+    def only(self, name: str) -> _Measured:
+        rows = torch.tensor([x == name for x in self.names])
+        return _Measured(self.losses[rows], self.accuracies[rows], self.chances[rows], [])
+
+    def summary(self) -> Evaluation:
+        """The accuracy of the episodes that have one, or else the loss of all."""
+        classified = ~self.accuracies[:, 0].isnan()
+        if not classified.any():
+            return _mean("loss", self.losses, None)
+        chance = self.chances[classified].mean().item()
+        return _mean("accuracy", self.accuracies[classified], chance)
+
+
+def _measure(maml: MAML, batch: Episodes, steps: int) -> _Measured:
+    outputs = maml.evaluate_each_step(batch, steps)
+    losses = torch.stack([x.losses.detach().double().cpu() for x in outputs], dim=1)
+    accuracies, found = torch.full_like(losses, math.nan), [x.accuracies for x in outputs]
+    if found[0] is not None:
+        accuracies = torch.stack([x.detach().double().cpu() for x in found if x is not None], dim=1)
+    names = list(batch.names) if isinstance(batch, NamedEpisodes) else []
+    return _Measured(losses, accuracies, _chances(batch), names)
+
+
+def _chances(batch: Episodes) -> Tensor:
+    """``[tasks]``: one over the number of classes, where targets are classes."""
+    targets = batch.query.targets
+    if isinstance(targets, Mapping) and "classes" in targets:
+        return 1 / targets["classes"].flatten().double().cpu()
+    if not isinstance(targets, Tensor):
+        return torch.full((len(batch),), math.nan, dtype=torch.float64)
+    return torch.full((len(batch),), 1 / targets[0].unique().numel(), dtype=torch.float64)
+
+
+def _mean(metric: str, table: Tensor, chance: float | None) -> Evaluation:
+    count = len(table)
     spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
     intervals = NORMAL_95 * spread / math.sqrt(count)
     return Evaluation(metric, table.mean(0).tolist(), intervals.tolist(), count, chance)

@@ -59,7 +59,9 @@ class MetaOutput:
     def accuracy(self) -> Tensor | None:
         """Scalar: the mean of `accuracies` (of those that are no nan), or None."""
         accuracies = self.accuracies
-        return None if accuracies is None else accuracies.nanmean()
+        if accuracies is None or (isinstance(self.targets, Mapping) and accuracies.isnan().all()):
+            return None
+        return accuracies.nanmean()
 
 
 def _within_own_classes(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:

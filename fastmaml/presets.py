@@ -1,16 +1,17 @@
 """The defaults of each data set.
 
 The sinusoid's are the MAML paper's (Finn et al., 2017). Omniglot has the paper's inner loop and
-meta-batch, with an outer loop made for a few thousand iterations instead of sixty.
+meta-batch, with an outer loop made for a few thousand iterations instead of sixty. Language models
+get a head per task, as their tasks share no classes, and an outer loop as in fine-tuning.
 """
 
 from __future__ import annotations
 
-from fastmaml.config import TrainConfig
+from fastmaml.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
-PRESETS: dict[str, TrainConfig] = {
+PRESETS: dict[str, RunConfig] = {
     "digits": TrainConfig(
-        data="digits",
+        dataset="digits",
         out="runs/digits",
         iterations=400,
         schedule="cosine",
@@ -23,7 +24,7 @@ PRESETS: dict[str, TrainConfig] = {
         threads=1,  # too small for two to help, and two suffer when the machine is busy
     ),
     "omniglot": TrainConfig(
-        data="omniglot",
+        dataset="omniglot",
         out="runs/omniglot",
         iterations=2400,
         meta_lr=2e-3,
@@ -37,7 +38,7 @@ PRESETS: dict[str, TrainConfig] = {
         checkpoint_every=250,
     ),
     "sinusoid": TrainConfig(
-        data="sinusoid",
+        dataset="sinusoid",
         out="runs/sinusoid",
         iterations=70_000,
         ways=1,
@@ -50,6 +51,39 @@ PRESETS: dict[str, TrainConfig] = {
         evaluate_every=1000,
         checkpoint_every=1000,
         threads=1,
+    ),
+    "intents": IntentsConfig(
+        out="runs/intents",
+        iterations=400,
+        meta_lr=1e-5,
+        optimizer="adamw",
+        weight_decay=0.01,
+        schedule="cosine",
+        clip=1.0,
+        pooling="mean",
+        head="zero",
+        tasks=4,
+        inner_lr=0.05,
+        inner_steps=3,
+        max_length=64,
+        evaluate_every=0,
+        test_episodes=400,
+    ),
+    "glue": GlueConfig(
+        out="runs/glue",
+        iterations=400,
+        meta_lr=1e-5,
+        optimizer="adamw",
+        weight_decay=0.01,
+        schedule="cosine",
+        clip=1.0,
+        head="zero",
+        tasks=4,
+        inner_lr=0.1,
+        inner_steps=3,
+        evaluate_every=100,
+        validation_episodes=40,
+        test_episodes=120,
     ),
 }
 """The defaults of each data set."""

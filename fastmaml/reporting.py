@@ -108,8 +108,7 @@ class Report:
         now = format_metric(metric, found[metric], found["interval_95"])
         before = format_metric(metric, found["no_adaptation"])
         self.say(
-            f"iteration {line['iteration']}: {metric} on unseen tasks {now} "
-            f"(before adaptation {before})"
+            f"iteration {line['iteration']}: validation {metric} {now} (before adaptation {before})"
         )
 
     def _plot(self, test: Evaluation, title: str) -> bool:
@@ -157,7 +156,23 @@ def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
         table.add_row(name, test.text(step), style=style)
     if test.chance is not None:
         table.add_row("chance", format_metric(test.metric, test.chance))
-    table.caption = f"mean and 95% interval over {test.episodes} unseen episodes"
+    table.caption = f"mean and 95% interval over {test.episodes} episodes"
+    console.print(table)
+    if test.by_name:
+        _show_by_name(console, test)
+
+
+def _show_by_name(console: Any, test: Evaluation) -> None:
+    """Print one line for the tasks of each name."""
+    from rich.table import Table
+
+    table = Table(min_width=48)
+    for column in ("tasks", "metric", "no adaptation", f"{test.steps} steps", "chance", "episodes"):
+        table.add_column(column, justify="left" if column in ("tasks", "metric") else "right")
+    for name, one in test.by_name.items():
+        chance = "" if one.chance is None else format_metric(one.metric, one.chance)
+        cells = (one.metric, one.text(0), one.text(), chance, str(one.episodes))
+        table.add_row(name, *cells)
     console.print(table)
 
 

@@ -369,7 +369,7 @@ def test_cosine() -> None:
         ({"ways": "five"}, "ways='five' is a str; give a int"),
         ({"meta_lr": 0}, "meta_lr=0: give a positive number"),
         ({"inner_lr": math.nan}, "inner_lr=nan: give a finite number"),
-        ({"data": "mnist"}, "data='mnist': choose one of digits, omniglot, sinusoid"),
+        ({"dataset": "mnist"}, "dataset='mnist': choose one of digits, omniglot, sinusoid"),
         ({"plots": 1}, "plots=1 is a int; give a bool"),
         ({"shots": True}, "shots=True is a bool"),
         ({"clip": -1.0}, "clip=-1.0: give a positive number"),

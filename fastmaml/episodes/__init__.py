@@ -2,17 +2,29 @@
 
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.digits import digits
+from fastmaml.episodes.glue import glue
+from fastmaml.episodes.mixture import Mixture
+from fastmaml.episodes.named import InTurn, NamedEpisodes
 from fastmaml.episodes.omniglot import omniglot
 from fastmaml.episodes.sampler import EpisodeSampler
 from fastmaml.episodes.sinusoid import sinusoid
 from fastmaml.episodes.source import EpisodeSource
+from fastmaml.episodes.text import text
+from fastmaml.episodes.text_task import TextTask, text_task
 
 __all__ = [
     "Batch",
     "EpisodeSampler",
     "EpisodeSource",
     "Episodes",
+    "InTurn",
+    "Mixture",
+    "NamedEpisodes",
+    "TextTask",
     "digits",
+    "glue",
     "omniglot",
     "sinusoid",
+    "text",
+    "text_task",
 ]

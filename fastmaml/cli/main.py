@@ -1,62 +1,19 @@
-"""The command line: ``fastmaml train | eval | info``."""
+"""What the commands do."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
-import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
-
-from fastmaml.config import TrainConfig, read_toml
+from fastmaml.cli.flags import Evaluate, Train, parse
+from fastmaml.config import RunConfig, read_toml
+from fastmaml.config.toml import assignments
 from fastmaml.presets import PRESETS
 
 FAILED, BAD_INPUT = 1, 2
 """Exit codes: training failed; what was asked for cannot be done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(TrainConfig):
-    """The flags of ``fastmaml train``: a configuration, and where it comes from."""
-
-    data: Suppress[str] = "digits"  # type: ignore[assignment]
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with the names of these flags (`inner_lr = 0.4`); flags override it."""
-    resume: Annotated[tuple[Path, ...] | None, arg(metavar="[PATH]")] = None
-    """Go on from a checkpoint, by default that in --out. Its configuration is taken over."""
-
-    def __post_init__(self) -> None:
-        """Leave the checks to `configuration`: their errors read better outside the parser."""
-
-    def configuration(self) -> TrainConfig:
-        """The checked configuration, without what concerns the command line only."""
-        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Test a checkpoint on unseen classes."""
-
-    checkpoint: Positional[Path]
-    """A checkpoint that `fastmaml train` wrote, or its folder."""
-    episodes: int = 600
-    """How many episodes."""
-    steps: int | None = None
-    """Inner steps (none: as in the run's own test)."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Whose classes."""
-    seed: int | None = None
-    """Of the episodes (none: those of the run's own test)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """Versions, devices, and what is available."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        command = _parse(arguments, PRESETS)
+        command = parse(arguments, PRESETS)
         if isinstance(command, Train):
             return _train(*_layered(command, arguments))
         if isinstance(command, Evaluate):
@@ -89,7 +46,7 @@ _EXPECTED = (ValueError, OSError, ImportError)
 """What goes wrong while a run is prepared. Once it runs, an error keeps its traceback."""
 
 
-def _train(config: TrainConfig, checkpoint: Path | None) -> int:
+def _train(config: RunConfig, checkpoint: Path | None) -> int:
     from fastmaml.engine.errors import NonFiniteLoss
     from fastmaml.interrupts import Interrupted
     from fastmaml.recipes import build_trainer
@@ -100,7 +57,7 @@ def _train(config: TrainConfig, checkpoint: Path | None) -> int:
             trainer.resume(checkpoint)
     except _EXPECTED as error:
         raise _BadInputError(error) from error
-    again = f"fastmaml train {config.data} --resume {trainer.folder}"
+    again = f"fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
         trainer.fit()
     except Interrupted as stop:
@@ -123,8 +80,9 @@ def _evaluate(command: Evaluate) -> int:
         path = _checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = _config_of(path, saved.config).updated({"device": command.device}, "--device")
+        config = config.updated(assignments(command.change), "--change")
         maml = recipes.build_maml(config)
-        maml.load_state_dict(saved.state["maml"])
+        _load(maml, saved.state["maml"], path)
         episodes = recipes.build_episodes(config, command.split, command.seed)
         steps = command.steps if command.steps is not None else config.eval_steps or maml.steps
         if command.episodes < 1 or steps < 0:
@@ -132,9 +90,19 @@ def _evaluate(command: Evaluate) -> int:
     except _EXPECTED as error:
         raise _BadInputError(error) from error
     found = evaluation.evaluate(maml, iter(episodes), command.episodes, steps)
-    title = f"{config.title}, iteration {saved.iteration}, {command.split} classes"
+    title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
     reporting.show_evaluation(Console(), found, title)
     return 0
+
+
+def _load(maml: Any, state: Mapping[str, Any], path: Path) -> None:
+    try:
+        maml.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit the model: {error}. Leave out of --change what the "
+            "model is made by."
+        ) from error
 
 
 def _info() -> int:
@@ -157,40 +125,12 @@ def _info() -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str], presets: Mapping[str, TrainConfig]) -> Any:
-    """The command with its flags; each data set has defaults of its own."""
-    data_sets: Any = Union[  # noqa: UP007
-        tuple(
-            Annotated[
-                Train,
-                subcommand(
-                    name,
-                    default=Train(**preset.as_dict()),
-                    description=f"Meta-train on {name}, test on unseen classes or tasks.",
-                ),
-            ]
-            for name, preset in presets.items()
-        )
-    ]
-    train = Annotated[data_sets, subcommand("train", description="Meta-train a model.")]
-    commands: Any = Union[  # noqa: UP007
-        train, Annotated[Evaluate, subcommand("eval")], Annotated[Info, subcommand("info")]
-    ]
-    return tyro.cli(
-        commands,
-        prog="fastmaml",
-        description="Exact, fast, small-memory meta-gradients (MAML) for any PyTorch module.",
-        args=arguments,
-        config=(OmitArgPrefixes, OmitSubcommandPrefixes),
-    )
-
-
-def _layered(command: Train, arguments: Sequence[str]) -> tuple[TrainConfig, Path | None]:
+def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration from preset, checkpoint, TOML file and flags, the later ones winning."""
     from fastmaml.checkpoint import load
 
     try:
-        base, checkpoint = PRESETS[command.data], None
+        base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
             given = command.resume[0] if command.resume else Path(command.out)
             checkpoint = _checkpoint_in(given)
@@ -198,12 +138,13 @@ def _layered(command: Train, arguments: Sequence[str]) -> tuple[TrainConfig, Pat
             base = base.updated({"out": str(checkpoint.parent)}, "--resume")
         if command.config is not None:
             base = base.updated(read_toml(command.config), str(command.config))
-        if base.data != command.data:
+        if base.dataset != command.dataset:
             raise ValueError(
-                f"`fastmaml train {command.data}` was given a configuration with "
-                f"data={base.data!r}: type `fastmaml train {base.data}` instead."
+                f"`fastmaml train {command.dataset}` was given a configuration with "
+                f"dataset={base.dataset!r}: type `fastmaml train {base.dataset}` instead."
             )
-        return _parse(arguments, {**PRESETS, command.data: base}).configuration(), checkpoint
+        found = parse(arguments, {**PRESETS, command.dataset: base})
+        return found.configuration(), checkpoint
     except _EXPECTED as error:
         raise _BadInputError(error) from error
 
@@ -215,10 +156,10 @@ def _checkpoint_in(path: Path) -> Path:
     return path / CHECKPOINT if path.is_dir() else path
 
 
-def _config_of(path: Path, saved: Mapping[str, Any]) -> TrainConfig:
-    if "data" not in saved:
+def _config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:
+    if saved.get("dataset") not in PRESETS:
         raise ValueError(
             f"{path} was not written by `fastmaml train`, so its model and episodes are unknown "
             "here: use MetaTrainer.resume in the program that made it."
         )
-    return TrainConfig().updated(saved, str(path))
+    return PRESETS[saved["dataset"]].updated(saved, str(path))

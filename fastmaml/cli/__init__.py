@@ -1,0 +1,5 @@
+"""The command line: ``fastmaml train | eval | info``."""
+
+from fastmaml.cli.main import main
+
+__all__ = ["main"]

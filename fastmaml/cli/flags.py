@@ -1,0 +1,116 @@
+"""The commands and their flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
+
+from fastmaml.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The flags of ``fastmaml train``: those of a configuration, and where it comes from."""
+
+    dataset: Suppress[str] = ""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with the names of these flags (`inner_lr = 0.4`); flags override it."""
+    resume: Annotated[tuple[Path, ...] | None, arg(metavar="[PATH]")] = None
+    """Go on from a checkpoint, by default that in --out. Its configuration is taken over."""
+
+    def __post_init__(self) -> None:
+        """Leave the checks to `configuration`: their errors read better outside the parser."""
+
+    def configuration(self) -> RunConfig:
+        """The checked configuration, without what concerns the command line only."""
+        kind = next(config for config, train in KINDS.items() if isinstance(self, train))
+        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainImages(Train, TrainConfig):
+    """Images and sinusoids."""
+
+    dataset: Suppress[str] = "digits"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIntents(Train, IntentsConfig):
+    """Intents."""
+
+    dataset: Suppress[str] = "intents"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGlue(Train, GlueConfig):
+    """GLUE."""
+
+    dataset: Suppress[str] = "glue"  # type: ignore[assignment]
+
+
+KINDS: dict[type[RunConfig], type[Train]] = {
+    TrainConfig: TrainImages,
+    IntentsConfig: TrainIntents,
+    GlueConfig: TrainGlue,
+}
+"""Of every kind of configuration, its flags."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Test a checkpoint on unseen classes or tasks."""
+
+    checkpoint: Positional[Path]
+    """A checkpoint that `fastmaml train` wrote, or its folder."""
+    episodes: int = 600
+    """How many episodes."""
+    steps: int | None = None
+    """Inner steps (none: as in the run's own test)."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Whose classes or tasks."""
+    seed: int | None = None
+    """Of the episodes (none: those of the run's own test)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    change: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = ()
+    """Settings other than the run's, such as shots=5, data=FOLDER or test=wnli."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Versions, devices, and what is available."""
+
+
+def parse(arguments: Sequence[str], presets: Mapping[str, RunConfig]) -> Any:
+    """The command with its flags; each data set has defaults of its own."""
+    data_sets: Any = Union[  # noqa: UP007
+        tuple(_train(name, preset) for name, preset in presets.items())
+    ]
+    train = Annotated[data_sets, subcommand("train", description="Meta-train a model.")]
+    commands: Any = Union[  # noqa: UP007
+        train, Annotated[Evaluate, subcommand("eval")], Annotated[Info, subcommand("info")]
+    ]
+    return tyro.cli(
+        commands,
+        prog="fastmaml",
+        description="Exact, fast, small-memory meta-gradients (MAML) for any PyTorch module.",
+        args=arguments,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes),
+    )
+
+
+def _train(name: str, preset: RunConfig) -> Any:
+    kind = KINDS[type(preset)]
+    return Annotated[
+        kind,
+        subcommand(
+            name,
+            default=kind(**preset.as_dict()),
+            description=f"Meta-train on {name}, test on unseen classes or tasks.",
+        ),
+    ]

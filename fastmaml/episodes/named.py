@@ -1,0 +1,84 @@
+"""Episodes whose tasks have names, so that results can be told apart by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, final
+
+from torch import Tensor
+
+from fastmaml.episodes.batch import Episodes
+from fastmaml.episodes.source import EpisodeSource
+
+
+@final
+@dataclass(frozen=True)
+class NamedEpisodes(Episodes):
+    """A meta-batch that says what each task is called, for example its data set.
+
+    Attributes:
+        names: one a task.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.names) != self.tasks:
+            raise ValueError(f"names={self.names}: give one for each of the {self.tasks} tasks.")
+
+    def __getitem__(self, index: int | slice) -> NamedEpisodes:
+        """As of `Episodes`, with the names."""
+        found = super().__getitem__(index)
+        kept = self.names[index] if isinstance(index, slice) else (self.names[index],)
+        return NamedEpisodes(found.support, found.query, kept)
+
+    def to(self, *args: Any, **kwargs: Any) -> NamedEpisodes:
+        """As of `Episodes`, with the names."""
+        found = super().to(*args, **kwargs)
+        return NamedEpisodes(found.support, found.query, self.names)
+
+
+@final
+class InTurn:
+    """An infinite iterable of the meta-batches of several sources in turn, with their names.
+
+    Args:
+        sources: by name.
+    """
+
+    def __init__(self, sources: Mapping[str, EpisodeSource]) -> None:
+        if not sources:
+            raise ValueError("sources is empty: give at least one source of episodes, by name.")
+        self.sources = dict(sources)
+        self._next = 0
+
+    def __iter__(self) -> Iterator[NamedEpisodes]:
+        names = list(self.sources)
+        for name in islice(cycle(names), self._next, None):
+            self._next = (names.index(name) + 1) % len(names)
+            found = self.sources[name].sample()
+            yield NamedEpisodes(found.support, found.query, (name,) * len(found))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each stream is, and whose turn it is."""
+        states = {name: source.state_dict() for name, source in self.sources.items()}
+        return {"next": self._next, "sources": states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of other sources.
+        """
+        saved: Mapping[str, Mapping[str, Tensor]] = state.get("sources", {})
+        if saved.keys() != self.sources.keys():
+            raise ValueError(
+                f"this is a state of the sources {', '.join(saved) or 'of nothing'}, and these are "
+                f"{', '.join(self.sources)}: resume with the same."
+            )
+        for name, source in self.sources.items():
+            source.load_state_dict(saved[name])
+        self._next = state["next"]

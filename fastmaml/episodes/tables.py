@@ -1,0 +1,255 @@
+"""`read_table`: labelled texts from a file, a `datasets.Dataset` or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+PAIRS = (
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+"""Columns of two texts that belong together, which are looked for first."""
+
+SINGLES = ("text", "sentence", "text_a", "utterance", "query", "question")
+LABELS = ("label", "labels", "intent", "category", "class")
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SPLIT = "split"
+
+Label = int | float | str
+Columns = str | Sequence[str] | None
+"""One column of texts, two, or None for the ones that are commonly called so."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Labelled texts, or pairs of texts.
+
+    Attributes:
+        texts: the first or only text of every row.
+        pairs: the second, or None.
+        labels: one a row: class names, class numbers, or values.
+        origin: where they come from, for errors.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[Label]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_table(
+    data: Any, *, text: Columns = None, label: str | None = None, rows: Columns = None
+) -> Table:
+    """The labelled texts of `data`, without the rows that have no label.
+
+    Args:
+        data: a file (``.jsonl``, ``.csv`` or ``.tsv``, also with ``.gz``, or ``.parquet``); a
+            `datasets.Dataset` or `DatasetDict`; or a data set's name on the Hugging Face hub, with
+            the name of its configuration behind a colon where it has several
+            (``"nyu-mll/glue:sst2"``).
+        text: the column of texts, or the two columns of pairs; None for a usual name.
+        label: the column of labels; None for a usual name. Class numbers that the data set has
+            names for become these.
+        rows: only the rows with this, or one of these, in the column ``split``; of a `DatasetDict`
+            or a hub's data set, these splits. None for all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: there is no such data set on the hub, or it cannot be reached.
+        ImportError: the package `datasets` is needed (hub) or `pyarrow` (parquet).
+        ValueError: a damaged file, or columns or rows that are not there.
+    """
+    wanted = (rows,) if isinstance(rows, str) else None if rows is None else tuple(rows)
+    parts = list(_parts(data, wanted))
+    found = [_table(part, text, label, wanted) for part in parts]
+    origin = parts[0].origin
+    pairs = [x for t in found for x in t.pairs or ()]
+    table = Table(
+        [x for t in found for x in t.texts],
+        None if found[0].pairs is None else pairs,
+        [x for t in found for x in t.labels],
+        origin,
+    )
+    if not len(table):
+        raise ValueError(f"{origin} holds no labelled texts{f' in {wanted}' if wanted else ''}.")
+    return table
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Named columns of equal length."""
+
+    names: list[str]
+    column: Callable[[str], list[Any]]
+    origin: str
+    filtered: bool = False
+
+
+def is_hub_name(data: str) -> bool:
+    """Whether `data` can be the name of a data set on the hub ("name" or "owner/name")."""
+    path = data.removesuffix(".gz")
+    return bool(re.fullmatch(r"([\w.-]+/)?[\w.-]+(:[\w.-]+)?", data)) and not path.endswith(FILES)
+
+
+def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[_Columns]:
+    """The data as one or several tables of columns."""
+    if isinstance(data, str | os.PathLike):
+        path = Path(data).expanduser()
+        if path.is_file():
+            yield _from_file(path)
+            return
+        if not isinstance(data, str) or not is_hub_name(data):
+            raise FileNotFoundError(
+                f"data={str(data)!r}: there is no such file. Give a {', '.join(FILES)} file, or "
+                "the name of a data set on the Hugging Face hub (owner/name)."
+            )
+        data = _from_hub(data)
+    names = getattr(data, "column_names", None)
+    if isinstance(names, dict):
+        absent = [r for r in rows or () if r not in names]
+        if absent:
+            raise ValueError(f"rows={rows}: the data set has the splits {', '.join(names)} only.")
+        for split in rows or names:
+            yield _from_dataset(data[split], filtered=True)
+    elif isinstance(names, list):
+        yield _from_dataset(data, filtered=False)
+    else:
+        raise ValueError(
+            f"data is a {type(data).__name__}; give a file, a datasets.Dataset or DatasetDict (no "
+            "stream), or the name of a data set on the Hugging Face hub."
+        )
+
+
+def _from_dataset(data: Any, filtered: bool) -> _Columns:
+    def column(name: str) -> list[Any]:
+        values = list(data.with_format(None)[name])
+        known = getattr(data.features[name], "names", None)  # of a ClassLabel; -1 is no label
+        return (
+            values if known is None else [known[v] if v not in (None, -1) else None for v in values]
+        )
+
+    return _Columns(list(data.column_names), column, f"the {type(data).__name__}", filtered)
+
+
+def _from_hub(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f'{name!r} is no file here, and the hub needs datasets: pip install "fastmaml[text]".'
+        ) from error
+    owner, _, configuration = name.partition(":")
+    try:
+        return datasets.load_dataset(owner, configuration or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"cannot get {name!r} from the Hugging Face hub ({reason}), and there is no such file "
+            "here. Check the name (owner/name, or owner/name:configuration); the hub needs the "
+            "internet, or its cache, and HF_HUB_OFFLINE unset. Or give a file of your own."
+        ) from error
+
+
+def _from_file(path: Path) -> _Columns:
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    try:
+        if kind == ".parquet":
+            return _from_parquet(path)
+        if kind not in FILES:
+            raise ValueError(f"its name ends with {kind!r}; known are {', '.join(FILES)}")
+        with _opened(path) as file:
+            rows = list(_json_lines(file) if kind in (".jsonl", ".json") else _csv(file, kind))
+    except (ValueError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as labelled texts: {error}.") from error
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _Columns(names, lambda name: [row.get(name) for row in rows], str(path))
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _json_lines(file: TextIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no object such as {{'text': ..., 'label': ...}}")
+        yield row
+
+
+def _csv(file: TextIO, kind: str) -> Iterator[dict[str, Any]]:
+    return csv.DictReader(file, dialect="excel-tab" if kind == ".tsv" else "excel", strict=True)
+
+
+def _from_parquet(path: Path) -> _Columns:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError(f'{path} needs pyarrow: pip install "fastmaml[text]".') from error
+    table = parquet.read_table(path)
+    return _Columns(table.column_names, lambda name: table[name].to_pylist(), str(path))
+
+
+def _table(data: _Columns, text: Columns, label: str | None, rows: tuple[str, ...] | None) -> Table:
+    chosen, labelled = _chosen(data, text, label)
+    labels = data.column(labelled)
+    keep = [x is not None and x != "" for x in labels]
+    if rows is not None and not data.filtered:
+        keep = [a and b for a, b in zip(keep, _in_rows(data, rows), strict=True)]
+    columns = []
+    for name in chosen:
+        kept = [x for x, wanted in zip(data.column(name), keep, strict=True) if wanted]
+        bad = next((x for x in kept if not isinstance(x, str)), None)
+        if bad is not None or None in kept:
+            raise ValueError(f"column {name!r} of {data.origin} holds {bad!r}, which is no text.")
+        columns.append(kept)
+    labels = [x for x, wanted in zip(labels, keep, strict=True) if wanted]
+    return Table(columns[0], columns[1] if len(columns) > 1 else None, labels, data.origin)
+
+
+def _in_rows(data: _Columns, rows: tuple[str, ...]) -> list[bool]:
+    splits = data.column(SPLIT) if SPLIT in data.names else []
+    absent = [r for r in rows if r not in splits]
+    if absent:
+        known = ", ".join(sorted({str(s) for s in splits})) or "no such column"
+        raise ValueError(f"rows={rows}: the column {SPLIT!r} of {data.origin} has {known}.")
+    return [s in rows for s in splits]
+
+
+def _chosen(data: _Columns, text: Columns, label: str | None) -> tuple[list[str], str]:
+    """The names of the columns of texts, and of the labels."""
+    names = data.names
+    if text is None:
+        both = [list(pair) for pair in PAIRS if set(pair) <= set(names)]
+        chosen = next(iter(both + [[name] for name in SINGLES if name in names]), [])
+    else:
+        chosen = [text] if isinstance(text, str) else list(text)
+    labelled = label if label is not None else next((n for n in LABELS if n in names), None)
+    if labelled not in names or not 1 <= len(chosen) <= 2 or not set(chosen) <= set(names):
+        raise ValueError(
+            f"cannot take text={chosen or text} and label={labelled!r} from {data.origin}, whose "
+            f"columns are {', '.join(map(str, names)) or 'none'}. Name one or two columns of texts "
+            "and the column of labels."
+        )
+    return chosen, labelled

@@ -1,0 +1,164 @@
+"""`text`: few-shot episodes over the classes of labelled texts, such as intents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.episodes.checks import check_choice
+from fastmaml.episodes.sampler import EpisodeSampler
+from fastmaml.episodes.tables import Columns, Label, Table, read_table
+from fastmaml.episodes.tokens import Cache, tokenised
+
+SPLITS = ("train", "validation", "test")
+
+Held = int | Sequence[str | int]
+"""How many classes are held out, or which."""
+
+
+def text(
+    data: Any,
+    tokenizer: Any,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int | None = 5,
+    tasks: int = 8,
+    split: str = "train",
+    *,
+    validation_classes: Held = 0,
+    test_classes: Held = 0,
+    classes_seed: int = 0,
+    leave_out: Iterable[str | int] = (),
+    rows: Columns = None,
+    text: Columns = None,
+    label: str | None = None,
+    max_length: int = 64,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    cache: Cache = True,
+) -> EpisodeSampler:
+    """Episodes of labelled texts: a task tells `ways` classes apart, each from `shots` texts.
+
+    Inputs are dicts of ``input_ids``, ``attention_mask`` and, where the tokenizer makes them,
+    ``token_type_ids``, int64 ``[tasks, examples, length]``. The length is that of the longest text
+    of the set, rounded up to a multiple of 8 (of 32 beyond 64) so that shapes repeat; support and
+    query sets may differ in it. Targets are int64 ``[tasks, examples]``.
+
+    The classes of the three splits are disjoint. Which are held out of "train" is decided by their
+    names or, where only numbers are given, by an order that hangs on `classes_seed` and the names
+    alone: the first ones are "test", the next "validation".
+
+    Args:
+        data: a file, a `datasets.Dataset` or `DatasetDict`, or a name on the Hugging Face hub; see
+            `fastmaml.episodes.tables.read_table`, as for `rows`, `text` and `label`.
+        tokenizer: of transformers; `fastmaml.integrations.transformers.tokenizer` loads one.
+        ways: classes a task.
+        shots: support examples a class.
+        queries: query examples a class; None for as many as `shots`.
+        tasks: tasks a meta-batch.
+        split: "train", "validation" or "test".
+        validation_classes: how many classes are held out for validation, or their names.
+        test_classes: how many classes are held out for testing, or their names.
+        classes_seed: of the order in which classes are held out.
+        leave_out: labels that are no classes, such as "oos"; they need not occur.
+        rows: only the rows with one of these in the column ``split``; None for all.
+        text: the column of texts, or two of pairs; None for a usual name.
+        label: the column of labels; None for a usual name.
+        max_length: longer texts are cut to so many tokens.
+        seed: of the sampler's own generator.
+        device: where the tokens are held and episodes are made; None for the CPU.
+        cache: where token numbers are kept from one run to the next: a folder, True for
+            ``~/.cache/fastmaml/tokens``, or False.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ImportError: as `read_table`.
+        ValueError: an empty split, a class that does not exist or is held out twice, data or a
+            tokenizer that is of no use, or as `EpisodeSampler`.
+    """
+    check_choice("split", split, SPLITS)
+    table = read_table(data, text=text, label=label, rows=rows)
+    out = {str(x) for x in leave_out}
+    names = [str(x) for x in table.labels]
+    classes = [c for c in ordered(names) if c not in out]
+    chosen = _split(classes, validation_classes, test_classes, classes_seed)[split]
+    if not chosen:
+        raise ValueError(
+            f"split={split!r} is empty: hold out classes with {split}_classes= (the same in all "
+            f"splits), but not all {len(classes)} that there are."
+            if split != "train"
+            else f"split='train' is empty: all {len(classes)} classes are held out."
+        )
+    index, labels = _examples(names, chosen)
+    queries = shots if queries is None else queries
+    _check_sizes(table, Counter(names), chosen, shots, queries)
+    tokens = tokenised(table, tokenizer, max_length, cache).to(device)
+    return EpisodeSampler(
+        (index, labels),
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        tasks=tasks,
+        seed=seed,
+        device=device,
+        transform=tokens.batch,
+    )
+
+
+def ordered(labels: Iterable[Label]) -> list[str]:
+    """The different labels as strings: as numbers in order if all are integers, else as text."""
+    names = {str(x) for x in labels}
+    whole = all(name.removeprefix("-").isdecimal() for name in names)
+    return sorted(names, key=int) if whole else sorted(names)
+
+
+def _split(classes: list[str], validation: Held, test: Held, seed: int) -> dict[str, list[str]]:
+    # An order by hash stays the same with every version of every library.
+    by_hash = sorted(classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    chosen: dict[str, list[str]] = {}
+    for split, held in (("test", test), ("validation", validation)):
+        free = [c for c in by_hash if all(c not in other for other in chosen.values())]
+        if isinstance(held, int):
+            if isinstance(held, bool) or not 0 <= held <= len(free):
+                raise ValueError(
+                    f"{split}_classes={held!r}: give names, or a number from 0 to {len(free)}."
+                )
+            chosen[split] = free[:held]
+            continue
+        chosen[split] = [str(name) for name in ([held] if isinstance(held, str) else held)]
+        wrong = [name for name in chosen[split] if name not in free]
+        if wrong:
+            raise ValueError(
+                f"{split}_classes names {wrong[0]!r}, which is no class of the data or held out "
+                f"already. The classes are {', '.join(classes[:20])}"
+                f"{', ...' if len(classes) > 20 else ''}."
+            )
+    held_out = {*chosen["test"], *chosen["validation"]}
+    chosen["train"] = [c for c in classes if c not in held_out]
+    return chosen
+
+
+def _examples(names: list[str], chosen: list[str]) -> tuple[Tensor, Tensor]:
+    """The rows of the chosen classes, and the number of each row's class."""
+    number = {name: i for i, name in enumerate(chosen)}
+    kept = [(i, number[name]) for i, name in enumerate(names) if name in number]
+    index, labels = zip(*kept, strict=True)
+    return torch.tensor(index), torch.tensor(labels)
+
+
+def _check_sizes(
+    table: Table, counts: Counter[str], chosen: list[str], shots: int, queries: int
+) -> None:
+    """As `EpisodeSampler` checks, but with the classes' names."""
+    few = [name for name in chosen if counts[name] < shots + queries]
+    if few:
+        raise ValueError(
+            f"{table.origin} has {counts[few[0]]} texts of class {few[0]!r}"
+            f"{f' ({len(few) - 1} more classes are too small, too)' if len(few) > 1 else ''}, but "
+            f"an episode takes shots={shots} + queries={queries} of a class. Choose smaller "
+            "numbers, or name small classes in leave_out=."
+        )
