@@ -41,10 +41,10 @@ Run = Callable[[], list[Tensor]]
 Row = dict[str, Any]
 
 
-def contestants(device: str) -> list[str]:
+def contestants(family: str, device: str) -> list[str]:
     found = [b for b, said in ops.status().items() if said.startswith("available")]
-    kinds = [b for b in found if b != "reference" and device in ops.kernels(b).devices]
-    return ["reference", PLAIN, *kinds]
+    there = [b for b in found if b != "reference" and device in ops.kernels(b).devices]
+    return ["reference", PLAIN, *(b for b in there if family in ops.families(b))]
 
 
 def flattened(outputs: Any) -> list[Tensor]:
@@ -159,7 +159,7 @@ def turn(run: Callable[[], Any], device: str, calls: int) -> float:
 
 def measure(case: Case, options: argparse.Namespace, can: dict[str, Any]) -> Iterator[Row]:
     """A row for each pass."""
-    runs = {n: passes(case, n) for n in contestants(options.device)}
+    runs = {n: passes(case, n) for n in contestants(case.family, options.device)}
     sizes = counted(case, runs["reference"]["forward"]())
     errors = checked(case, runs)
     for kind in PASSES:

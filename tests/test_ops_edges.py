@@ -178,6 +178,9 @@ CALLS = {
     "task_layer_norm": lambda o, r: o(r(2, 5, 3), r(2, 3)),
     "task_cross_entropy": lambda o, r: o(r(2, 3, 4), torch.ones(2, 3, dtype=torch.long)),
     "task_mse": lambda o, r: o(r(2, 3), r(2, 3)),
+    "task_attention": lambda o, r: o(*r(3, 2, 1, 2, 5, 4), r(2, 1, 1, 1, 5), causal=True),
+    "task_embedding": lambda o, r: o(r(2, 3, 4), torch.ones(2, 3, dtype=torch.long)),
+    "dropout_mask": lambda o, r: o(torch.arange(2), (3, 4), 0.5, r(1)),
     "inner_update": lambda o, r: o([r(2, 3)], [r(2, 3)], [r(3)], scale=-1.0),
     "inner_momentum": lambda o, r: o([r(2, 3)], [r(2, 3)], [r(2, 3)], scale=-1.0, momentum=0.9),
 }

@@ -18,7 +18,14 @@ X, W, B = zeros(4, 3, 5), zeros(4, 2, 5), zeros(4, 2)
 IMAGES, FILTERS = zeros(4, 3, 2, 6, 6), zeros(4, 5, 2, 3, 3)
 LOGITS, LABELS = zeros(4, 3, 5), zeros(4, 3, dtype=torch.long)
 P = [zeros(4, 2), zeros(4, 3)]
+HEADS, KEY = zeros(4, 2, 3, 5, 6), zeros(4, dtype=torch.long)
+TABLE, IDS = zeros(4, 7, 2), zeros(4, 3, dtype=torch.long)
 META = zeros(4, 2, 5, device="meta")
+
+
+def attend(q: Tensor, k: Tensor | None = None, v: Tensor | None = None, **how: Any) -> Tensor:
+    return o.task_attention(q, q if k is None else k, q if v is None else v, **how)
+
 
 BAD: list[tuple[Callable[..., Any], str]] = [
     (lambda h: o.task_linear(X[0], W, B, **h), r"task_linear: x has shape \[3, 5\]"),
@@ -62,6 +69,30 @@ BAD: list[tuple[Callable[..., Any], str]] = [
     (lambda h: o.task_mse(X, X[:, :2], **h), "task_mse: target has shape"),
     (lambda h: o.task_mse(X, X[:2], **h), "task_mse: target has 2 tasks"),
     (lambda h: o.task_mse(zeros(()), zeros(()), **h), "task_mse: x has no tasks dimension"),
+    (lambda h: attend(HEADS[0], **h), "task_attention: q has shape"),
+    (lambda h: attend(HEADS, k=HEADS[..., :5], **h), r"task_attention: k has .*2, 3, keys, 6\]"),
+    (lambda h: attend(HEADS, v=HEADS[..., :4, :], **h), "task_attention: v has shape"),
+    (lambda h: attend(HEADS, k=HEADS[:3], **h), "task_attention: k has 3 tasks"),
+    (lambda h: attend(HEADS, v=HEADS.double(), **h), "task_attention: v is torch.float64"),
+    (lambda h: attend(HEADS.long(), **h), "task_attention: q is torch.int64"),
+    (lambda h: attend(HEADS[..., :0], **h), "its last dimension is empty"),
+    (lambda h: attend(HEADS, mask=X[0, 0] > 0, **h), "mask is torch.bool, q is torch.float32"),
+    (lambda h: attend(HEADS, mask=X[0, :, :4], **h), r"mask has shape \[3, 4\].*3, 5, 5\]"),
+    (lambda h: attend(HEADS, mask=META[0, 0], **h), "task_attention: mask is on meta"),
+    (lambda h: attend(HEADS, dropout=-0.1, **h), "task_attention: dropout=-0.1"),
+    (lambda h: attend(HEADS, dropout=0.1, **h), "dropout=0.1, and key is None"),
+    (lambda h: attend(HEADS, dropout=0.1, key=KEY.int(), **h), "key is torch.int32"),
+    (lambda h: attend(HEADS, dropout=0.1, key=KEY[:3], **h), "key has 3 tasks"),
+    (lambda h: o.task_embedding(TABLE[0], IDS, **h), "task_embedding: w has shape"),
+    (lambda h: o.task_embedding(TABLE, IDS.int(), **h), r"ids is torch.int32.*long"),
+    (lambda h: o.task_embedding(TABLE, IDS[:3], **h), "ids has 3 tasks"),
+    (lambda h: o.task_embedding(TABLE, IDS[0], **h), "ids has 3 tasks, w has 4"),
+    (lambda h: o.task_embedding(TABLE, IDS, padding_idx=7, **h), "padding_idx=7; w has 7 rows"),
+    (lambda h: o.task_embedding(TABLE.long(), IDS, **h), "task_embedding: w is torch.int64"),
+    (lambda h: o.dropout_mask(KEY[0], (2,), 0.5, X, **h), r"dropout_mask: key has shape \[\]"),
+    (lambda h: o.dropout_mask(X[:, 0, 0], (2,), 0.5, X, **h), "key is torch.float32"),
+    (lambda h: o.dropout_mask(KEY, (2,), 1.5, X, **h), "dropout_mask: p=1.5"),
+    (lambda h: o.dropout_mask(KEY, (2,), 0.5, LABELS, **h), "dropout_mask: like is torch.int64"),
     (lambda h: o.inner_update(P, P[:1], scale=1.0, **h), "g has 1 tensors, p has 2"),
     (lambda h: o.inner_update(P, P, P[:1], scale=1.0, **h), "rate has 1 tensors, p has 2"),
     (lambda h: o.inner_update(P, P[::-1], scale=1.0, **h), r"g\[0\] has shape \[4, 3\]"),
@@ -123,7 +154,7 @@ def test_an_op_that_a_backend_does_not_have(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_load, "_found", lambda backend: none)
     with pytest.raises(ValueError, match=r"task_act: backend='cpp' has no kernels for it"):
         ops.task_act(X, "relu", backend="cpp")
-    assert "without inner_momentum, inner_update, task_act" in ops.status()["cpp"]
+    assert "without dropout_mask, inner_momentum, inner_update, task_act" in ops.status()["cpp"]
     assert ops.families("cpp") == frozenset()
 
 

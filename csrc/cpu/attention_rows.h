@@ -74,12 +74,15 @@ FM_CLONES void multiply(S* x, S factor, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// out[r] = the product of row r of a and of b
 template <class S>
-FM_CLONES S dot(const S* a, const S* b, int64_t n) {
-  S sum = 0;
+FM_CLONES void dots(const S* a, int64_t a_step, const S* b, int64_t b_step, S* out, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, a += a_step, b += b_step) {
+    S sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    out[r] = sum;
+  }
 }
 
 // x becomes exp(score - lse); returns the sum. Divided by the sum over all keys these are the

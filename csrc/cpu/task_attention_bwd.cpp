@@ -72,8 +72,7 @@ class Backward {
     }
     if (sweep.by_row) clear(out_.gq.at(head), rows, shape_.size);
     S delta[kRows];
-    for (int64_t r = 0; r < rows.size(); ++r)
-      delta[r] = dot(g.row(rows.begin + r), o.row(rows.begin + r), shape_.outputs);
+    dots(g.row(rows.begin), g.step, o.row(rows.begin), o.step, delta, rows.size(), shape_.outputs);
     for (int64_t j = key_tiles.begin; j < key_tiles.end && meets(call_.how, rows, keys_.at(j)); ++j) {
       const Span keys = keys_.at(j);
       const int64_t n = keys.size();

@@ -102,10 +102,10 @@ class Second {
   void one(const SecondHead<S>& x, Span rows, Span key_tiles, Sweep sweep) const {
     const Tiles tiles(keys_);
     const bool single = keys_.count == 1;
-    S delta[kRows];
+    S delta[kRows] = {};
     Moves<S> moves[kRows];
-    for (int64_t r = 0; r < rows.size(); ++r)
-      delta[r] = Gradients ? dot(x.g.row(rows.begin + r), x.o.row(rows.begin + r), shape_.outputs) : S(0);
+    if (Gradients)
+      dots(x.g.row(rows.begin), x.g.step, x.o.row(rows.begin), x.o.step, delta, rows.size(), shape_.outputs);
     if (!single && sweep.by_row) {
       for (int64_t j = 0; j < keys_.count && meets(call_.how, rows, keys_.at(j)); ++j)
         sum<Gradients>(x, rows, keys_.at(j), tiles, delta, moves);

@@ -1,6 +1,4 @@
 // Rows of each task's table by ids, and the transpose: sums of rows by ids.
-#include <cstring>
-
 #include "parallel.h"
 #include "simd.h"
 #include "views.h"
@@ -49,7 +47,7 @@ Tensor task_embedding(const Tensor& w, const Tensor& ids) {
     parallel(tasks * count, features, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = i / count, row = chosen.task(t)[i % count];
-        std::memcpy(out + i * features, table.task(t) + row * features, features * sizeof(S));
+        std::copy_n(table.task(t) + row * features, features, out + i * features);
       }
     });
   });
@@ -79,7 +77,7 @@ Tensor task_embedding_grad(const Tensor& g, const Tensor& ids, int64_t rows) {
     constexpr int64_t kPart = 256;
     const int64_t parts = divide_up(features, kPart);
     parallel_elements(tasks, rows * features, [&](int64_t t, int64_t begin, int64_t end) {
-      std::memset(out + t * rows * features + begin, 0, (end - begin) * sizeof(S));
+      std::fill_n(out + t * rows * features + begin, end - begin, S(0));
     });
     parallel(tasks * parts, count * std::min(features, kPart), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
