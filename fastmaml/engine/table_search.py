@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def find_tables(
     """
     if isinstance(program.gradient, Reptile) or not by_row(program.rule):
         return ()
+    forward = replace(program.forward, backend="reference")  # in which the model's calls are seen
+    program = replace(program, forward=forward)
     leaves = tree_leaves(episodes.support.inputs)
     uses = [Uses(meta.adapted, leaves), Uses(meta.adapted, tree_leaves(episodes.query.inputs))]
     objective = Objective(torch.ones_like(seeds), [1.0] * (program.steps + 1))
