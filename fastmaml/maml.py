@@ -24,6 +24,7 @@ from fastmaml.assembly import meta_of, plan_of, program_of
 from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
+from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.diagnosis import (
     check_device,
     check_finite,
@@ -176,7 +177,7 @@ class MAML(nn.Module):
         Cost: ``steps`` inner steps for every task and their derivatives; see the gradient method.
         """
         if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
-            return self._meta_step(*args, **kwargs)
+            return outside_compilers(self._meta_step)(*args, **kwargs)
         return self.module(*args, **kwargs)
 
     def _meta_step(

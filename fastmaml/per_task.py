@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from fastmaml.arguments import task_weights, weights_by_step
 from fastmaml.assembly import program_of
+from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.diagnosis import check_device, check_finite, signature
 from fastmaml.engine.executors import lanes, make_executor
 from fastmaml.engine.inventory import Inventory, take_inventory
@@ -85,6 +86,10 @@ class PerTask:
             ValueError: no tensor, or different numbers of tasks.
             NonFiniteLoss: a loss or the meta-gradient is not finite (with `check_finite`).
         """
+        found: MetaOutput = outside_compilers(self._run)(arguments)
+        return found
+
+    def _run(self, arguments: tuple[Any, ...]) -> MetaOutput:
         maml = self.maml
         held = take_inventory(maml.module)
         episodes, spec = _packed(arguments)

@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
         "per_task",
         "rules",
     },
-    "compat": {"engine", "episodes", "gradients", "maml", "models", "rules"},
+    "compat": {"engine", "episodes", "files", "gradients", "maml", "models", "rules"},
+    "verification": {"engine", "episodes", "gradients", "maml", "rules"},
     "annealing": set(),
     "config": set(),
     "interrupts": set(),
@@ -99,3 +100,12 @@ def test_import_needs_torch_only() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     assert set(result.stdout.split()) <= {"fastmaml", "torch"}
+
+
+def test_every_package_is_installed() -> None:
+    """The list is explicit, because the folder kernels/ is a package of another name."""
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    listed = text.split("packages = [")[1].split("]")[0]
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")}
+    names = {".".join(("fastmaml", *folder.relative_to(PACKAGE).parts)) for folder in folders}
+    assert {name.strip(' ",') for name in listed.split()} == names | {"fastmaml.kernels"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -249,3 +250,36 @@ def test_bad_calls_say_what_is_wrong() -> None:
         maml.per_task(lambda learner, x, *_: learner.adapt(x.sum()))(xs, ys)
     with pytest.raises(fm.NonFiniteLoss, match="task"):
         maml.per_task(lambda learner, x, *_: learner(x).sum() / 0)(xs)
+
+
+class _TwoNames(nn.Module):
+    """A layer that is registered twice, as some libraries' networks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.features = nn.Sequential(nn.Flatten(), self.base)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def test_a_layer_with_two_names_stays_the_models_own() -> None:
+    torch.manual_seed(0)
+    model, given = _TwoNames().double(), data()
+    # torch.func.functional_call would spoil it: the loop by hand has a plain twin.
+    twin = copy.deepcopy(nn.Sequential(*model.base, model.head))
+    torch.stack(by_hand(twin, given, 0.3, 2, False)).mean().backward()
+    expected = gradients(twin)
+    weight = model.base[0].weight
+    for how in PATHS.values():
+        maml = fm.MAML(model, lr=0.3, steps=2, loss=F.cross_entropy, **how)
+        out = maml.per_task(adapting(2))(*given)
+        out.loss.backward()
+        check(gradients(model), expected)
+        xs, ys, xq, yq = given
+        maml(fm.Episodes(fm.Batch(xs, ys), fm.Batch(xq, yq))).loss.backward()
+        assert all(g is not None for g in gradients(model))
+        assert model.base[0].weight is weight
+        assert isinstance(weight, nn.Parameter)

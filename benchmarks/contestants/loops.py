@@ -25,7 +25,10 @@ def build(name: str, setup: Setup) -> Built:
     if name in (LOOP, LOOP_FIRST):
         return built(by_hand(p, first_order=name == LOOP_FIRST), setup)
     library = importlib.import_module(name)
-    run = {"learn2learn": by_learn2learn, "higher": by_higher}[name](p, library)
+    style = name.rpartition(".")[2]
+    run = {"learn2learn": by_learn2learn, "higher": by_higher}[style](p, library)
+    if name.startswith("fastmaml."):
+        return built(run, setup)
     versions = {name: importlib.metadata.version(name)} if name == "higher" else {}
     if name == "learn2learn":  # not installed as a distribution: only a part of it is there
         versions = {name: library.__version__}

@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastmaml.engine.compilers import as_written
+from fastmaml.engine.functional import functional
 from fastmaml.engine.head_layer import HeadLayer, Listener
 from fastmaml.engine.layer_checkpoint import checkpointed
 from fastmaml.engine.randomness import step_keys
@@ -120,10 +122,11 @@ class TaskForward:
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        if self.batched:
-            found = vmap(plain, randomness="error")(*tensors)
-        else:
-            found = tuple(x.unsqueeze(0) for x in plain(*(x.squeeze(0) for x in tensors)))
+        with as_written():
+            if self.batched:
+                found = vmap(plain, randomness="error")(*tensors)
+            else:
+                found = tuple(x.unsqueeze(0) for x in plain(*(x.squeeze(0) for x in tensors)))
         return tree_unflatten(_filled(layout[0], found), layout[1])
 
     def _buffers(self, tasks: int) -> Tensors:
@@ -216,6 +219,6 @@ def _plain(output: Any) -> Any:
 def call(model: nn.Module, parameters: Tensors, inputs: Any) -> Any:
     """``model(x)``, ``model(*x)`` or ``model(**x)`` with these parameters and buffers."""
     if isinstance(inputs, dict):
-        return functional_call(model, parameters, (), inputs)
+        return functional(model, parameters, (), inputs)
     arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return functional_call(model, parameters, arguments)
+    return functional(model, parameters, arguments)

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastmaml.engine.functional import functional
 from fastmaml.engine.routing import Routing
 
 
@@ -93,7 +94,7 @@ class _Run:
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
                 stack.enter_context(self.routing)
             stack.enter_context(self.routing.at(key, self.draws, keep=not self.layout))
-            result = functional_call(layer, {f"layer.{n}": x for n, x in state.items()}, args)
+            result = functional(layer, {f"layer.{n}": x for n, x in state.items()}, args)
         found, spec = tree_flatten(result)
         self.layout[:] = [[None if isinstance(x, Tensor) else x for x in found], spec]
         return tuple(x for x in found if isinstance(x, Tensor))

@@ -8,9 +8,9 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from fastmaml.engine.functional import functional
 from fastmaml.engine.inner_loop import InnerLoop
 from fastmaml.engine.randomness import step_keys
 from fastmaml.gradients.base import Carry, Meta, MetaGradient, Query, leaves_of, pull_back
@@ -99,7 +99,7 @@ class TaskLearner:
         self._calls += 1
         tensors = {**forward.constants({}), **self._meta.shared, **self._parameters()}
         with forward.surroundings(key, {}, {}):
-            return functional_call(forward.model, tensors, inputs, named)
+            return functional(forward.model, tensors, inputs, named)
 
     def adapt(
         self,

@@ -1,0 +1,63 @@
+"""`CIFARFS`: CIFAR-100 split at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastmaml.compat.learn2learn.vision.datasets.images import (
+    Images,
+    Root,
+    Transform,
+    folder,
+    mode_name,
+    need,
+    require,
+)
+
+
+class CIFARFS(Images):
+    """CIFAR-FS (Bertinetto et al. 2019): 600 images of 32x32 pixels of each of 100 classes.
+
+    It is read from ``root/cifarfs/cifar100/data/<class>/*.png``, of which
+    ``root/cifarfs/cifar100/splits/bertinetto/<split>.txt`` names the classes of a split (train, val
+    and test). Images are float32 ``[3, 32, 32]`` from 0 to 1; a transform is given an image of
+    Pillow. Labels follow the names of the classes.
+
+    Args:
+        root: the folder of the data.
+        mode: "train" (64 classes), "validation" (16) or "test" (20).
+        transform: of the images.
+        target_transform: of the labels.
+        download: changes nothing; the error names the address.
+
+    Raises:
+        ValueError: an unknown mode.
+        FileNotFoundError: a file or folder is missing.
+        ImportError: numpy or pillow is missing.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        mode: str = "train",
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        download: bool = False,
+    ) -> None:
+        base = folder(root) / "cifarfs" / "cifar100"
+        split = base / "splits" / "bertinetto" / f"{mode_name(mode)}.txt"
+        classes = sorted(require(split, "cifar100.zip").read_text().split())
+        self.mode = mode
+        self.paths: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = sorted(require(base / "data" / name, "cifar100.zip").glob("*.png"))
+            self.paths += found
+            labels += [label] * len(found)
+        super().__init__(labels, transform, target_transform)
+
+    def source(self, index: int) -> Any:
+        """An image of Pillow."""
+        with need("PIL.Image").open(self.paths[index]) as picture:
+            return picture.convert("RGB")

@@ -1,0 +1,67 @@
+"""`MiniImagenet`: 100 classes of ImageNet in 84x84 pixels."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+from torch import Tensor
+
+from fastmaml.compat.learn2learn.vision.datasets.images import (
+    Images,
+    Root,
+    Transform,
+    folder,
+    mode_name,
+    need,
+    require,
+)
+
+
+class MiniImagenet(Images):
+    """miniImageNet (Vinyals et al. 2016) in the splits of Ravi and Larochelle 2017.
+
+    It is read from ``root/mini-imagenet-cache-<mode>.pkl``, a pickle that must be from a source you
+    trust. Images are float32 ``[3, 84, 84]`` from 0 to 255, as in learn2learn, also for the
+    transform.
+
+    Args:
+        root: the folder of the data.
+        mode: "train" (64 classes), "validation" (16) or "test" (20).
+        transform: of the images.
+        target_transform: of the labels.
+        download: changes nothing; the error names the address.
+
+    Raises:
+        ValueError: an unknown mode.
+        FileNotFoundError: the file is missing.
+        ImportError: numpy is missing.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        mode: str = "train",
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        download: bool = False,
+    ) -> None:
+        mode_name(mode)
+        need("numpy")
+        name = f"mini-imagenet-cache-{mode}.pkl"
+        data = pickle.loads(require(folder(root) / name, name).read_bytes())
+        self.mode = mode
+        self.x = torch.from_numpy(data["image_data"]).permute(0, 3, 1, 2)
+        labels = [0] * len(self.x)
+        for label, same in enumerate(data["class_dict"].values()):
+            for i in same:
+                labels[int(i)] = label
+        super().__init__(labels, transform, target_transform)
+
+    def source(self, index: int) -> Tensor:
+        """Float32 ``[3, 84, 84]`` from 0 to 255."""
+        return self.x[index].float()
+
+    def tensor(self, index: int) -> Tensor:
+        """The same."""
+        return self.source(index)

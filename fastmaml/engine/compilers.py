@@ -1,0 +1,32 @@
+"""Keeping torch.compile out of a meta-step, which is recorded as a whole.
+
+Nothing here loads Dynamo: where it is not loaded, nothing was compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+
+def outside_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which torch.compile around its caller does not look into."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """A context in which models and functions that were compiled run as they were written.
+
+    Compiled code has no second derivative, and could not be recorded.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,37 @@
+"""A module called with other tensors in the places of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def functional(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """``model(*args, **kwargs)`` with these parameters and buffers; others are the model's own.
+
+    `torch.func.functional_call` leaves its tensors behind in a sub-module that is registered under
+    two names, as it exchanges it twice: here every place is named once.
+
+    Args:
+        model: not changed.
+        tensors: by the names of ``named_parameters()`` and ``named_buffers()``, tied ones once.
+        args, kwargs: of the call.
+    """
+    places: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for prefix, owner in model.named_modules():
+        for leaf, own in (*owner._parameters.items(), *owner._buffers.items()):
+            if own is not None:
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                known = first.setdefault(id(own), name)
+                if known in tensors:
+                    places[name] = tensors[known]
+    return functional_call(model, places, tuple(args), dict(kwargs or {}), tie_weights=False)
