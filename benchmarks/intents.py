@@ -1,0 +1,231 @@
+"""Few-shot intent classification with a pretrained encoder: what does meta-training bring?
+
+    python benchmarks/intents.py MODEL --data clinc150.jsonl.gz --test-data banking77.jsonl.gz
+
+MODEL is a folder or a name on the Hugging Face hub. Meta-training is on 100 classes of --data,
+5-way 1-shot; the test is on the 50 others and on all of --test-data, 5-way 1-shot and 5-shot, the
+same episodes for every method. Fine-tuning and prototypes start from the pretrained weights;
+fine-tuning's learning rate and number of steps are the best of a grid on training classes.
+Writes benchmarks/results/DEVICE/intents.json after every method; methods that it already holds for
+the same settings are kept, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import about, folder
+from torch import nn
+
+import fastmaml as fm
+from fastmaml.evaluation import NORMAL_95
+from fastmaml.integrations.transformers import sequence_classifier, tokenizer
+
+WAYS = 5
+RATES = (0.01, 0.03, 0.1, 0.3)
+FINE_TUNED_STEPS = (3, 5, 10)
+ZERO = fm.heads.Zero()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Meta-training and test."""
+
+    iterations: int = 300
+    tasks: int = 4
+    queries: int = 3
+    inner_lr: float = 0.1
+    inner_steps: int = 3
+    meta_lr: float = 1e-5
+    clip: float = 1.0
+    seed: int = 0
+    test_classes: int = 50
+    test_queries: int = 3
+    test_episodes: int = 200
+    grid_episodes: int = 16
+    max_length: int = 24
+    pooling: str = "model"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the encoder is meta-trained, if it is, and what adapts.
+
+    Attributes:
+        gradient: None for no meta-training.
+        scope: what adapts.
+        head: how the last layer of a task begins; None for the model's own, random one.
+        steps: inner steps; None for the setting's, or fine-tuning's best.
+        shots: of meta-training; Reptile, which has no query set, takes what others have in both.
+    """
+
+    gradient: fm.gradients.GradientMethod | None
+    scope: str = "all"
+    head: fm.heads.Head | None = ZERO
+    steps: int | None = None
+    shots: int = 1
+
+
+METHODS = {
+    "Prototypes": Method(None, head=fm.heads.Prototype(), steps=0),
+    "Fine-tuning, random head": Method(None, head=None),
+    "Fine-tuning, zero head": Method(None),
+    "MAML": Method(fm.gradients.Checkpointed()),
+    "FOMAML": Method(fm.gradients.FirstOrder()),
+    "ANIL": Method(fm.gradients.Checkpointed(), scope="head"),
+    "Reptile": Method(fm.gradients.Reptile(), shots=5),
+}
+
+
+class Study:
+    """The data, the model and the settings of all methods."""
+
+    def __init__(self, options: argparse.Namespace, setting: Setting) -> None:
+        self.options, self.setting = options, setting
+        self.tokenizer = tokenizer(options.model)
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(self.setting.seed)
+        found = sequence_classifier(
+            self.options.model, WAYS, pooling=self.setting.pooling, dropout=0.0
+        )
+        return found.to(self.options.device)
+
+    def episodes(self, data: str, split: str, shots: int, queries: int, seed: int) -> Any:
+        held = self.setting.test_classes if data == self.options.data else 0
+        return fm.episodes.text(
+            data, self.tokenizer, WAYS, shots, queries, self.setting.tasks, split,
+            test_classes=held, leave_out=["oos"], max_length=self.setting.max_length, seed=seed,
+            device=self.options.device,
+        )  # fmt: skip
+
+    def maml(self, method: Method, lr: float, steps: int) -> fm.MAML:
+        return fm.MAML(
+            self.model(), lr=lr, steps=steps, loss=fm.losses.classification,
+            gradient=method.gradient, scope=method.scope, head=method.head,
+        )  # fmt: skip
+
+    def test(self, maml: fm.MAML, steps: int) -> dict[str, Any]:
+        """Accuracy in per cent, and half the width of its 95% interval."""
+        s, found = self.setting, {}
+        for name, data, split in (
+            ("held-out intents", self.options.data, "test"),
+            ("other data", self.options.test_data, "train"),
+        ):
+            for shots in (1, 5):
+                source = self.episodes(data, split, shots, s.test_queries, seed=999)
+                values = torch.tensor(self.accuracies(maml, source, s.test_episodes, [steps])[0])
+                interval = NORMAL_95 * float(values.std()) / len(values) ** 0.5
+                key = f"{name}, {shots}-shot"
+                found[key] = [round(100 * float(x), 2) for x in (values.mean(), interval)]
+                print(f"  {key}: {found[key][0]} ± {found[key][1]}", flush=True)
+        return found
+
+    @staticmethod
+    def accuracies(
+        maml: fm.MAML, source: Any, episodes: int, steps: Sequence[int]
+    ) -> list[list[float]]:
+        """Of every episode, after each of these numbers of steps; the same episodes for all."""
+        maml.eval()
+        found: list[list[float]] = [[] for _ in steps]
+        for batch in source:
+            for one, count in zip(found, steps, strict=True):
+                one += maml.evaluate(batch, count).accuracies.tolist()  # type: ignore[union-attr]
+            if len(found[0]) >= episodes:
+                return [one[:episodes] for one in found]
+        raise AssertionError("sources do not end")
+
+    def fine_tuned(self, method: Method) -> tuple[float, int]:
+        """The best learning rate and number of steps on training classes."""
+        best = (0.0, RATES[0], 1)
+        for lr in RATES:
+            maml = self.maml(method, lr, max(FINE_TUNED_STEPS))
+            source = self.episodes(self.options.data, "train", 1, self.setting.test_queries, 998)
+            drawn = self.accuracies(maml, source, self.setting.grid_episodes, FINE_TUNED_STEPS)
+            found = [sum(one) / len(one) for one in drawn]
+            best = max(best, *((a, lr, k) for a, k in zip(found, FINE_TUNED_STEPS, strict=True)))
+            print(f"  lr {lr}: " + " ".join(f"{100 * a:.1f}" for a in found), flush=True)
+        return best[1:]
+
+    def trained(self, method: Method) -> tuple[fm.MAML, dict[str, Any]]:
+        """Meta-trained, and how that went."""
+        s = self.setting
+        maml = self.maml(method, s.inner_lr, s.inner_steps)
+        optimizer = torch.optim.AdamW(
+            [p for p in maml.parameters() if p.requires_grad], lr=s.meta_lr, weight_decay=0.0
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.iterations)
+        source = iter(self.episodes(self.options.data, "train", method.shots, s.queries, s.seed))
+        start, curve = time.perf_counter(), []
+        for i in range(s.iterations):
+            out = maml(next(source))
+            out.loss.backward()
+            nn.utils.clip_grad_norm_(maml.parameters(), s.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            curve.append(float(out.accuracy))  # type: ignore[arg-type]
+            if i % 25 == 24:
+                print(
+                    f"  iteration {i + 1}: accuracy {sum(curve[-25:]) / 25:.3f}, "
+                    f"{(time.perf_counter() - start) / (i + 1):.2f} s each",
+                    flush=True,
+                )
+        return maml, {"training_seconds": round(time.perf_counter() - start, 1)}
+
+    def run(self, method: Method) -> dict[str, Any]:
+        """Everything about one method."""
+        found: dict[str, Any]
+        if method.gradient is not None:
+            maml, found = self.trained(method)
+            lr, steps = self.setting.inner_lr, self.setting.inner_steps
+        elif method.steps is not None:
+            lr, steps, found = self.setting.inner_lr, method.steps, {}
+            maml = self.maml(method, lr, steps)
+        else:
+            (lr, steps), found = self.fine_tuned(method), {}
+            maml = self.maml(method, lr, steps)
+        return found | {"lr": lr, "steps": steps, "accuracy": self.test(maml, steps)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a folder, or a name on the hub")
+    parser.add_argument("--data", required=True, help="texts with intents: a file or a hub name")
+    parser.add_argument("--test-data", required=True, help="texts of another domain")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--json", type=Path, help="where the results go")
+    for name, value in asdict(Setting()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = parser.parse_args()
+    setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
+    path = options.json or folder(options.device) / "intents.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    kept = known.get("methods", {}) if known.get("setting") == asdict(setting) else {}
+    study = Study(options, setting)
+    for name in options.methods:
+        print(name, flush=True)
+        kept[name] = study.run(METHODS[name])
+        result = {
+            **about(options.device),
+            "model": Path(options.model).name,
+            "data": Path(options.data).name.split(".")[0],
+            "test_data": Path(options.test_data).name.split(".")[0],
+            "setting": asdict(setting),
+            "methods": kept,
+        }
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
