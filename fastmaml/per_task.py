@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from fastmaml.arguments import task_weights, weights_by_step
 from fastmaml.assembly import program_of
@@ -147,7 +146,7 @@ def _packed(arguments: tuple[Any, ...]) -> tuple[Episodes, Any]:
     if len(arguments) == 1 and isinstance(arguments[0], Episodes):
         given = arguments[0]
         arguments = tuple((b.inputs, b.targets) for b in (given.support, given.query))
-    leaves, spec = tree_flatten(arguments)
+    leaves, spec = flatten(arguments)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     sizes = {len(x) if x.ndim else None for x in tensors}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
@@ -157,7 +156,7 @@ def _packed(arguments: tuple[Any, ...]) -> tuple[Episodes, Any]:
             "the tasks, at least one, or Episodes."
         )
     nothing = torch.zeros(len(tensors[0]), 1, device=tensors[0].device)
-    batch = Batch(tree_map_only(Tensor, lambda x: x.unsqueeze(1), leaves), nothing)
+    batch = Batch([x.unsqueeze(1) if isinstance(x, Tensor) else x for x in leaves], nothing)
     return Episodes(batch, Batch(nothing, nothing)), spec
 
 

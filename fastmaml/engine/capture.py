@@ -136,7 +136,8 @@ class Captured:
         key = (
             program.settings,
             fingerprint((forward.loss, program.rule, program.gradient)),
-            fingerprint((program.head, program.tables, program.function)),
+            fingerprint((program.head, program.tables)),
+            None if program.function is None else program.function.key(),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             autocast_state(flat.seeds.device.type),
             flat.kind(),

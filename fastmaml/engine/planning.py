@@ -242,7 +242,9 @@ def plan_function(
     assert function is not None
     with torch.enable_grad():
         leaves = leaves_of(meta)
-        kept = _saved(lambda: function.query(loop, leaves), set())
+        calls: list[int] = []
+        kept = _saved(lambda: function.query(loop, leaves, calls), set())
+        kept = 2 * kept // max(calls[0], 1)  # of one step and the query pass, as elsewhere
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     size, _ = _chunk(len(seeds), chunk, kept, seeds.device, free, refusal, lanes)
     forward = replace(alone.forward, batched=not refusal)

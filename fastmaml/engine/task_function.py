@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.fingerprint import fingerprint
 from fastmaml.engine.functional import functional
 from fastmaml.engine.inner_loop import InnerLoop
 from fastmaml.engine.randomness import step_keys
+from fastmaml.engine.trees import Spec, unflatten
 from fastmaml.gradients.base import Carry, Meta, MetaGradient, Query, leaves_of, pull_back
 from fastmaml.rules.base import Tensors
 
@@ -30,7 +32,7 @@ class TaskFunction:
     """
 
     function: Callable[..., Any]
-    spec: Any = field(compare=False)
+    spec: Spec
     first_order: bool
 
     def meta_gradient(self, loop: InnerLoop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
@@ -41,16 +43,22 @@ class TaskFunction:
             back = pull_back([query.value], [torch.ones_like(query.value)], meta)
         return MetaGradient(*back), [query.detach()]
 
-    def query(self, loop: InnerLoop, meta: Meta) -> Query:
-        """What the function returns for every task."""
+    def key(self) -> Any:
+        """What a recording of it depends on."""
+        return fingerprint(self.function), self.spec, self.first_order
+
+    def query(self, loop: InnerLoop, meta: Meta, calls: list[int] | None = None) -> Query:
+        """What the function returns for every task; `calls` gets how often it calls the model."""
         start = loop.start(meta)
 
         def one(leaves: list[Any], seed: Tensor) -> tuple[Tensor, Any]:
-            arguments = tree_unflatten(
+            arguments = unflatten(
                 [x.squeeze(0) if isinstance(x, Tensor) else x for x in leaves], self.spec
             )
             learner = TaskLearner(loop, meta, start, seed, self.first_order)
             result = self.function(learner, *arguments)
+            if calls is not None:
+                calls.append(learner.calls)
             loss, more = result if isinstance(result, tuple) and len(result) == 2 else (result, ())
             if not isinstance(loss, Tensor) or loss.ndim != 0:
                 got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
@@ -82,6 +90,9 @@ class TaskLearner:
         start: where these tasks begin.
         seed: this task's, by which a vmap is known.
         first_order: whether inner gradients are constants by default.
+
+    Attributes:
+        calls: how often the model was called.
     """
 
     def __init__(
@@ -90,13 +101,13 @@ class TaskLearner:
         self._loop, self._meta, self._carry = loop, meta, start
         self._seed, self._first_order = seed, first_order
         self._level = torch._C._functorch.maybe_get_level(seed)
-        self._calls = self._steps = 0
+        self.calls = self._steps = 0
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The model's output with the parameters as they are by now."""
         forward = self._loop.forward
-        key = step_keys(self._seed, self._calls, query=False)
-        self._calls += 1
+        key = step_keys(self._seed, self.calls, query=False)
+        self.calls += 1
         tensors = {**forward.constants({}), **self._meta.shared, **self._parameters()}
         with forward.surroundings(key, {}, {}):
             return functional(forward.model, tensors, inputs, named)

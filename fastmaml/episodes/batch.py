@@ -39,8 +39,9 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the inputs and targets."""
-        if isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor):
-            return [self.inputs, self.targets]  # at every meta-step, and a tree is slow to walk
+        inputs = self.inputs if type(self.inputs) is list else [self.inputs]
+        if all(isinstance(x, Tensor) for x in (*inputs, self.targets)):
+            return [*inputs, self.targets]  # at every meta-step, and a tree is slow to walk
         return [x for x in tree_leaves((self.inputs, self.targets)) if isinstance(x, Tensor)]
 
     def map(self, function: Any) -> Batch:
