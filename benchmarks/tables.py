@@ -1,7 +1,7 @@
-"""Write the README's tables from the results under benchmarks/results.
+"""Write the tables of the README and docs from the results under benchmarks/results.
 
-    python benchmarks/tables.py            # rewrite README.md
-    python benchmarks/tables.py --check    # fail if it differs
+    python benchmarks/tables.py            # rewrite README.md and docs
+    python benchmarks/tables.py --check    # fail if they differ
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``.
 """
@@ -136,19 +136,59 @@ def begin_of(row: dict[str, Any]) -> str:
     return f"{seconds:,.{2 if seconds < 10 else 0}f}{memory}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"learned": learned, "memory": memory, "time": times}
+def migration() -> str:
+    """What each step from a loop of a library's to `maml(episodes)` gains."""
+    speed, _, note = times_of(read("cpu/migration.json"))
+    return f"{speed}\n\n{note}"
 
 
-def filled(text: str) -> str:
-    """The text with every table written anew."""
-    for name, make in TABLES.items():
+def language_memory() -> str:
+    """A pretrained BERT: memory and time against the inner steps."""
+    found = read("cpu/language_memory.json")
+    rows = []
+    for name, row in found["contestants"].items():
+        points = row["points"]
+        growth = row["growth_copies_per_step"]
+        rows.append(
+            [
+                name,
+                "" if growth is None else f"{growth:.2f}",
+                *(point_of(points.get(str(k), {})) for k in found["steps"]),
+            ]
+        )
+    header = ["GiB at the peak; seconds", "copies a step", *(f"K={k}" for k in found["steps"])]
+    note = (
+        f"{found['parameters'] / 1e6:.1f} M parameters, {found['texts']} texts of "
+        f"{found['length']} tokens as support and as query, one task; {found['device']}, threads: "
+        f"{found['threads']}, torch {found['torch']}. A copy is all that adapts."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def point_of(point: dict[str, Any]) -> str:
+    if "peak_bytes" not in point:
+        return "does not fit" if "left out" in str(point.get("error", "")) else ""
+    return f"{point['peak_bytes'] / 2**30:.2f}; {point['seconds']:.1f}"
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"learned": learned, "memory": memory, "time": times},
+    "docs/migrating.md": {"migration": migration},
+    "docs/text.md": {"language-memory": language_memory},
+}
+
+
+def filled(document: str) -> str:
+    """The document's text with its tables written anew."""
+    text = (ROOT / document).read_text()
+    for name, make in TABLES[document].items():
         pattern = rf"(<!-- results: {name} -->\n).*?(<!-- end -->)"
         content = f"{make()}\n"
         text, count = re.subn(
             pattern, lambda m, c=content: m[1] + c + m[2], text, count=1, flags=re.DOTALL
         )
         if not count:
-            raise SystemExit(f"README.md has no place for the table {name!r}.")
+            raise SystemExit(f"{document} has no place for the table {name!r}.")
     return text
 
 
@@ -156,13 +196,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = filled(text)
-    if options.check and new != text:
-        raise SystemExit("README.md differs from the results: run python benchmarks/tables.py")
-    if not options.check:
-        readme.write_text(new)
+    for document in TABLES:
+        new = filled(document)
+        if options.check and new != (ROOT / document).read_text():
+            raise SystemExit(
+                f"{document} differs from the results: run python benchmarks/tables.py"
+            )
+        if not options.check:
+            (ROOT / document).write_text(new)
 
 
 if __name__ == "__main__":
