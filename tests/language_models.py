@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 import fastmaml as fm
-from fastmaml.engine.randomness import dropout_mask, step_keys, task_seeds
+from fastmaml import ops
+from fastmaml.engine.randomness import step_keys, task_seeds
 
 VOCABULARY, LENGTH, CLASSES = 2500, 9, 3
 
@@ -75,7 +76,10 @@ class HandMadeDropout(TorchFunctionMode):
         if not training or p == 0:
             return input
         self.calls += 1
-        return input * dropout_mask(list(input.shape), p, self.key + self.calls, input)
+        return (
+            input
+            * ops.dropout_mask((self.key + self.calls).unsqueeze(0), list(input.shape), p, input)[0]
+        )
 
 
 def by_hand(

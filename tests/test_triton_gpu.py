@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmaml.engine.randomness import dropout_mask
+from fastmaml import ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -170,7 +170,7 @@ def test_attention(kernels: Any, dtype: torch.dtype, case: tuple) -> None:
         mask[..., :: 5 if kind == "dead rows" else n, :] = float("-inf")
         mask = mask.expand(t, b, h, n, m)
     if dropout:
-        keep = torch.stack([dropout_mask([b, h, n, m], dropout, one, q) for one in key])
+        keep = ops.dropout_mask(key, [b, h, n, m], dropout, q)
     rest = causal, d**-0.5, dropout
     found = list(kernels.task_attention(q, k, v, mask, key, *rest))
     saved = g, q, k, v, mask, key, *found, *rest
@@ -198,7 +198,7 @@ def test_dropout_masks_equal_the_engines_bit_for_bit(
     v = torch.eye(128, device="cuda", dtype=dtype).expand(2, 3, 2, 128, 128)
     key = torch.tensor([-(2**63), 2**63 - 1], device="cuda")
     o, _ = kernels.task_attention(q, k, v, None, key, False, 1.0, dropout)
-    keep = torch.stack([dropout_mask([3, 2, 100, 128], dropout, one, q) for one in key])
+    keep = ops.dropout_mask(key, [3, 2, 100, 128], dropout, q)
     torch.testing.assert_close(o, keep / 128, rtol=1e-3, atol=0)  # so the zeros are the same
     assert torch.equal(o == 0, keep == 0)
 

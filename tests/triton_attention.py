@@ -18,8 +18,7 @@ from fastmaml.kernels.attention_work import Attention, Block
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton_checks import careful, close
 
-from fastmaml import kernels
-from fastmaml.engine.randomness import dropout_mask
+from fastmaml import kernels, ops
 
 Tensor = torch.Tensor
 # By Triton 3.6's interpreter.
@@ -146,8 +145,7 @@ class Asked:
         alive = (scores > float("-inf")).any(-1, keepdim=True)
         p = torch.softmax(torch.where(alive, scores, 0.0), -1) * alive
         if dropout:
-            masks = [dropout_mask([*p.shape[1:]], dropout, key, self.q) for key in self.key]
-            p = p * (torch.stack(masks) if masks else p)
+            p = p * ops.dropout_mask(self.key, p.shape[1:], dropout, self.q)
         return p @ v
 
 
@@ -248,8 +246,8 @@ def test_dropout_masks_equal_the_engines_bit_for_bit(dropout: float, dtype: torc
     v = torch.eye(64, dtype=dtype).expand(3, 2, 3, 64, 64)
     key = torch.tensor([0, -(2**63), 2**63 - 1])
     o, _ = kernels.task_attention(q, k, v, None, key, False, 1.0, dropout)  # each p is 1 / 64
-    expected = [dropout_mask([2, 3, 18, 64], dropout, one, q) for one in key]
-    assert torch.equal(o, torch.stack(expected) / 64)
+    expected = ops.dropout_mask(key, [2, 3, 18, 64], dropout, q)
+    assert torch.equal(o, expected / 64)
 
 
 EMBEDDINGS = [  # tasks, rows, tokens, size

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmaml import ops
 from fastmaml.ops.dropout_mask import mixed
 
 _SEEDS = 2**32
@@ -25,11 +24,6 @@ def task_seeds(tasks: int, device: torch.device) -> Tensor:
 def step_keys(seeds: Tensor, step: int, query: bool) -> Tensor:
     """``[tasks]`` keys of one forward pass: of the support set at `step`, or of the query set."""
     return mixed(seeds + mixed(seeds + 2 * step + int(query))) << 20
-
-
-def dropout_mask(shape: list[int], p: float, key: Tensor, like: Tensor) -> Tensor:
-    """One task's; see `ops.dropout_mask`."""
-    return ops.dropout_mask(key.unsqueeze(0), shape, p, like).squeeze(0)
 
 
 def python_seed(key: Tensor, function: str) -> int:
