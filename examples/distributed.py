@@ -50,6 +50,7 @@ def main() -> None:
     test = fm.episodes.digits("test", ways=5, shots=5, tasks=100, seed=1).sample().to(device)
     if rank == 0:
         print(f"loss on unseen digits: {maml.evaluate(test).loss:.4f}", flush=True)
+    distributed.barrier()  # nobody leaves before the first is done
     distributed.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import leave
 from torch import multiprocessing
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -36,7 +37,7 @@ def run(rank: int, folder: str, static_graph: bool) -> None:
         maml.zero_grad()
         wrapped(episodes[rank * half : (rank + 1) * half]).loss.backward()
     torch.save([p.grad for p in maml.parameters()], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

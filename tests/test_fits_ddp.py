@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fits import STEPS, TASKS, assert_exact, by_hand, classifier, episodes, gradients, make
+from ranks import leave
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.algorithms.join import Join
 from torch.nn import functional as F
@@ -173,7 +174,7 @@ def run(rank: int, folder: str, port: int) -> None:
     torch.distributed.init_process_group("gloo")
     found = {name: case(rank) for name, case in CASES.items()}
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
