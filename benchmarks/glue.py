@@ -14,18 +14,14 @@ same settings are kept, so an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import statistics
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import studies
 import torch
-from results import about, folder
-from torch import nn
 
 import fastmaml as fm
-from fastmaml.evaluation import NORMAL_95
 from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 TRAIN = ("sst2", "qnli", "mnli", "qqp")
@@ -46,7 +42,6 @@ class Setting:
     inner_lr: float = 0.03
     inner_steps: int = 2
     meta_lr: float = 1e-5
-    clip: float = 1.0
     seed: int = 0
     max_length: int = 48
     test_steps: int = 5
@@ -115,82 +110,36 @@ class Study:
                 self.accuracies(maml, name, self.setting.support, self.setting.grid_draws, 998)
                 for name in TRAIN
             ]
-            scores[lr] = sum(map(sum, drawn)) / sum(map(len, drawn))
+            scores[lr] = statistics.mean(x for one in drawn for x in one)
             print(f"  lr {lr}: {scores[lr]:.3f} on training tasks", flush=True)
         return max(scores, key=scores.__getitem__)
 
-    def trained(self, method: Method) -> tuple[fm.MAML, dict[str, Any]]:
-        """Meta-trained, and how long it took."""
-        s = self.setting
-        maml = self.maml(method, s.inner_lr)
-        optimizer = torch.optim.AdamW(maml.parameters(), lr=s.meta_lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.iterations)
-        source = iter(self.episodes(TRAIN, s.support, s.query, s.tasks, s.seed, dev=False))
-        start, curve = time.perf_counter(), []
-        for i in range(s.iterations):
-            out = maml(next(source))
-            out.loss.backward()
-            nn.utils.clip_grad_norm_(maml.parameters(), s.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            curve.append(float(out.accuracy))  # type: ignore[arg-type]
-            if i % 25 == 24:
-                each = (time.perf_counter() - start) / (i + 1)
-                recent = sum(curve[-25:]) / 25
-                print(f"  iteration {i + 1}: accuracy {recent:.3f}, {each:.2f} s each", flush=True)
-        return maml, {"training_seconds": round(time.perf_counter() - start, 1)}
-
-    def run(self, method: Method) -> dict[str, Any]:
+    def run(self, name: str) -> dict[str, Any]:
         """Everything about one method."""
+        s, method = self.setting, METHODS[name]
         found: dict[str, Any] = {}
-        if method.gradient is None:
-            lr = self.best_rate(method)
-            maml = self.maml(method, lr)
-        else:
-            lr = self.setting.inner_lr
-            maml, found = self.trained(method)
+        lr = s.inner_lr if method.gradient is not None else self.best_rate(method)
+        maml = self.maml(method, lr)
+        if method.gradient is not None:
+            source = self.episodes(TRAIN, s.support, s.query, s.tasks, s.seed, dev=False)
+            found = studies.meta_train(maml, source, studies.Outer(s.iterations, s.meta_lr))
         table = {}
-        for name in TEST:
+        for task in TEST:
             for shots in SHOTS:
-                values = self.accuracies(maml, name, 2 * shots, self.setting.draws, 999)
-                spread = torch.tensor(values).std().item()
-                numbers = (sum(values) / len(values), NORMAL_95 * spread / len(values) ** 0.5)
-                table[f"{name}, {shots}"] = [round(100 * x, 2) for x in numbers]
-                print(f"  {name}, {shots} a class: {table[f'{name}, {shots}']}", flush=True)
-        return found | {"lr": lr, "steps": self.setting.test_steps, "accuracy": table}
+                values = self.accuracies(maml, task, 2 * shots, self.setting.draws, 999)
+                table[f"{task}, {shots}"] = studies.in_per_cent(values)
+                print(f"  {task}, {shots} a class: {table[f'{task}, {shots}']}", flush=True)
+        return found | {"lr": lr, "steps": s.test_steps, "accuracy": table}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="a folder, or a name on the hub")
+    parser = studies.parser(__doc__, Setting(), METHODS)
     parser.add_argument(
         "--data", help="folder with GLUE's files; default: FASTMAML_DATA or the hub"
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--json", type=Path, help="where the results go")
-    for name, value in asdict(Setting()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args()
     setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
-    path = options.json or folder(options.device) / "glue.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    kept = known.get("methods", {}) if known.get("setting") == asdict(setting) else {}
-    study = Study(options, setting)
-    for name in options.methods:
-        print(name, flush=True)
-        kept[name] = study.run(METHODS[name])
-        result = {
-            **about(options.device),
-            "model": Path(options.model).name,
-            "train": TRAIN,
-            "setting": asdict(setting),
-            "methods": kept,
-        }
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    studies.run(options, setting, "glue.json", {"train": TRAIN}, Study(options, setting).run)
 
 
 if __name__ == "__main__":

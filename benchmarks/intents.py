@@ -13,43 +13,39 @@ the same settings are kept, so an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import studies
 import torch
-from results import about, folder
 from torch import nn
 
 import fastmaml as fm
-from fastmaml.evaluation import NORMAL_95
 from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 WAYS = 5
-RATES = (0.01, 0.03, 0.1, 0.3)
-FINE_TUNED_STEPS = (3, 5, 10)
-ZERO = fm.heads.Zero()
+RATES = (0.03, 0.1, 0.3)
+FINE_TUNED_STEPS = (3, 5, 10, 20)
 
 
 @dataclass(frozen=True)
 class Setting:
     """Meta-training and test."""
 
-    iterations: int = 300
+    iterations: int = 200
     tasks: int = 4
     queries: int = 3
     inner_lr: float = 0.1
     inner_steps: int = 3
-    meta_lr: float = 1e-5
-    clip: float = 1.0
+    test_steps: int = 5
+    meta_lr: float = 2e-5
     seed: int = 0
     test_classes: int = 50
     test_queries: int = 3
     test_episodes: int = 200
-    grid_episodes: int = 16
+    grid_episodes: int = 40
     max_length: int = 24
     pooling: str = "model"
 
@@ -61,26 +57,26 @@ class Method:
     Attributes:
         gradient: None for no meta-training.
         scope: what adapts.
-        head: how the last layer of a task begins; None for the model's own, random one.
-        steps: inner steps; None for the setting's, or fine-tuning's best.
+        head: how the last layer of a task begins; None for the model's own.
+        steps: inner steps of the test; None for the setting's, or fine-tuning's best.
         shots: of meta-training; Reptile, which has no query set, takes what others have in both.
     """
 
     gradient: fm.gradients.GradientMethod | None
     scope: str = "all"
-    head: fm.heads.Head | None = ZERO
+    head: fm.heads.Head | None = None
     steps: int | None = None
     shots: int = 1
 
 
 METHODS = {
     "Prototypes": Method(None, head=fm.heads.Prototype(), steps=0),
-    "Fine-tuning, random head": Method(None, head=None),
-    "Fine-tuning, zero head": Method(None),
+    "Fine-tuning, random head": Method(None),
+    "Fine-tuning, zero head": Method(None, head=fm.heads.Zero()),
     "MAML": Method(fm.gradients.Checkpointed()),
     "FOMAML": Method(fm.gradients.FirstOrder()),
     "ANIL": Method(fm.gradients.Checkpointed(), scope="head"),
-    "Reptile": Method(fm.gradients.Reptile(), shots=5),
+    "Reptile": Method(fm.gradients.Reptile(), shots=4),
 }
 
 
@@ -106,9 +102,9 @@ class Study:
             device=self.options.device,
         )  # fmt: skip
 
-    def maml(self, method: Method, lr: float, steps: int) -> fm.MAML:
+    def maml(self, method: Method, lr: float) -> fm.MAML:
         return fm.MAML(
-            self.model(), lr=lr, steps=steps, loss=fm.losses.classification,
+            self.model(), lr=lr, steps=self.setting.inner_steps, loss=fm.losses.classification,
             gradient=method.gradient, scope=method.scope, head=method.head,
         )  # fmt: skip
 
@@ -121,10 +117,9 @@ class Study:
         ):
             for shots in (1, 5):
                 source = self.episodes(data, split, shots, s.test_queries, seed=999)
-                values = torch.tensor(self.accuracies(maml, source, s.test_episodes, [steps])[0])
-                interval = NORMAL_95 * float(values.std()) / len(values) ** 0.5
+                values = self.accuracies(maml, source, s.test_episodes, [steps])[0]
                 key = f"{name}, {shots}-shot"
-                found[key] = [round(100 * float(x), 2) for x in (values.mean(), interval)]
+                found[key] = studies.in_per_cent(values)
                 print(f"  {key}: {found[key][0]} ± {found[key][1]}", flush=True)
         return found
 
@@ -136,8 +131,10 @@ class Study:
         maml.eval()
         found: list[list[float]] = [[] for _ in steps]
         for batch in source:
+            curve = maml.evaluate_each_step(batch, steps[-1]) if len(steps) > 1 else None
             for one, count in zip(found, steps, strict=True):
-                one += maml.evaluate(batch, count).accuracies.tolist()  # type: ignore[union-attr]
+                out = maml.evaluate(batch, count) if curve is None else curve[count]
+                one += out.accuracies.tolist()  # type: ignore[union-attr]
             if len(found[0]) >= episodes:
                 return [one[:episodes] for one in found]
         raise AssertionError("sources do not end")
@@ -146,7 +143,7 @@ class Study:
         """The best learning rate and number of steps on training classes."""
         best = (0.0, RATES[0], 1)
         for lr in RATES:
-            maml = self.maml(method, lr, max(FINE_TUNED_STEPS))
+            maml = self.maml(method, lr)
             source = self.episodes(self.options.data, "train", 1, self.setting.test_queries, 998)
             drawn = self.accuracies(maml, source, self.setting.grid_episodes, FINE_TUNED_STEPS)
             found = [sum(one) / len(one) for one in drawn]
@@ -154,77 +151,28 @@ class Study:
             print(f"  lr {lr}: " + " ".join(f"{100 * a:.1f}" for a in found), flush=True)
         return best[1:]
 
-    def trained(self, method: Method) -> tuple[fm.MAML, dict[str, Any]]:
-        """Meta-trained, and how that went."""
-        s = self.setting
-        maml = self.maml(method, s.inner_lr, s.inner_steps)
-        optimizer = torch.optim.AdamW(
-            [p for p in maml.parameters() if p.requires_grad], lr=s.meta_lr, weight_decay=0.0
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.iterations)
-        source = iter(self.episodes(self.options.data, "train", method.shots, s.queries, s.seed))
-        start, curve = time.perf_counter(), []
-        for i in range(s.iterations):
-            out = maml(next(source))
-            out.loss.backward()
-            nn.utils.clip_grad_norm_(maml.parameters(), s.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            curve.append(float(out.accuracy))  # type: ignore[arg-type]
-            if i % 25 == 24:
-                print(
-                    f"  iteration {i + 1}: accuracy {sum(curve[-25:]) / 25:.3f}, "
-                    f"{(time.perf_counter() - start) / (i + 1):.2f} s each",
-                    flush=True,
-                )
-        return maml, {"training_seconds": round(time.perf_counter() - start, 1)}
-
-    def run(self, method: Method) -> dict[str, Any]:
+    def run(self, name: str) -> dict[str, Any]:
         """Everything about one method."""
-        found: dict[str, Any]
+        s, method = self.setting, METHODS[name]
+        found: dict[str, Any] = {}
+        lr, steps = s.inner_lr, s.test_steps if method.steps is None else method.steps
+        if method.gradient is None and method.steps is None:
+            lr, steps = self.fine_tuned(method)
+        maml = self.maml(method, lr)
         if method.gradient is not None:
-            maml, found = self.trained(method)
-            lr, steps = self.setting.inner_lr, self.setting.inner_steps
-        elif method.steps is not None:
-            lr, steps, found = self.setting.inner_lr, method.steps, {}
-            maml = self.maml(method, lr, steps)
-        else:
-            (lr, steps), found = self.fine_tuned(method), {}
-            maml = self.maml(method, lr, steps)
+            source = self.episodes(self.options.data, "train", method.shots, s.queries, s.seed)
+            found = studies.meta_train(maml, source, studies.Outer(s.iterations, s.meta_lr))
         return found | {"lr": lr, "steps": steps, "accuracy": self.test(maml, steps)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="a folder, or a name on the hub")
+    parser = studies.parser(__doc__, Setting(), METHODS)
     parser.add_argument("--data", required=True, help="texts with intents: a file or a hub name")
     parser.add_argument("--test-data", required=True, help="texts of another domain")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--json", type=Path, help="where the results go")
-    for name, value in asdict(Setting()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args()
     setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
-    path = options.json or folder(options.device) / "intents.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    kept = known.get("methods", {}) if known.get("setting") == asdict(setting) else {}
-    study = Study(options, setting)
-    for name in options.methods:
-        print(name, flush=True)
-        kept[name] = study.run(METHODS[name])
-        result = {
-            **about(options.device),
-            "model": Path(options.model).name,
-            "data": Path(options.data).name.split(".")[0],
-            "test_data": Path(options.test_data).name.split(".")[0],
-            "setting": asdict(setting),
-            "methods": kept,
-        }
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    names = {key: Path(getattr(options, key)).name.split(".")[0] for key in ("data", "test_data")}
+    studies.run(options, setting, "intents.json", names, Study(options, setting).run)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ from fastmaml.engine.diagnosis import (
     check_finite,
     check_labels,
 )
-from fastmaml.engine.executors import EXECUTORS, make_executor
+from fastmaml.engine.evaluating import evaluate
+from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
 from fastmaml.engine.forward import Loss
 from fastmaml.engine.head_layer import find_head_layer
 from fastmaml.engine.inventory import Inventory, take_inventory
-from fastmaml.engine.meta_step import MetaResult, Program, adapt, evaluate
+from fastmaml.engine.meta_step import MetaResult, Program, adapt
 from fastmaml.engine.planning import Plan
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.scope import Scope, adapted_names
@@ -135,6 +136,7 @@ class MAML(nn.Module):
         require_choice("backend", backend, (None, *ops.BACKENDS))
         self.executor, self.backend = executor, backend
         self._execute = make_executor(executor)
+        self._execute_evaluation = make_executor(evaluating(executor))
         require_choice("batch_norm", batch_norm, ("batch", "module"))
         self.scope = scope
         self.head = find_head_layer(model, head)
@@ -233,9 +235,13 @@ class MAML(nn.Module):
 
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
+            held, executor = take_inventory(self.module), evaluating(self.executor)
             # No meta-gradient is wanted here, so nothing need have a second derivative.
-            episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
-            results = evaluate(program, meta, episodes, seeds, at)
+            episodes, meta, seeds, program = self._prepare(
+                episodes, steps, FirstOrder(), held, executor
+            )
+            with Surroundings(self.module, episodes, held):
+                results = evaluate(self._execute_evaluation, program, meta, episodes, seeds, at)
         targets = episodes.query.targets
         return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
 
@@ -315,6 +321,7 @@ class MAML(nn.Module):
         learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
         learner.module = clone_module(self.module)
         learner._execute = make_executor(self.executor)
+        learner._execute_evaluation = make_executor(evaluating(self.executor))
         learner._plans = OrderedDict()  # `_progress` is immutable: a clone goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None

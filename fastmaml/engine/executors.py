@@ -26,6 +26,11 @@ def make_executor(name: str | None) -> Executor:
     return Captured(required=name == "captured")
 
 
+def evaluating(executor: str | None) -> str | None:
+    """The executor that evaluates where this one trains: Inductor would take minutes for it."""
+    return None if executor == "compiled" else executor
+
+
 def lanes(executor: str | None, device: torch.device) -> int:
     """How many chunks of tasks run from recordings at the same time; 0 where none is recorded."""
     if executor not in (None, "captured") or device.type != "cpu":

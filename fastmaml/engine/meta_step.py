@@ -99,27 +99,6 @@ def meta_step(
     return MetaResult(losses, outputs, gradient, buffers)
 
 
-def evaluate(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, at: Sequence[int]
-) -> list[tuple[Tensor, Any]]:
-    """Query losses ``[tasks]`` and outputs after each number of inner steps in `at`, no graphs."""
-    parts: list[list[tuple[Tensor, Any]]] = []
-    with torch.no_grad():
-        meta = detached(meta)
-        for chunk in _chunks(len(seeds), program.chunk):
-            objective = Objective(torch.ones_like(seeds[chunk]), [1.0] * (program.steps + 1))
-            loop = inner_loop(program, episodes[chunk], seeds[chunk], objective)
-            carry, found = loop.start(meta), []
-            for step in range(program.steps + 1):
-                if step in at:
-                    query = loop.query(step, carry.parameters, meta.shared)
-                    found.append((query.losses, query.outputs))
-                if step < program.steps:
-                    carry = loop.step(step, carry, meta, create_graph=False)
-            parts.append(found)
-    return [concatenate(list(one)) for one in zip(*parts, strict=True)]
-
-
 def adapt(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Tensors:
     """The adapted parameters ``[tasks, *shape]``, no graphs."""
     objective = Objective(torch.ones_like(seeds), [0.0] * (program.steps + 1))
