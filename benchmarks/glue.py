@@ -27,7 +27,7 @@ from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 TRAIN = ("sst2", "qnli", "mnli", "qqp")
 TEST = ("mrpc", "rte", "cola")
 SHOTS = (8, 16)
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 ZERO = fm.heads.Zero()
 
 
@@ -35,13 +35,13 @@ ZERO = fm.heads.Zero()
 class Setting:
     """Meta-training and test."""
 
-    iterations: int = 80
+    iterations: int = 60
     tasks: int = 2
     support: int = 16
     query: int = 12
-    inner_lr: float = 0.03
-    inner_steps: int = 2
-    meta_lr: float = 1e-5
+    inner_lr: float = 0.1
+    inner_steps: int = 3
+    meta_lr: float = 2e-5
     seed: int = 0
     max_length: int = 48
     test_steps: int = 5
