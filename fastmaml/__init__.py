@@ -6,6 +6,8 @@ from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
 from fastmaml.maml import MAML
 from fastmaml.output import MetaOutput
+from fastmaml.profiling import Report, profile
+from fastmaml.sweeps import Sweep, bench
 from fastmaml.trainer import MetaTrainer
 from fastmaml.verification import Verification, verify
 
@@ -20,14 +22,18 @@ __all__ = [
     "MetaOutput",
     "MetaTrainer",
     "NonFiniteLoss",
+    "Report",
+    "Sweep",
     "TrainConfig",
     "Verification",
+    "bench",
     "episodes",
     "gradients",
     "heads",
     "losses",
     "models",
     "ops",
+    "profile",
     "rules",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``fastmaml train | eval | info``."""
+"""The command line: ``fastmaml train | eval | profile | bench | info``."""
 
 from fastmaml.cli.main import main
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
 
+from fastmaml.cli.bench_flags import bench_command
+from fastmaml.cli.factory import is_factory
+from fastmaml.cli.profile_flags import profile_command
 from fastmaml.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
 
@@ -86,6 +89,10 @@ class Info:
     """Versions, devices, and what is available."""
 
 
+OWN = ("bench", "profile")
+"""The commands that take a model and episodes of the user's own."""
+
+
 def parse(arguments: Sequence[str], presets: Mapping[str, RunConfig]) -> Any:
     """The command with its flags; each data set has defaults of its own."""
     data_sets: Any = Union[  # noqa: UP007
@@ -93,15 +100,26 @@ def parse(arguments: Sequence[str], presets: Mapping[str, RunConfig]) -> Any:
     ]
     train = Annotated[data_sets, subcommand("train", description="Meta-train a model.")]
     commands: Any = Union[  # noqa: UP007
-        train, Annotated[Evaluate, subcommand("eval")], Annotated[Info, subcommand("info")]
+        train,
+        Annotated[Evaluate, subcommand("eval")],
+        profile_command(presets),
+        bench_command(presets),
+        Annotated[Info, subcommand("info")],
     ]
     return tyro.cli(
         commands,
         prog="fastmaml",
         description="Exact, fast, small-memory meta-gradients (MAML) for any PyTorch module.",
-        args=arguments,
+        args=with_module(arguments),
         config=(OmitArgPrefixes, OmitSubcommandPrefixes),
     )
+
+
+def with_module(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments with ``module`` before ``module:function``, where a data set may stand."""
+    if len(arguments) > 1 and arguments[0] in OWN and is_factory(arguments[1]):
+        return [arguments[0], "module", *arguments[1:]]
+    return arguments
 
 
 def _train(name: str, preset: RunConfig) -> Any:

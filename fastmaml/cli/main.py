@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.flags import Evaluate, Train, parse
+from fastmaml.cli.profile_flags import Profile, ProfileModule
 from fastmaml.config import RunConfig, read_toml
 from fastmaml.config.toml import assignments
 from fastmaml.presets import PRESETS
@@ -32,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(*_layered(command, arguments))
         if isinstance(command, Evaluate):
             return _evaluate(command)
+        if isinstance(command, Profile | ProfileModule):
+            return _profile(command, arguments)
+        if isinstance(command, Bench | BenchModule):
+            return _bench(command, arguments)
         return _info()
     except _BadInputError as error:
         print(f"fastmaml: {error}", file=sys.stderr)
@@ -93,6 +99,37 @@ def _evaluate(command: Evaluate) -> int:
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
     reporting.show_evaluation(Console(), found, title)
     return 0
+
+
+def _profile(command: Profile | ProfileModule, arguments: Sequence[str]) -> int:
+    from fastmaml.cli import profile
+
+    try:
+        if isinstance(command, ProfileModule):
+            return profile.run(profile.of_factory(command), command)
+        if command.config is not None:
+            base = PRESETS[command.dataset].updated(read_toml(command.config), str(command.config))
+            command = parse(arguments, {**PRESETS, base.dataset: base})
+            assert isinstance(command, Profile)
+        return profile.run(profile.configured(command.configuration()), command)
+    except _EXPECTED as error:
+        raise _BadInputError(error) from error
+
+
+def _bench(command: Bench | BenchModule, arguments: Sequence[str]) -> int:
+    from fastmaml.cli import bench
+
+    try:
+        if isinstance(command, BenchModule):
+            return bench.run(bench.of_factory(command), command)
+        if command.config is not None:
+            base = PRESETS[command.dataset].updated(read_toml(command.config), str(command.config))
+            command = parse(arguments, {**PRESETS, base.dataset: base})
+            assert isinstance(command, Bench)
+        config = command.configuration()
+        return bench.run(bench.configured(config), command, config.test_episodes)
+    except _EXPECTED as error:
+        raise _BadInputError(error) from error
 
 
 def _load(maml: Any, state: Mapping[str, Any], path: Path) -> None:

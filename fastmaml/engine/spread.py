@@ -51,7 +51,12 @@ class Sum:
 
 
 def run_chunks(
-    chunk: Chunk, count: int, split: int, parallel: bool, small: bool = False
+    chunk: Chunk,
+    count: int,
+    split: int,
+    parallel: bool,
+    small: bool = False,
+    total: Sum | None = None,
 ) -> list[Tensor]:
     """The results of all chunks, joined and added up.
 
@@ -61,8 +66,9 @@ def run_chunks(
         split: see `Sum`.
         parallel: use all of torch's threads, one chunk each, where the native module is built.
         small: a chunk's operations are too small for more than one thread.
+        total: adds them up; None for a `Sum` of its own.
     """
-    total = Sum(split)
+    total = total or Sum(split)
 
     def one(number: int) -> None:
         with torch._C._AutoDispatchBelowAutograd():

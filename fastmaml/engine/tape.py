@@ -94,19 +94,20 @@ class Tape:
 
 
 def record(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], tape: Tape | None = None
 ) -> tuple[Tape, Sequence[Tensor]]:
     """The tape of ``function(*inputs)``, which is run once, and its results.
 
     Args:
         function: of tensors, returns tensors; pure, but for what it draws from its inputs.
         inputs: no two of them may share memory.
+        tape: an empty one to fill, which the function may look at meanwhile.
 
     Raises:
         UncapturableError: it reads a value back, draws random numbers, or writes to what is not
             its own.
     """
-    recorder = _Recorder(inputs)
+    recorder = _Recorder(inputs, tape)
     state = random.getstate()
     with recorder, _NoEscape():
         results = function(*inputs)
@@ -124,9 +125,9 @@ _ABOUT_SHAPES = {
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], tape: Tape | None) -> None:
         super().__init__()
-        self.tape = Tape(len(inputs))
+        self.tape = tape or Tape(len(inputs))
         # The references keep an address from being used again while it names a value here.
         self._storages: dict[int, tuple[StorageWeakRef, int, int]] = {}
         self._places: dict[Any, int] = {}

@@ -1,0 +1,138 @@
+"""`Cell`: one configuration of a sweep, and what was measured of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from fastmaml.gradients import GradientMethod
+
+OUT_OF_MEMORY = "out of memory"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is varied.
+
+    Attributes:
+        gradient: how the inner loop is differentiated.
+        steps: inner steps.
+        tasks: of the meta-batch.
+        backend: what runs the model's layers; None for `MAML` to choose.
+        executor: how the meta-step runs; None for `MAML` to choose.
+    """
+
+    gradient: GradientMethod
+    steps: int
+    tasks: int
+    backend: str | None = None
+    executor: str | None = None
+
+    @property
+    def method(self) -> str:
+        """Such as "Unrolled" or "MixedMode(segments=3)"."""
+        own = [
+            f"{f.name}={getattr(self.gradient, f.name)!r}"
+            for f in fields(self.gradient)
+            if getattr(self.gradient, f.name) != f.default
+        ]
+        return type(self.gradient).__name__ + (f"({', '.join(own)})" if own else "")
+
+    @property
+    def series(self) -> Series:
+        """What it has in common with those that differ in steps and tasks alone."""
+        return Series(self.method, self.backend or "auto", self.executor or "auto")
+
+
+class Series(NamedTuple):
+    """The configurations that one growth law is fitted to."""
+
+    method: str
+    backend: str
+    executor: str
+
+
+class Quartiles(NamedTuple):
+    """The middle of some measurements, and between what the middle half of them lies."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Of at least one value; within what was measured."""
+    if len(values) == 1:
+        return Quartiles(values[0], values[0], values[0])
+    return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured of a configuration; what could not be is None, and says why.
+
+    Attributes:
+        configuration: what was measured.
+        refusal: why it could not run: "out of memory", "refused: ..." or "failed: ..." with the
+            cause, or "left out: ..." where it was not tried; empty where it ran.
+        first_call: seconds of the first meta-step, with all that is planned, recorded or compiled.
+        turns: seconds of a meta-step, the median of each turn.
+        peak_bytes: what a meta-step needs at its peak besides the model and the data; the
+            ``.grad`` that it makes is part of it.
+        memory: how `peak_bytes` was measured, or why it was not.
+        tasks_at_once: how many tasks run at the same time.
+        error: |g - e| / |e| of its meta-gradient g and the exact one e.
+        cosine: of the angle between the two.
+        explanation: the lines of `MAML.explain`: how it ran, and why.
+    """
+
+    configuration: Configuration
+    refusal: str = ""
+    first_call: float | None = None
+    turns: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    memory: str = ""
+    tasks_at_once: int | None = None
+    error: float | None = None
+    cosine: float | None = None
+    explanation: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def seconds(self) -> Quartiles | None:
+        """Of a meta-step's forward and backward, over the turns."""
+        return quartiles(self.turns) if self.turns else None
+
+    @property
+    def tasks_per_second(self) -> float | None:
+        """At the median time."""
+        found = self.seconds
+        return None if found is None else self.configuration.tasks / found.median
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        c, seconds = self.configuration, self.seconds
+        row: dict[str, Any] = {"method": c.method, "exact": c.gradient.exact, **asdict(c)}
+        row["gradient"] = repr(c.gradient)
+        if self.refusal:
+            row["refusal"] = self.refusal
+        return row | {
+            "first_call_s": self.first_call,
+            "turns_s": list(self.turns),
+            "median_s": seconds and seconds.median,
+            "quartiles_s": seconds and [seconds.low, seconds.high],
+            "tasks_per_second": self.tasks_per_second,
+            "peak_bytes": self.peak_bytes,
+            "memory": self.memory,
+            "tasks_at_once": self.tasks_at_once,
+            "gradient_error": finite(self.error),
+            "gradient_cosine": finite(self.cosine),
+            "explanation": list(self.explanation),
+        }
+
+
+def finite(x: float | None) -> float | None:
+    """None for what JSON has no number for."""
+    return x if x is not None and math.isfinite(x) else None

@@ -1,0 +1,22 @@
+"""Why a configuration could not be measured, in a line."""
+
+from __future__ import annotations
+
+import torch
+
+from fastmaml.sweeps.cells import OUT_OF_MEMORY
+from fastmaml.sweeps.measure import LeftOutError
+
+LONGEST = 300
+
+
+def reason_of(error: Exception) -> str:
+    """Such as "out of memory", or "left out: ", "refused: " and "failed: " with the cause."""
+    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return OUT_OF_MEMORY
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, LeftOutError):
+        return f"left out: {line}"
+    how = "refused" if isinstance(error, ValueError | RuntimeError) else "failed"
+    return f"{how}: {line[:LONGEST]}"

@@ -1,0 +1,193 @@
+"""``fastmaml bench`` and the functions of one's own that it measures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmaml as fm
+from fastmaml.cli import main
+from fastmaml.cli.factory import is_factory, load_factory
+
+QUICK = ["--methods", "unrolled", "first-order", "--sweep-steps", "1", "2", "--repeats", "2"]
+QUICK += ["--seconds", "0.01"]
+DIGITS = ["bench", "digits", "--filters", "8", "--tasks", "2", "--threads", "1", *QUICK]
+
+MODULE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+import fastmaml as fm
+
+calls = {"left": None}
+
+def loss(output, target):
+    if calls["left"] is not None:
+        calls["left"] -= 1
+        if calls["left"] < 0:
+            raise KeyboardInterrupt
+    return F.mse_loss(output, target)
+
+def make():
+    torch.manual_seed(0)
+    maml = fm.MAML(nn.Linear(3, 2), lr=0.1, loss=loss, executor="eager")
+    x, y = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 2)
+    return maml, fm.Episodes(fm.Batch(x[0], y[0]), fm.Batch(x[1], y[1]))
+
+def stopping():
+    calls["left"] = 60
+    return make()
+
+def with_optimizer():
+    maml, episodes = make()
+    return maml, [episodes], torch.optim.SGD(maml.parameters(), 0.1)
+
+def one():
+    return make()[0]
+
+def no_maml():
+    return nn.Linear(3, 2), make()[1]
+
+def no_episodes():
+    return make()[0], 3
+
+def no_optimizer():
+    return (*make(), "adam")
+
+def failing():
+    raise OSError("my file is missing")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder."""
+    (tmp_path / "own_for_bench.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "own_for_bench", raising=False)
+    return "own_for_bench"
+
+
+def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "found"
+    flags = ["--vs", "first-order", "--budget", "8GB", "--out", str(folder)]
+    assert main([*DIGITS, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "digits, 5-way 5-shot" in printed
+    assert "second order against first order" in printed
+    assert "with 8.0 GB for a meta-step" in printed
+    saved = json.loads((folder / "bench.json").read_text())
+    assert [(c["method"], c["steps"], c["tasks"]) for c in saved["cells"]] == [
+        ("Unrolled", 1, 2),
+        ("FirstOrder", 1, 2),
+        ("Unrolled", 2, 2),
+        ("FirstOrder", 2, 2),
+    ]
+    assert len(saved["second_order"]) == 2
+    assert {x.name for x in folder.iterdir()} == {"bench.json", "bench.png"}
+
+
+def test_the_configuration_is_as_in_train(tmp_path: Path) -> None:
+    toml = tmp_path / "run.toml"
+    toml.write_text('ways = 3\nrule = "momentum"\nscope = "head"\n')
+    out = tmp_path / "found"
+    flags = ["--config", str(toml), "--ways", "2", "--sweep-tasks", "1", "3", "--out", str(out)]
+    flags += ["--executors", "eager", "auto", "--sweep-steps", "1"]
+    assert main([*DIGITS, *flags]) == 0
+    saved = json.loads((out / "bench.json").read_text())
+    assert saved["title"] == "digits, 2-way 5-shot"
+    found = {(c["method"], c["tasks"], c["executor"]) for c in saved["cells"]}
+    assert len(found) == 2 * 2 * 2
+    assert {tasks for _, tasks, _ in found} == {1, 3}
+    assert {executor for _, _, executor in found} == {None, "eager"}
+
+
+def test_a_module_of_one_s_own(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", f"{own}:make", *QUICK]) == 0
+    assert "Linear, 8 parameters" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "runs/bench/bench.json").read_text())
+    assert len(saved["cells"]) == 4
+    assert all(c["gradient_error"] < 1e-5 for c in saved["cells"] if c["exact"])
+
+
+def test_ctrl_c_prints_and_writes(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stopped"
+    assert main(["bench", f"{own}:stopping", *QUICK, "--out", str(out)]) == 130
+    assert "interrupted" in capsys.readouterr().out
+    saved = json.loads((out / "bench.json").read_text())
+    assert saved["interrupted"] is True
+    assert 1 <= len(saved["cells"]) < 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "second-order"], "--methods second-order: choose from unrolled"),
+        (["--methods", "unrolled:3"], "--methods unrolled:3"),
+        (["--budget", "much"], "'much' is no size"),
+        (["--sweep-steps", "0"], "steps="),
+        (["--accuracy", "3"], "needs vs="),
+        (["--ways", "0"], "ways=0"),
+        (["--vs", "first-order", "--methods", "first-order"], "none of them is exact"),
+    ],
+)
+def test_bad_input_is_said_in_a_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*DIGITS, *flags, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_factory_gives(own: str) -> None:
+    maml, episodes, optimizer = load_factory(f"{own}:make")
+    assert isinstance(maml, fm.MAML)
+    assert isinstance(episodes, fm.Episodes)
+    assert optimizer is None
+    _, episodes, optimizer = load_factory(f"{own}:with_optimizer")
+    assert isinstance(episodes, list)
+    assert isinstance(optimizer, torch.optim.SGD)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (":make", "names no function"),
+        ("own_for_bench:", "names no function"),
+        ("not_there_at_all:make", "no module not_there_at_all"),
+        ("own_for_bench.part:make", "no module own_for_bench.part"),
+        ("own_for_bench:missing", "has no missing"),
+        ("own_for_bench:number", "has no function number"),
+        ("own_for_bench:one", "returned a MAML"),
+        ("own_for_bench:no_maml", "returned a Linear first"),
+        ("own_for_bench:no_episodes", "returned a int as episodes"),
+        ("own_for_bench:no_optimizer", "returned a str third"),
+    ],
+)
+def test_what_a_factory_may_not_give(own: str, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_factory(name)
+
+
+def test_a_factory_s_own_errors_come_through(own: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="my file is missing"):
+        load_factory(f"{own}:failing")
+    (tmp_path / "broken_for_bench.py").write_text("import surely_not_installed\n")
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        load_factory("broken_for_bench:make")
+
+
+def test_names_of_functions_are_told_from_data_sets() -> None:
+    assert is_factory("mine:make")
+    assert not is_factory("digits")
