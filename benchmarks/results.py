@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
@@ -21,6 +22,30 @@ def folder(device: str) -> Path:
     path = ROOT / "benchmarks" / "results" / device
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def place(given: Path | None, device: str, name: str, quick: bool = False) -> Path:
+    """The file that results go to: the one asked for, or NAME.json among those of the device.
+
+    Those of a quick run, which show that a program works and little more, lie apart.
+    """
+    if given is None:
+        given = (ROOT / "runs" / "bench-quick" if quick else folder(device)) / f"{name}.json"
+    given.parent.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write it whole or not at all: who interrupts a run keeps the rows done before."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def about(device: str = "cpu") -> dict[str, Any]:

@@ -5,22 +5,21 @@ of 20 images of 28x28, held as uint8 and turned into float32 per episode; the pi
 which costs the same. Each figure is the median of several rounds; the range shows how busy the
 machine was.
 
-    python benchmarks/sampling.py [--json FILE] [--rounds 9] [--seconds 0.3]
+    python benchmarks/sampling.py [--json FILE] [--rounds 9] [--seconds 0.3] [--device cuda]
 
-Writes benchmarks/results/cpu/sampling.json.
+Writes benchmarks/results/DEVICE/sampling.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import about, folder
+from results import about, place, save, synchronize
 
 from fastmaml.episodes import EpisodeSampler
 
@@ -33,33 +32,36 @@ WORKLOADS = (
 )
 
 
-def measure(sampler: EpisodeSampler, rounds: int, seconds: float) -> list[float]:
+def measure(sampler: EpisodeSampler, rounds: int, seconds: float, device: str) -> list[float]:
     """Episodes per second of each round."""
     rates = []
     for _ in range(rounds + 1):
         meta_batches, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
             sampler.sample()
+            synchronize(device)
             meta_batches += 1
         rates.append(meta_batches * sampler.tasks / elapsed)
     return rates[1:]  # the first one warms up
 
 
-def run(rounds: int, seconds: float) -> dict[str, Any]:
+def run(rounds: int, seconds: float, device: str) -> dict[str, Any]:
     """All workloads, with what they ran on."""
     torch.set_num_threads(1)
     images = torch.randint(2, (CLASSES * EXAMPLES, 1, 28, 28), dtype=torch.uint8)
     labels = torch.arange(CLASSES).repeat_interleave(EXAMPLES)
     results = []
     for numbers in WORKLOADS:
-        sampler = EpisodeSampler((images, labels), **numbers, transform=torch.Tensor.float)
-        rates = measure(sampler, rounds, seconds)
+        sampler = EpisodeSampler(
+            (images, labels), **numbers, device=device, transform=torch.Tensor.float
+        )
+        rates = measure(sampler, rounds, seconds, device)
         figures = {"median": statistics.median(rates), "least": min(rates), "most": max(rates)}
         results.append({**numbers, **{name: round(rate) for name, rate in figures.items()}})
     return {
         "benchmark": "sampling",
         "unit": "episodes per second",
-        **about(),
+        **about(device),
         "data": {"classes": CLASSES, "examples": EXAMPLES, "image": [1, 28, 28]},
         "rounds": rounds,
         "seconds": seconds,
@@ -78,14 +80,14 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, help="where the report goes")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a round")
     arguments = parser.parse_args()
-    report = run(arguments.rounds, arguments.seconds)
+    report = run(arguments.rounds, arguments.seconds, arguments.device)
     print(table(report))
-    path = arguments.json or folder("cpu") / "sampling.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    save(place(arguments.json, arguments.device, "sampling"), report)
 
 
 if __name__ == "__main__":

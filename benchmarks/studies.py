@@ -63,6 +63,14 @@ def in_per_cent(values: Sequence[float]) -> list[float]:
     return [round(100 * x, 2) for x in (statistics.mean(values), interval)]
 
 
+def described(model: str) -> str:
+    """Such as "bert, 6 layers of width 384"."""
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(model)
+    return f"{found.model_type}, {found.num_hidden_layers} layers of width {found.hidden_size}"
+
+
 def parser(text: str | None, setting: Any, methods: Iterable[str]) -> argparse.ArgumentParser:
     """With a flag for each of the setting's numbers."""
     made = argparse.ArgumentParser(
@@ -104,7 +112,7 @@ def run(
         row = method(wanted)
         result = {
             **about(options.device),
-            "model": Path(options.model).name,
+            "model": described(options.model),
             **more,
             "setting": asdict(setting),
             "methods": {**kept(), wanted: row},

@@ -1,9 +1,10 @@
-"""Write the tables of the README and docs from the results under benchmarks/results.
+"""Write the tables and plots of the README and docs from the results under benchmarks/results.
 
     python benchmarks/tables.py            # rewrite README.md and docs
     python benchmarks/tables.py --check    # fail if they differ
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``.
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; where nothing was measured
+it says what would do so. A plot holds the hash of the results that it shows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import choosing
+import convergence_figure
+import figures
+import growth_figure
+import language_tables
+import memory_figure
+from cells import table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICES = ("cpu", "cuda")
@@ -24,11 +33,6 @@ LEFT_OUT = {"skipped": "it was not asked for"}
 def read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return found
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def learned() -> str:
@@ -142,40 +146,69 @@ def migration() -> str:
     return f"{speed}\n\n{note}"
 
 
-def language_memory() -> str:
-    """A pretrained BERT: memory and time against the inner steps."""
-    found = read("cpu/language_memory.json")
-    rows = []
-    for name, row in found["contestants"].items():
-        points = row["points"]
-        growth = row["growth_copies_per_step"]
-        rows.append(
-            [
-                name,
-                "" if growth is None else f"{growth:.2f}",
-                *(point_of(points.get(str(k), {})) for k in found["steps"]),
-            ]
-        )
-    header = ["GiB at the peak; seconds", "copies a step", *(f"K={k}" for k in found["steps"])]
-    note = (
-        f"{found['parameters'] / 1e6:.1f} M parameters, {found['texts']} texts of "
-        f"{found['length']} tokens as support and as query, one task; {found['device']}, threads: "
-        f"{found['threads']}, torch {found['torch']}. A copy is all that adapts."
-    )
-    return f"{table(header, rows)}\n\n{note}"
+def measured(name: str, make: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A table of one result, or, where there is none, the command that measures it."""
+
+    def written() -> str:
+        if not (RESULTS / "cpu" / f"{name}.json").exists():
+            script = {"suites": "run_suites"}.get(name, name)
+            return f"Not measured yet: `python benchmarks/{script}.py`."
+        return make(read(f"cpu/{name}.json"))
+
+    return written
 
 
-def point_of(point: dict[str, Any]) -> str:
-    if "peak_bytes" not in point:
-        return "does not fit" if "left out" in str(point.get("error", "")) else ""
-    return f"{point['peak_bytes'] / 2**30:.2f}; {point['seconds']:.1f}"
+def learning() -> dict[str, Any] | None:
+    """How fast each method learns, where that was measured."""
+    path = RESULTS / "cpu" / "convergence.json"
+    found = read("cpu/convergence.json") if path.exists() else {"absent": ""}
+    return None if "absent" in found else found
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"learned": learned, "memory": memory, "time": times},
+    "README.md": {
+        "learned": learned,
+        "memory": memory,
+        "time": times,
+        "price": measured("growth", lambda found: choosing.headline(found, learning())),
+    },
     "docs/migrating.md": {"migration": migration},
-    "docs/text.md": {"language-memory": language_memory},
+    "docs/text.md": {
+        "intents": measured("intents", language_tables.intents),
+        "glue": measured("glue", language_tables.glue),
+        "language-memory": measured("language_memory", language_tables.memory),
+    },
+    "docs/choosing.md": {
+        "price": measured("growth", choosing.price),
+        "convergence": measured("convergence", choosing.convergence),
+        "laws": measured("growth", choosing.laws),
+        "suites": measured("suites", choosing.suites),
+        "cold-start": measured("cold_start", choosing.cold_start),
+    },
 }
+
+PLOTS: dict[str, tuple[str, figures.Draw]] = {
+    "docs/memory_growth.png": ("cpu/memory_growth.json", memory_figure.draw),
+    "docs/growth.png": ("cpu/growth.json", growth_figure.draw),
+    "docs/convergence.png": ("cpu/convergence.json", convergence_figure.draw),
+}
+
+
+def stale_plots() -> list[str]:
+    """Those that do not show the results that there are."""
+    return [png for png, (name, _) in PLOTS.items() if shown(png) != wanted(name)]
+
+
+def shown(png: str) -> str | None:
+    path = ROOT / png
+    return figures.drawn_from(path) if path.exists() else None
+
+
+def wanted(name: str) -> str | None:
+    path = RESULTS / name
+    if not path.exists() or "absent" in read(name):
+        return None
+    return figures.digest(path)
 
 
 def filled(document: str) -> str:
@@ -196,6 +229,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    for png in stale_plots():
+        if options.check or wanted(PLOTS[png][0]) is None:
+            raise SystemExit(f"{png} does not show the results: run python benchmarks/tables.py")
+        figures.plot(RESULTS / PLOTS[png][0], ROOT / png, PLOTS[png][1])
     for document in TABLES:
         new = filled(document)
         if options.check and new != (ROOT / document).read_text():

@@ -27,7 +27,7 @@ class Workload:
         support, query: examples a task.
         ways: classes; 1 for regression.
         shape: of an example.
-        filters: channels of conv4's layers.
+        filters: channels of conv4's layers, or an MLP's hidden width (0: the usual one).
     """
 
     key: str
@@ -91,7 +91,7 @@ def network(work: Workload) -> nn.Module:
     import fastmaml as fm
 
     if work.network == "mlp":
-        return fm.models.mlp(1, 1)
+        return fm.models.mlp(1, 1, [work.filters or 40] * 2)
     if work.network == "conv4":
         channels, size, _ = work.shape
         return fm.models.conv4(work.ways, channels, work.filters, pool="max", image_size=size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +18,20 @@ import fastmaml as fm
 ROOT = Path(__file__).parent.parent
 
 
-def test_tables_equal_the_results() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
+
+
+def test_tables_equal_the_results(tables: Any) -> None:
     for document in tables.TABLES:
         text = (ROOT / document).read_text()
         assert tables.filled(document) == text, "run python benchmarks/tables.py"
+
+
+def test_plots_show_the_results(tables: Any) -> None:
+    assert tables.stale_plots() == [], "run python benchmarks/tables.py"
 
 
 def test_the_readme_example_runs() -> None:

@@ -48,6 +48,7 @@ CONTESTANTS = {
     LOOP: Contestant("loops"),
     "learn2learn": Contestant("loops", peers="torch"),
     "higher": Contestant("loops", peers="torch"),
+    "TorchOpt": Contestant("loops", peers="torch"),
     "torch.func vmap": Contestant("transforms"),
     "torch.compile of vmap": Contestant("transforms", slow=True),
     "CUDA graph of vmap": Contestant("transforms", devices=("cuda",)),

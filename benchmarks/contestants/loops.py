@@ -1,4 +1,4 @@
-"""Loops over tasks: one written by hand, learn2learn's and higher's.
+"""Loops over tasks: one written by hand, learn2learn's, higher's and TorchOpt's.
 
 Each task's graph is freed before the next task's is built, as the libraries' users do.
 """
@@ -24,15 +24,15 @@ def build(name: str, setup: Setup) -> Built:
     p = problem(setup)
     if name in (LOOP, LOOP_FIRST):
         return built(by_hand(p, first_order=name == LOOP_FIRST), setup)
-    library = importlib.import_module(name)
+    library = importlib.import_module(name.lower())
     style = name.rpartition(".")[2]
-    run = {"learn2learn": by_learn2learn, "higher": by_higher}[style](p, library)
+    by = {"learn2learn": by_learn2learn, "higher": by_higher, "TorchOpt": by_torchopt}[style]
+    run = by(p, library)
     if name.startswith("fastmaml."):
         return built(run, setup)
-    versions = {name: importlib.metadata.version(name)} if name == "higher" else {}
-    if name == "learn2learn":  # not installed as a distribution: only a part of it is there
-        versions = {name: library.__version__}
-    return built(run, setup, **versions)
+    # higher does not say its version; learn2learn is no distribution, as only a part of it is there
+    version = importlib.metadata.version(name) if name == "higher" else library.__version__
+    return built(run, setup, **{name: version})
 
 
 def by_hand(p: Problem, first_order: bool) -> Callable[[], Gradient]:
@@ -74,6 +74,26 @@ def by_higher(p: Problem, library: Any) -> Callable[[], Gradient]:
                     optimizer.step(loss_of(p, learner, task.support))
                 (loss_of(p, learner, task.query) / p.episodes.tasks).backward()
         return accumulated(p)
+
+    return run
+
+
+def by_torchopt(p: Problem, library: Any) -> Callable[[], Gradient]:
+    """Its differentiable SGD moves the model itself, which is put back after every task."""
+    parameters = dict(p.model.named_parameters())
+    sgd = library.MetaSGD(p.model, lr=p.lr)
+    start = library.extract_state_dict(p.model), library.extract_state_dict(sgd)
+
+    def run() -> Gradient:
+        for w in parameters.values():
+            w.grad = None
+        for task in p.episodes:
+            for _ in range(p.steps):
+                sgd.step(loss_of(p, p.model, task.support))
+            (loss_of(p, p.model, task.query) / p.episodes.tasks).backward()
+            for what, state in zip((p.model, sgd), start, strict=True):
+                library.recover_state_dict(what, state)
+        return {n: w.grad for n, w in parameters.items() if w.grad is not None}
 
     return run
 

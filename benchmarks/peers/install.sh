@@ -5,7 +5,7 @@
 #     PYTHONPATH=. FOLDER/torch/bin/python -m pytest tests/test_peers.py
 #     python benchmarks/meta_step.py --peers FOLDER
 #
-# FOLDER/torch has learn2learn and higher, FOLDER/jax has JAX. Name one of them to make it alone.
+# FOLDER/torch has learn2learn, higher and TorchOpt, FOLDER/jax has JAX. Name one of them to make it alone.
 #
 # Of learn2learn 0.2.0 only what touches gradients is installed (algorithms, nn, optim, utils: pure
 # Python, as published). Its data sets and environments are left out, since they need a C build,
@@ -28,7 +28,8 @@ make_torch() {
     # torch goes first and pinned, so that what follows finds it there.
     "$bin/pip" install --quiet torch==2.13.0
     "$bin/pip" install --quiet numpy pytest
-    "$bin/pip" install --quiet --no-deps higher==0.2.1
+    "$bin/pip" install --quiet --no-deps higher==0.2.1 torchopt==0.7.3
+    "$bin/pip" install --quiet optree graphviz
 
     "$bin/pip" download --quiet --no-deps --no-binary learn2learn --dest "$scratch" \
         learn2learn==0.2.0
@@ -41,8 +42,11 @@ make_torch() {
     grep -vE '^from \. import (data|gym|text|vision)$' "$source/__init__.py" \
         > "$target/__init__.py"
     "$bin/python" -c '
-import higher, learn2learn, torch
-print(f"torch {torch.__version__}, learn2learn {learn2learn.__version__}, higher 0.2.1")
+import higher, learn2learn, torch, torchopt
+print(
+    f"torch {torch.__version__}, learn2learn {learn2learn.__version__}, higher 0.2.1, "
+    f"TorchOpt {torchopt.__version__}"
+)
 '
 }
 
