@@ -186,7 +186,7 @@ def _dense(geometry: Geometry) -> bool:
     return True
 
 
-_IN_PLACE = {
+IN_PLACE = {
     torch.ops.aten.add.Tensor: torch.ops.aten.add_.Tensor,
     torch.ops.aten.sub.Tensor: torch.ops.aten.sub_.Tensor,
     torch.ops.aten.mul.Tensor: torch.ops.aten.mul_.Tensor,
@@ -204,7 +204,7 @@ def _reuse_memory(tape: Tape) -> None:
     for i, step in enumerate(tape.steps):
         last.update({tape.owner[v]: i for v in _reads(step)})
     for i, step in enumerate(tape.steps):
-        if not isinstance(step, Operation) or step.function not in _IN_PLACE or step.keywords:
+        if not isinstance(step, Operation) or step.function not in IN_PLACE or step.keywords:
             continue
         refs = [x for x in step.arguments if isinstance(x, Ref)]
         for ref in refs[: 2 if step.function in _COMMUTES else 1]:
@@ -218,7 +218,7 @@ def _reuse_memory(tape: Tape) -> None:
                 continue
             others = [x for x in step.arguments if x is not ref]
             tape.steps[i] = step._replace(
-                function=_IN_PLACE[step.function], arguments=(ref, *others)
+                function=IN_PLACE[step.function], arguments=(ref, *others)
             )
             break
 

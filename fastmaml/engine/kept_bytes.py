@@ -1,0 +1,55 @@
+"""What autograd keeps of a graph, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.inner_loop import Objective
+from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import FirstOrder, Reptile
+from fastmaml.gradients.base import Meta, leaves_of
+
+
+def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
+    """Of one inner step and of the query pass."""
+    second_order = not isinstance(program.gradient, FirstOrder | Reptile)
+    weights = torch.ones(len(seeds), device=seeds.device)
+    loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
+    sets = tuple((b.inputs, b.targets) for b in (episodes.support, episodes.query))
+    with torch.enable_grad():
+        meta = leaves_of(meta)
+        own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, sets))
+        ignored = {_storage(x)[0] for x in own}
+        carry, step = loop.start(meta), 0
+        if program.steps:
+            step = saved(lambda: loop.step(0, carry, meta, create_graph=second_order), ignored)
+        query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
+    return step, query
+
+
+def saved(run: Callable[[], Any], ignored: set[int]) -> int:
+    """Of the graph that a function builds, each storage once, those at `ignored` addresses not."""
+    sizes: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        pointer, size = _storage(x)
+        if pointer not in ignored:
+            sizes[pointer] = size
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        kept = run()  # alive until the count is done, or storages would be counted twice
+    del kept
+    return sum(sizes.values())
+
+
+def _storage(x: Tensor) -> tuple[int, int]:
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    storage = x.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

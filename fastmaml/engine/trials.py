@@ -1,0 +1,104 @@
+"""Trying a model out: on which backend it runs, and whether vmap can batch its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta
+
+T = TypeVar("T")
+
+
+def run(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> MetaResult:
+    """The meta-step."""
+    weights = torch.full((len(seeds),), 1.0, device=seeds.device)
+    return meta_step(program, meta, episodes, seeds, weights, [0.0] * program.steps + [1.0])
+
+
+def runs(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
+) -> tuple[Program, Any, str]:
+    """The program on a backend on which it runs, its outputs, and why another backend.
+
+    Raises:
+        Exception: whatever the model raises in plain PyTorch, or on a backend that is fixed.
+    """
+    try:
+        return program, run(program, meta, episodes, seeds).outputs, ""
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if fixed_backend or program.forward.backend == "reference":
+            raise
+        why = f", as {program.forward.backend} cannot run it: {_in_a_line(error)}"
+    # Plain PyTorch then runs it, or raises what is wrong with it in its own words.
+    program = _on_reference(program)
+    return program, run(program, meta, episodes, seeds).outputs, why
+
+
+def batches(
+    alone: Program,
+    meta: Meta,
+    episodes: Episodes,
+    seeds: Tensor,
+    fixed_backend: bool,
+    watched: Callable[[Program], T] | None = None,
+) -> tuple[Program, str, str, T | None]:
+    """The program on a backend that batches tasks, if one does; why none; why another backend.
+
+    Args:
+        alone: runs on one task.
+        meta: the meta-parameters.
+        episodes: two tasks, or the only one.
+        seeds: their seeds.
+        fixed_backend: try no other one.
+        watched: another way to run two tasks, whose result is the last one returned: None if it
+            failed, which is no refusal where a plain run does not fail.
+    """
+    if len(seeds) == 1:
+        return alone, "", "", None
+    first = ""
+    for program in (alone, _on_reference(alone)):
+        both = replace(program, chunk=2, forward=replace(program.forward, batched=True))
+        refusal, found = "not tried", None
+        if watched is not None:
+            refusal, found = attempted(partial(watched, both))
+        if refusal:
+            refusal, _ = attempted(partial(run, both, meta, episodes, seeds))
+        if not refusal:
+            why = f", as {alone.forward.backend} cannot batch it: {first}" * bool(first)
+            return program, "", why, found
+        first = first or refusal
+        if fixed_backend or program.forward.backend == "reference":
+            break
+    return alone, first, "", None
+
+
+def attempted(function: Callable[[], T]) -> tuple[str, T | None]:
+    """Why the function cannot run, in a line, empty if it can; and what it returns.
+
+    Called only for what was just seen to run on one task, so whatever is raised here is the
+    transform's refusal and no error of the user's: it is reported by `MAML.explain`.
+    """
+    try:
+        return "", function()
+    except torch.OutOfMemoryError:
+        raise  # no refusal: less memory has to be used
+    except Exception as error:
+        return _in_a_line(error), None
+
+
+def _on_reference(program: Program) -> Program:
+    return replace(program, forward=replace(program.forward, backend="reference"))
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
