@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import precision
 import pytest
 import torch
 
@@ -23,7 +24,8 @@ SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*.py")) if "parse_args()" in p.rea
 def beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     threads = torch.get_num_threads()
-    yield
+    with precision.kept():  # contestants set it
+        yield
     torch.set_num_threads(threads)
 
 

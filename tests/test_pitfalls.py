@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import precision
 import pytest
 import torch
 from hand_loop import hand_loop
@@ -49,6 +50,29 @@ def make(net: nn.Module | None = None, **options: Any) -> fm.MAML:
 
 def flat(gradient: dict[str, Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in gradient.values()])
+
+
+def test_recurrent_layers_where_tf32_is_set_for_convolutions_alone() -> None:
+    """torch.backends.cudnn.flags raises there."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x.unsqueeze(1))[0][:, -1])
+
+    torch.manual_seed(0)
+    maml = make(Net().double())
+    expected = meta_gradient(maml, episodes())
+    enabled = torch.backends.cudnn.enabled
+    with precision.kept():
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cudnn.rnn.fp32_precision = "tf32"
+        assert relative(meta_gradient(make(maml.module), episodes()), expected) < 1e-12
+        assert fm.verify(maml, episodes()).agrees
+    assert torch.backends.cudnn.enabled == enabled
 
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])

@@ -237,13 +237,27 @@ def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -
         return _unhidden(func)(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def without_cudnn() -> Iterator[None]:
+    """cuDNN off inside.
+
+    `torch.backends.cudnn.flags` does more, and raises where TF32 was set for convolutions alone.
+    """
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     """cuDNN's recurrent kernels have no second derivative."""
     # Packed: (data, batch_sizes, state, weights, ...); else (input, state, weights, biases, ...).
     packed = not isinstance(args[3], bool)
     dropout, training = args[6:8] if packed else args[5:7]
     run = mode.replayed if dropout > 0 and training else lambda f, *a, **k: f(*a, **k)
-    with torch.backends.cudnn.flags(enabled=False):
+    with without_cudnn():
         return run(func, *args, **kwargs)
 
 

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmaml.engine.buffers import forget_running_statistics
 from fastmaml.engine.forward import Loss, call
+from fastmaml.engine.routing import without_cudnn
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, Reptile, Truncated
 from fastmaml.maml import MAML
@@ -24,7 +25,7 @@ def of_the_plain_loop(maml: MAML, episodes: Episodes) -> Run:
         forget_running_statistics(maml.module)
     losses = []
     # The fused kernels have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+    with sdpa_kernel(SDPBackend.MATH), without_cudnn():
         for task in episodes:
             loss = _task_loss(maml, task)
             (loss / episodes.tasks).backward()
