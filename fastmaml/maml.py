@@ -25,11 +25,7 @@ from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.compilers import outside_compilers
-from fastmaml.engine.diagnosis import (
-    check_device,
-    check_finite,
-    check_labels,
-)
+from fastmaml.engine.diagnosis import check_device, check_finite, check_labels
 from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
 from fastmaml.engine.forward import Loss

@@ -176,7 +176,7 @@ def test_what_has_no_formula_says_so() -> None:
 
     maml = linear(loss, executor="eager", gradient=FirstOrder())
     report = fm.profile(maml, vectors(), repeats=1)
-    assert "no formula for aten::_cdist_forward" in report.phase("query").flops  # type: ignore
+    assert "no formula for aten::_cdist_forward" in report.phase("query").flops  # type: ignore[operator]
     assert report.phase("query").of_peak == report.phase("query").flops
     assert isinstance(report.phase("update").flops, int)
     assert any("_cdist_forward" in note for note in report.notes)

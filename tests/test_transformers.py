@@ -121,7 +121,8 @@ def test_lora(method: str, frozen: bool, path: str) -> None:
 def test_tied_embeddings(method: str, path: str) -> None:
     """A masked language model, whose output layer is its embedding."""
     model = lm.bert("BertForMaskedLM")
-    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight  # type: ignore
+    decoder, table = model.cls.predictions.decoder, model.bert.embeddings.word_embeddings
+    assert decoder.weight is table.weight
     batch = lm.episodes(examples=2)
 
     def with_labels(b: fm.Batch) -> fm.Batch:

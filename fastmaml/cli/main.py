@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.flags import Evaluate, Train, parse
@@ -13,6 +13,8 @@ from fastmaml.cli.profile_flags import Profile, ProfileModule
 from fastmaml.config import RunConfig, read_toml
 from fastmaml.config.toml import assignments
 from fastmaml.presets import PRESETS
+
+_Measuring = TypeVar("_Measuring", Profile, Bench)
 
 FAILED, BAD_INPUT = 1, 2
 """Exit codes: training failed; what was asked for cannot be done."""
@@ -107,10 +109,7 @@ def _profile(command: Profile | ProfileModule, arguments: Sequence[str]) -> int:
     try:
         if isinstance(command, ProfileModule):
             return profile.run(profile.of_factory(command), command)
-        if command.config is not None:
-            base = PRESETS[command.dataset].updated(read_toml(command.config), str(command.config))
-            command = parse(arguments, {**PRESETS, base.dataset: base})
-            assert isinstance(command, Profile)
+        command = _over_file(command, arguments)
         return profile.run(profile.configured(command.configuration()), command)
     except _EXPECTED as error:
         raise _BadInputError(error) from error
@@ -122,14 +121,20 @@ def _bench(command: Bench | BenchModule, arguments: Sequence[str]) -> int:
     try:
         if isinstance(command, BenchModule):
             return bench.run(bench.of_factory(command), command)
-        if command.config is not None:
-            base = PRESETS[command.dataset].updated(read_toml(command.config), str(command.config))
-            command = parse(arguments, {**PRESETS, base.dataset: base})
-            assert isinstance(command, Bench)
+        command = _over_file(command, arguments)
         config = command.configuration()
         return bench.run(bench.configured(config), command, config.test_episodes)
     except _EXPECTED as error:
         raise _BadInputError(error) from error
+
+
+def _over_file(command: _Measuring, arguments: Sequence[str]) -> _Measuring:
+    """The command with its flags over those of its TOML file, if it names one."""
+    if command.config is None:
+        return command
+    base = PRESETS[command.dataset].updated(read_toml(command.config), str(command.config))
+    found: _Measuring = parse(arguments, {**PRESETS, base.dataset: base})
+    return found
 
 
 def _load(maml: Any, state: Mapping[str, Any], path: Path) -> None:

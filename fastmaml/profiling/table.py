@@ -32,9 +32,9 @@ def show(report: Report, console: Any) -> None:
 
     reasons: list[str] = []
     title = f"{report.title}: {report.setting['tasks']} tasks, {report.setting['steps']} steps"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0
-    )
+    # Not the table's own title: that would break at the table's width, which the figures set.
+    console.print(title, markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     for p in report.phases:

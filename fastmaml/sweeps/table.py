@@ -51,7 +51,9 @@ class Table:
         """Print it with a frame on a `rich` console that is wide enough."""
         from rich.table import Table as RichTable
 
-        table = RichTable(title=self.title, title_justify="left")
+        # Not the frame's own title: that would break at the frame's width, which the figures set.
+        console.print(self.title, markup=False, soft_wrap=True)
+        table = RichTable()
         for i, column in enumerate(self.columns):
             table.add_column(column, justify="left" if i == 0 else "right")
         for row in self.rows:
