@@ -60,6 +60,8 @@ class Method:
         head: how the last layer of a task begins; None for the model's own.
         steps: inner steps of the test; None for the setting's, or fine-tuning's best.
         shots: of meta-training; Reptile, which has no query set, takes what others have in both.
+        meta_lr: None for the setting's.
+        rates_lr: of the inner loop's rates, learned by layer and step; None for one fixed rate.
     """
 
     gradient: fm.gradients.GradientMethod | None
@@ -67,12 +69,17 @@ class Method:
     head: fm.heads.Head | None = None
     steps: int | None = None
     shots: int = 1
+    meta_lr: float | None = None
+    rates_lr: float | None = None
 
 
 METHODS = {
     "Prototypes": Method(None, head=fm.heads.Prototype(), steps=0),
     "Fine-tuning": Method(None),
     "MAML": Method(fm.gradients.Checkpointed()),
+    "MAML, learned rates": Method(
+        fm.gradients.Checkpointed(), steps=3, meta_lr=3e-6, rates_lr=0.01
+    ),
     "FOMAML": Method(fm.gradients.FirstOrder()),
     "ANIL": Method(fm.gradients.Checkpointed(), scope="head"),
     "Reptile": Method(fm.gradients.Reptile(), shots=4),
@@ -102,8 +109,9 @@ class Study:
         )  # fmt: skip
 
     def maml(self, method: Method, lr: float) -> fm.MAML:
+        rule = fm.rules.SGD(lr) if method.rates_lr is None else fm.rules.LSLR(lr)
         return fm.MAML(
-            self.model(), lr=lr, steps=self.setting.inner_steps, loss=fm.losses.classification,
+            self.model(), rule=rule, steps=self.setting.inner_steps, loss=fm.losses.classification,
             gradient=method.gradient, scope=method.scope, head=method.head,
         )  # fmt: skip
 
@@ -160,7 +168,9 @@ class Study:
         maml = self.maml(method, lr)
         if method.gradient is not None:
             source = self.episodes(self.options.data, "train", method.shots, s.queries, s.seed)
-            found = studies.meta_train(maml, source, studies.Outer(s.iterations, s.meta_lr))
+            meta_lr = s.meta_lr if method.meta_lr is None else method.meta_lr
+            outer = studies.Outer(s.iterations, meta_lr, method.rates_lr)
+            found = asdict(outer) | studies.meta_train(maml, source, outer)
         return found | {"lr": lr, "steps": steps, "accuracy": self.test(maml, steps)}
 
 

@@ -21,10 +21,15 @@ from fastmaml.evaluation import NORMAL_95
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer loop: AdamW, a linear warm-up, then a cosine to zero; gradients are clipped."""
+    """The outer loop: AdamW, a linear warm-up, then a cosine to zero; gradients are clipped.
+
+    Attributes:
+        rates_lr: of the inner loop's learned rates; None for `meta_lr`.
+    """
 
     iterations: int
     meta_lr: float
+    rates_lr: float | None = None
     warm_up: int = 20
     clip: float = 1.0
 
@@ -32,7 +37,13 @@ class Outer:
 def meta_train(maml: fm.MAML, source: Iterable[Any], outer: Outer) -> dict[str, Any]:
     """Meta-train in place; how long it took, and the accuracy on training tasks meanwhile."""
     learned = [p for p in maml.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=outer.meta_lr, weight_decay=0.0)
+    rates = list(maml.rates.parameters())
+    weights = [p for p in learned if all(p is not rate for rate in rates)]
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    if rates:
+        rates_lr = outer.meta_lr if outer.rates_lr is None else outer.rates_lr
+        groups.append({"params": rates, "lr": rates_lr})
+    optimizer = torch.optim.AdamW(groups, lr=outer.meta_lr, weight_decay=0.0)
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / outer.warm_up, 1.0, outer.warm_up)
     rest = max(outer.iterations - outer.warm_up, 1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rest)
