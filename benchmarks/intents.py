@@ -181,7 +181,8 @@ def main() -> None:
     options = parser.parse_args()
     setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
     names = {key: Path(getattr(options, key)).name.split(".")[0] for key in ("data", "test_data")}
-    studies.run(options, setting, "intents.json", names, Study(options, setting).run)
+    run = Study(options, setting).run
+    studies.run(options, setting, "intents.json", names, run, own=["test_episodes"])
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def parser(text: str | None, setting: Any, methods: Iterable[str]) -> argparse.A
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("model", help="a folder, or a name on the Hugging Face hub")
+    made.set_defaults(order=list(methods))
     made.add_argument("--device", default="cpu")
     made.add_argument("--methods", nargs="+", choices=list(methods), default=list(methods))
     made.add_argument("--json", type=Path, help="where the results go")
@@ -102,30 +103,36 @@ def run(
     name: str,
     more: Mapping[str, Any],
     method: Callable[[str], dict[str, Any]],
+    own: Sequence[str] = (),
 ) -> None:
     """Run the methods, and write the results after each.
 
     Methods that the file already holds for the same settings are kept, so an interrupted run goes
-    on, and two processes may do some each.
+    on, and two processes may do some each. The settings named in `own` may differ from method to
+    method: they stand in its row.
     """
     path = options.json or folder(torch.device(options.device).type) / name
+    shared = {key: value for key, value in asdict(setting).items() if key not in own}
+    of_row = {key: asdict(setting)[key] for key in own}
 
     def kept() -> dict[str, Any]:
         known = json.loads(path.read_text()) if path.exists() else {}
         found: dict[str, Any] = known.get("methods", {})
-        return found if known.get("setting") == asdict(setting) else {}
+        return found if known.get("setting") == shared else {}
 
     for wanted in options.methods:
-        if wanted in kept():
+        known_row = kept().get(wanted)
+        if known_row is not None and of_row.items() <= known_row.items():
             print(f"{wanted}: kept", flush=True)
             continue
         print(wanted, flush=True)
-        row = method(wanted)
+        row = of_row | method(wanted)
+        rows = kept() | {wanted: row}  # read now: another process may have written meanwhile
         result = {
             **about(options.device),
             "model": described(options.model),
             **more,
-            "setting": asdict(setting),
-            "methods": {**kept(), wanted: row},
+            "setting": shared,
+            "methods": {key: rows[key] for key in options.order if key in rows},
         }
         path.write_text(json.dumps(result, indent=1) + "\n")
