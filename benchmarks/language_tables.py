@@ -45,13 +45,23 @@ def intents(found: dict[str, Any]) -> str:
     """Few-shot intents, a row a method."""
     s = found["setting"]
     note = (
-        f"Accuracy in per cent, with 95% intervals over {s['test_episodes']} episodes of five "
-        f"classes, the same for all ({found['model']}). Meta-training: "
+        "Accuracy in per cent, with 95% intervals over so many episodes of five classes, the first "
+        f"of which are the same for all ({found['model']}). Meta-training: "
         f"{found['data']}, 100 intents, 5-way 1-shot, {s['iterations']} iterations of {s['tasks']} "
-        f"tasks, {s['inner_steps']} inner steps at {s['inner_lr']}. Held out: its other "
+        f"tasks, {s['inner_steps']} inner steps at {s['inner_lr']}, outer rate {s['meta_lr']:g}"
+        f"{learned(found)}. Held out: its other "
         f"{s['test_classes']} intents. Other data: {found['test_data']}."
     )
     return f"{accuracies(found)}\n\n{note}"
+
+
+def learned(found: dict[str, Any]) -> str:
+    """The outer rates of those methods that have some of their own."""
+    return "".join(
+        f"; {name}: {row['meta_lr']:g}, of the inner rates {row['rates_lr']:g}"
+        for name, row in found["methods"].items()
+        if row.get("rates_lr") is not None
+    )
 
 
 def glue(found: dict[str, Any]) -> str:
@@ -70,12 +80,15 @@ def glue(found: dict[str, Any]) -> str:
 def accuracies(found: dict[str, Any]) -> str:
     methods = found["methods"]
     columns = list(next(iter(methods.values()))["accuracy"])
+    episodes = any("test_episodes" in row for row in methods.values())
     rows = [
         [
             name,
             *(f"{row['accuracy'][c][0]:.1f} ± {row['accuracy'][c][1]:.1f}" for c in columns),
             f"{row['steps']} at {row['lr']}" if row["steps"] else "none",
+            *([str(row["test_episodes"])] if episodes else []),
         ]
         for name, row in methods.items()
     ]
-    return table(["method", *columns, "inner steps of the test"], rows)
+    header = ["method", *columns, "inner steps of the test", *(["episodes"] if episodes else [])]
+    return table(header, rows)
