@@ -99,6 +99,17 @@ def test_pythons_random_numbers_are_not_frozen() -> None:
         captured(vectors())
 
 
+def test_numpys_random_numbers_are_not_frozen() -> None:
+    numpy = pytest.importorskip("numpy")
+    captured, _ = pair(odd(lambda m, y: y.sin() * numpy.random.rand()))
+    with pytest.raises(RuntimeError, match=r"cannot be captured.*numpy\.random"):
+        captured(vectors())
+    with pytest.raises(ValueError, match="cannot be drawn again"):
+        fm.MAML(captured.module, 0.3, loss=F.mse_loss, gradient=fm.gradients.Checkpointed())(
+            vectors()
+        )
+
+
 def counted(m: Odd, y: Tensor) -> Tensor:
     m.calls += 1
     return y.sin()

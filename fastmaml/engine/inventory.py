@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.fingerprint import module_settings
+from fastmaml.engine.fingerprint import Look
 
 
 class Inventory(NamedTuple):
@@ -37,12 +37,13 @@ def take_inventory(model: nn.Module) -> Inventory:
     settings: list[Any] = []
     training: list[bool] = []
     seen: set[int] = set()
+    look = Look()
 
     def visit(module: nn.Module, prefix: str) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
-        settings.append(module_settings(module))
+        settings.append(look.module(module))
         training.append(module.training)
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen:

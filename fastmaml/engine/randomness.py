@@ -8,6 +8,10 @@ randomness as an ordinary input.
 
 from __future__ import annotations
 
+import random
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,3 +42,12 @@ def python_seed(key: Tensor, function: str) -> int:
             "task (dropout can be)"
         )
     return int(mixed(key))
+
+
+def foreign_state() -> tuple[Any, ...]:
+    """The state of Python's and numpy's global generators, whose draws no key decides."""
+    numpy = sys.modules.get("numpy")  # never imported here: torch alone is needed
+    if numpy is None:
+        return (random.getstate(),)
+    name, words, *rest = numpy.random.get_state()
+    return random.getstate(), name, words.tobytes(), *rest

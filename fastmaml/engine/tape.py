@@ -8,7 +8,6 @@ memory.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fastmaml.engine.randomness import foreign_state
 
 
 class UncapturableError(Exception):
@@ -108,11 +109,11 @@ def record(
             its own.
     """
     recorder = _Recorder(inputs, tape)
-    state = random.getstate()
+    state = foreign_state()
     with recorder, _NoEscape():
         results = function(*inputs)
-    if random.getstate() != state:
-        raise UncapturableError("it draws from Python's random")
+    if foreign_state() != state:
+        raise UncapturableError("it draws from Python's random or numpy.random")
     recorder.tape.outputs = [recorder.number(x) for x in results]
     return recorder.tape, results
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from fastmaml.engine.randomness import foreign_state
 from fastmaml.episodes.batch import Episodes
 
 
@@ -26,7 +26,7 @@ class Watch(TorchFunctionMode):
         self.versions = [x._version for x in self.tensors]
         self.device = device
         self.own_generator = False
-        self.states, self.python_state = self._random_states(), random.getstate()
+        self.states, self.foreign = self._random_states(), foreign_state()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -54,7 +54,7 @@ class Watch(TorchFunctionMode):
 
     def drew(self) -> bool:
         """Whether a random number was drawn that no key decides."""
-        if self.own_generator or random.getstate() != self.python_state:
+        if self.own_generator or foreign_state() != self.foreign:
             return True
         pairs = zip(self.states, self._random_states(), strict=True)
         return any(not torch.equal(a, b) for a, b in pairs)
