@@ -25,7 +25,7 @@ from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.compilers import outside_compilers
-from fastmaml.engine.diagnosis import check_device, check_finite, check_labels
+from fastmaml.engine.diagnosis import check_device, check_finite, check_labels, check_reach
 from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
 from fastmaml.engine.forward import Loss
@@ -63,7 +63,7 @@ class MAML(nn.Module):
         allow_unused, allow_nograd: as in learn2learn, for `adapt` only; ``maml(episodes)`` leaves
             unused and frozen parameters as they are by itself.
         steps: inner steps.
-        loss: ``loss(output, targets)``, a scalar for one task; its own parameters are constants.
+        loss: ``loss(output, targets)``, a scalar for one task, without trainable parameters.
         rule: how parameters move (`fastmaml.rules`).
         gradient: how the inner loop is differentiated (`fastmaml.gradients`); None chooses an
             exact method from a memory estimate.
@@ -190,8 +190,8 @@ class MAML(nn.Module):
         episodes, meta, seeds, program = self._prepare(
             episodes, self.steps, gradient, held, self.executor
         )
+        check_reach(program, episodes)
         by_step = weights_by_step(step_weights, self.steps)
-
         same = Surroundings(self.module, episodes, held)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:

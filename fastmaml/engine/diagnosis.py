@@ -30,6 +30,20 @@ def check_device(device: torch.device, episodes: Episodes) -> None:
                 )
 
 
+def check_reach(program: Program, episodes: Episodes) -> None:
+    """Raise ValueError where something trainable would get no gradient from a meta-step."""
+    if program.unreached:
+        raise ValueError(program.unreached)
+    for name in ("support", "query"):
+        if any(x.requires_grad for x in getattr(episodes, name).tensors()):
+            raise ValueError(
+                f"the {name} set requires a gradient, which a meta-step does not give: it reaches "
+                "the parameters of this MAML's model alone. Make what computed these tensors a "
+                "part of the model (scope= says what adapts; the rest is learned all the same), or "
+                "detach() them."
+            )
+
+
 def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
     """How many classes labels may name, where the loss is PyTorch's cross-entropy; else None."""
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):

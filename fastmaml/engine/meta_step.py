@@ -35,6 +35,7 @@ class Program:
         head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
         tables: embeddings that adapt in the rows that a task looks up.
         function: runs in place of the inner loop, where the user wrote one.
+        unreached: about a trainable tensor that would get no meta-gradient.
     """
 
     forward: TaskForward
@@ -47,6 +48,7 @@ class Program:
     head: HeadLayer | None = None
     tables: tuple[RowTable, ...] = ()
     function: TaskFunction | None = None
+    unreached: str = ""
 
 
 class MetaResult(NamedTuple):

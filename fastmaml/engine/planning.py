@@ -54,6 +54,8 @@ class Plan:
         law: how that peak grows with inner steps and with tasks at the same time.
         reasons: one line for every choice.
         tables: embeddings that adapt in the rows that a task looks up.
+        unreached: about a trainable tensor that would get no meta-gradient; nothing if there is
+            none.
     """
 
     gradient: GradientMethod
@@ -69,6 +71,7 @@ class Plan:
     law: MemoryLaw
     reasons: tuple[str, ...]
     tables: tuple[RowTable, ...] = ()
+    unreached: str = ""
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -83,6 +86,7 @@ class Plan:
             repeatable=self.repeatable,
             forward=forward,
             tables=self.tables,
+            unreached=self.unreached,
         )
 
 
@@ -118,7 +122,7 @@ def make_plan(
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
-    with Watch(episodes, seeds.device) as watch:
+    with Watch(episodes, seeds.device, meta) as watch:
         alone, outputs, backend_why = runs(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
     drew = watch.drew()
@@ -159,6 +163,7 @@ def make_plan(
             *([] if program.forward.host is None else program.forward.host.notes()),
         ),
         tables=tables,
+        unreached=watch.unreached(),
     )
 
 
@@ -177,7 +182,8 @@ def plan_function(
     Raises:
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
-    alone, _, _ = runs(program, meta, episodes[:1], seeds[:1], fixed_backend)
+    with Watch(episodes, seeds.device, meta) as watch:
+        alone, _, _ = runs(program, meta, episodes[:1], seeds[:1], fixed_backend)
     alone, refusal, _, _ = batches(alone, meta, episodes[:2], seeds[:2], fixed_backend)
     weights = torch.ones(1, device=seeds.device)
     loop = inner_loop(alone, episodes[:1], seeds[:1], Objective(weights, [0.0, 1.0]))
@@ -192,7 +198,8 @@ def plan_function(
     size = _chunk(len(seeds), chunk, kept, seeds.device, free, lanes)
     size = 1 if refusal else size
     forward = replace(alone.forward, batched=not refusal)
-    return replace(alone, forward=forward, chunk=size), refusal
+    planned = replace(alone, forward=forward, chunk=size, unreached=watch.unreached())
+    return planned, refusal
 
 
 def _chunk(

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.randomness import foreign_state
 from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta
 
 
 class Watch(TorchFunctionMode):
-    """Notices activation checkpointing, changed inputs, and draws that nothing can draw again.
+    """Notices activation checkpointing, changed inputs, draws that nothing can draw again, and
+    trainable tensors that are not the model's.
 
     Args:
         episodes: what the model runs on meanwhile.
         device: whose random generator is watched, beside the CPU's.
+        meta: the meta-parameters, which get a gradient.
     """
 
-    def __init__(self, episodes: Episodes, device: torch.device) -> None:
+    def __init__(self, episodes: Episodes, device: torch.device, meta: Meta) -> None:
         super().__init__()
+        self.own = {id(x) for x in tree_leaves(tuple(meta))}
+        self.leaves: dict[int, weakref.ref[Tensor]] = {}  # trainable ones that are not its own
         self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
         self.versions = [x._version for x in self.tensors]
         self.device = device
@@ -42,7 +51,29 @@ class Watch(TorchFunctionMode):
             )
         if kwargs and isinstance(kwargs.get("generator"), torch.Generator):
             self.own_generator = True
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and id(x) not in self.own and _trainable_leaf(x):
+                self.leaves[id(x)] = weakref.ref(x)
         return func(*args, **(kwargs or {}))
+
+    def unreached(self) -> str:
+        """A line about a trainable tensor that would get no meta-gradient, or nothing.
+
+        To be called when what ran is over: the engine makes leaves of its own meanwhile, which do
+        not outlive it.
+        """
+        if any(leaf() is not None for leaf in self.leaves.values()):
+            gc.collect()
+        alive = [x for leaf in self.leaves.values() if (x := leaf()) is not None]
+        if not alive:
+            return ""
+        return (
+            f"a trainable tensor of shape {list(alive[0].shape)} that the model's or the loss's "
+            "code uses is no parameter of this MAML's model: the meta-gradient does not reach it, "
+            "and it would not be learned. Make it a part of the model (scope= says what adapts; "
+            "the rest is learned all the same), or detach it, or freeze it with "
+            "requires_grad_(False)."
+        )
 
     def check_inputs(self) -> None:
         """Raise ValueError if the model wrote to its inputs."""
@@ -64,3 +95,7 @@ class Watch(TorchFunctionMode):
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
         return states
+
+
+def _trainable_leaf(x: Tensor) -> bool:
+    return x.is_leaf and x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x)
