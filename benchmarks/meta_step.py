@@ -1,7 +1,8 @@
 """How long does one exact second-order meta-step take beside the alternatives?
 
     benchmarks/peers/install.sh PEERS          # once: learn2learn, higher, TorchOpt, JAX
-    python benchmarks/meta_step.py --peers PEERS [--slow] [--rounds 15] [--threads 2]
+    python benchmarks/meta_step.py --peers PEERS [--rounds 15] [--threads 2]
+    python benchmarks/meta_step.py --slow --workloads sinusoid-1 sinusoid-5
 
 Every contestant has a process of its own, the same weights and the same episodes, and takes its
 turn in every round, so that a slow moment hits all; only one computes at a time. Meta-gradients are
@@ -12,7 +13,9 @@ one that should be exact is not. What did not take part is in the results with t
 Of each contestant: the first call, in a fresh process that has imported what it needs; the median
 and quartiles over its turns; the peak of its memory over the state before the first call (resident
 memory; on CUDA, what the allocator gave out), and the same where the libraries that the call loads
-were loaded by a tiny one before. Writes benchmarks/results/DEVICE/meta_step.json.
+were loaded by a tiny one before. Writes benchmarks/results/DEVICE/meta_step.json; with ``--slow``,
+where what takes minutes to begin is timed beside the loops, torch.func and fastmaml, all in one run
+as well, meta_step_slow.json.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import numpy as np
 import torch
 from contestants import CONTESTANTS
 from exactness import Check, allowed, difference, loop_of, read, require
-from results import about, folder, quartiles
+from results import about, place, quartiles
 from turns import Field, Process, WorkerError
 from workloads import WORKLOADS, Workload, arrays, network
 
@@ -153,7 +156,7 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", type=Path, help="the folder that peers/install.sh made")
-    parser.add_argument("--slow", action="store_true", help="what compiles for minutes, too")
+    parser.add_argument("--slow", action="store_true", help="what compiles for minutes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--turn", type=float, default=0.25, help="seconds a turn, or one call")
     parser.add_argument("--budget", type=float, default=60, help="seconds for all its turns")
@@ -174,12 +177,13 @@ def main() -> None:
     works, field = [WORKLOADS[key] for key in options.workloads], Field(options)
     settings = {n: getattr(options, n) for n in ("rounds", "turn", "budget", "patience", "tf32")}
     result: dict[str, Any] = {**about(options.device), **settings, "workloads": []}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as scratch:
         for work in {WORKLOADS[TINY], *works}:
-            np.savez(Path(place) / f"{work.key}.npz", **arrays(work))
-        check = Check(field, works, Path(place))
+            np.savez(Path(scratch) / f"{work.key}.npz", **arrays(work))
+        check = Check(field, works, Path(scratch))
         check.run()
-        path = options.json or folder(options.device) / "meta_step.json"
+        name = "meta_step_slow" if options.slow else "meta_step"
+        path = place(options.json, options.device, name)
         for work in works if not options.check else []:
             result["workloads"].append(measured(check, work))
             print("\n".join(printed(result["workloads"][-1])), flush=True)

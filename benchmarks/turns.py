@@ -16,6 +16,9 @@ from typing import Any
 from contestants import CONTESTANTS, LOOP, LOOP_FIRST
 from results import ROOT
 
+BESIDE = (LOOP, LOOP_FIRST, "torch.func vmap", "fastmaml")
+"""What those that take minutes to begin are timed beside."""
+
 PATHS = (ROOT / "benchmarks", ROOT, ROOT / "tests")
 
 
@@ -118,13 +121,15 @@ class Field:
         self.absent = {n: reason for n, reason in self.absent.items() if self._wanted(n)}
 
     def _wanted(self, name: str) -> bool:
-        asked, devices = self.options.contestants, CONTESTANTS[name].devices
-        return self.options.device in devices and (
-            not asked or name in (LOOP, LOOP_FIRST) or any(a in name for a in asked)
-        )
+        asked = self.options.contestants
+        if not asked and self.options.slow:
+            return name in BESIDE or CONTESTANTS[name].slow
+        return not asked or name in (LOOP, LOOP_FIRST) or any(a in name for a in asked)
 
     def _reason(self, name: str) -> str | None:
         contestant = CONTESTANTS[name]
+        if self.options.device not in contestant.devices:
+            return f"not on {self.options.device}: {contestant.elsewhere}"
         if contestant.slow and not self.options.slow:
             return "takes minutes to begin: runs with --slow"
         if contestant.python(self.options.peers, sys.executable) is None:

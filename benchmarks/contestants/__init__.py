@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from workloads import Workload
 
 BOTH = ("cpu", "cuda")
+NO_GPU = "benchmarks/peers/install.sh installs JAX for the CPU"
 LOOP, LOOP_FIRST = "hand-written loop", "hand-written loop, first order"
 
 
@@ -25,6 +26,7 @@ class Contestant:
         module: the module of this package that builds it.
         order: 1 for first order, 2 for exact.
         devices: where it runs.
+        elsewhere: why on no other.
         peers: the environment that benchmarks/peers/install.sh makes for it: "torch", "jax", or
             "" for this program's own Python.
         slow: its first call may take minutes; it takes part with ``--slow`` only.
@@ -33,6 +35,7 @@ class Contestant:
     module: str
     order: int = 2
     devices: tuple[str, ...] = BOTH
+    elsewhere: str = ""
     peers: str = ""
     slow: bool = False
 
@@ -51,9 +54,9 @@ CONTESTANTS = {
     "TorchOpt": Contestant("loops", peers="torch"),
     "torch.func vmap": Contestant("transforms"),
     "torch.compile of vmap": Contestant("transforms", slow=True),
-    "CUDA graph of vmap": Contestant("transforms", devices=("cuda",)),
-    "JAX jit of vmap": Contestant("jax_jit", devices=("cpu",), peers="jax"),
-    "JAX jit of lax.map": Contestant("jax_jit", devices=("cpu",), peers="jax"),
+    "CUDA graph of vmap": Contestant("transforms", devices=("cuda",), elsewhere="needs a GPU"),
+    "JAX jit of vmap": Contestant("jax_jit", devices=("cpu",), elsewhere=NO_GPU, peers="jax"),
+    "JAX jit of lax.map": Contestant("jax_jit", devices=("cpu",), elsewhere=NO_GPU, peers="jax"),
     "fastmaml.compat.learn2learn": Contestant("loops"),
     "fastmaml.compat.higher": Contestant("loops"),
     "fastmaml per_task": Contestant("own"),
