@@ -159,7 +159,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     works = ("sinusoid-5", "omniglot-5w")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=works)
     parser.add_argument("--names", nargs="+", choices=NAMES, default=NAMES)

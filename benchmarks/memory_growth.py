@@ -147,7 +147,11 @@ def resident_peak(setting: Setting, method: str, steps: int) -> int | None:
         return None
     command = [sys.executable, __file__, "--point", method, str(steps), json.dumps(asdict(setting))]
     # Freed tensors go back to the system at once, so that the peak is that of live memory.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
@@ -201,6 +205,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=Setting.layers)
     parser.add_argument("--width", type=int, default=Setting.width)
     parser.add_argument("--examples", type=int, default=Setting.examples)
@@ -214,6 +219,7 @@ def main() -> None:
     if options.point:
         print(resident_point(*options.point))
         return
+    torch.set_num_threads(options.threads)
     steps = sorted(set(options.steps))
     if steps[0] < 1 or sum(k >= 2 for k in steps) < 2:
         parser.error(f"--steps {steps}: give positive numbers, at least two of them above 1.")

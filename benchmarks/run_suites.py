@@ -96,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="few rows, few rounds")
     parser.add_argument("--suites", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--only", help="as pytest's -k")

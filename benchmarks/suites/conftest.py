@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("suites")
     group.addoption("--device", choices=["cpu", "cuda"], default="cpu")
     group.addoption("--quick", action="store_true", help="fewer and smaller rows")
-    group.addoption("--threads", type=int, default=2)
+    group.addoption("--threads", type=int, default=1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
