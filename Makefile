@@ -31,8 +31,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What README and docs show, on this machine: under half an hour on two cores. Omniglot is looked for
-# in FASTMAML_DATA or ../shared/data; `ops.py`, `language_memory.py` and training runs are apart.
+# What README and docs show, on this machine: under half an hour on two cores that do nothing else.
+# Threads are the programs' defaults, which the committed results have: one where fastmaml's methods
+# are timed beside each other, two elsewhere. Omniglot is looked for in FASTMAML_DATA or
+# ../shared/data; `ops.py`, `meta_step.py --slow`, `language_memory.py` and training runs are apart.
+# BERT=FOLDER profiles pretrained weights in place of random ones.
+BERT ?=
 BENCH := $(BIN)/python benchmarks
 bench: $(STAMP)
 	$(BENCH)/run_suites.py
@@ -41,6 +45,8 @@ bench: $(STAMP)
 	$(BENCH)/convergence.py
 	$(BENCH)/cold_start.py
 	$(BENCH)/memory_growth.py
+	$(BENCH)/profiles.py --rounds 3 $(if $(BERT),--model $(BERT))
+	$(BENCH)/vs_first_order.py --seconds 12
 	$(BENCH)/meta_step.py --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
 	$(BENCH)/tables.py
 
@@ -55,6 +61,8 @@ bench-quick: $(STAMP)
 	$(BENCH)/convergence.py --quick
 	$(BENCH)/cold_start.py --quick
 	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(QUICK)/memory_growth.json --png $(QUICK)/memory_growth.png
+	$(BENCH)/profiles.py --quick --subjects digits
+	$(BENCH)/vs_first_order.py --quick --subjects mlp
 	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(QUICK)/meta_step.json $(if $(PEERS),--peers $(PEERS))
 
 # On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
@@ -75,6 +83,8 @@ gpu:
 	.venv-gpu/bin/python benchmarks/growth.py --device cuda --json $(OUT)/growth.json --png $(OUT)/growth.png
 	.venv-gpu/bin/python benchmarks/convergence.py --device cuda --json $(OUT)/convergence.json --png $(OUT)/convergence.png
 	.venv-gpu/bin/python benchmarks/cold_start.py --device cuda --json $(OUT)/cold_start.json
+	.venv-gpu/bin/python benchmarks/profiles.py --device cuda --json $(OUT)/profiles.json
+	.venv-gpu/bin/python benchmarks/vs_first_order.py --device cuda --json $(OUT)/vs_first_order.json
 
 # The C++ under address and undefined-behaviour sanitizers: an instrumented copy runs the ops' tests.
 SANITIZED := build/sanitized

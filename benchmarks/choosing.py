@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import figure_of, table
+from cells import note, table
 
 Result = dict[str, Any]
 FIRST = "FirstOrder"
@@ -117,7 +117,7 @@ def laws(found: Result) -> str:
             "largest residual of time; memory",
         ]
         parts.append(table(header, rows))
-    return "\n\n".join([figure_of("growth.png"), *parts, note(found)])
+    return "\n\n".join([*parts, note(found)])
 
 
 def law_cells(method: Result, work: Result) -> list[str]:
@@ -161,7 +161,7 @@ def convergence(found: Result) -> str:
         f"seeds: {seeds}, of which the tables have the mean and its 95% interval, the plot the "
         f"mean, the least and the most. {note(found)}"
     )
-    return "\n\n".join([figure_of("convergence.png"), *tables, text])
+    return "\n\n".join([*tables, text])
 
 
 def learned(one: Result) -> str:
@@ -253,9 +253,3 @@ def suites(found: Result) -> str:
 
 def ms(microseconds: float | None) -> str:
     return "" if microseconds is None else f"{microseconds / 1e3:.3g}"
-
-
-def note(found: Result) -> str:
-    """What it was measured on."""
-    quick = " A quick run: its figures say little." if found["quick"] else ""
-    return f"{found['device']}, threads: {found['threads']}, torch {found['torch']}.{quick}"

@@ -31,6 +31,11 @@ def plot(results: Path, png: Path, draw: Draw) -> None:
     figure.savefig(png, metadata={KEY: digest(results)})
 
 
+def figure_name(name: str, device: str) -> str:
+    """Of the plot of a device's results, in docs; the CPU's has the results' own name."""
+    return f"{name}.png" if device == "cpu" else f"{name}_{device}.png"
+
+
 def digest(results: Path) -> str:
     """Of a JSON file's content."""
     return hashlib.sha256(results.read_bytes()).hexdigest()

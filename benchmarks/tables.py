@@ -3,8 +3,9 @@
     python benchmarks/tables.py            # rewrite README.md and docs
     python benchmarks/tables.py --check    # fail if they differ
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; where nothing was measured
-it says what would do so. A plot holds the hash of the results that it shows.
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``, once for every device whose
+folder has the result; where nothing was measured it says what would do so. A plot is of the CPU and
+holds the hash of the results that it shows.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from typing import Any
 
 import choosing
 import convergence_figure
+import evidence_tables
 import figures
 import growth_figure
 import language_tables
 import memory_figure
-from cells import table
+import rate_tables
+import time_tables
+from cells import note, table
+from figures import figure_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DEVICES = ("cpu", "cuda")
-LEFT_OUT = {"skipped": "it was not asked for"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -35,144 +38,124 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def learned() -> str:
-    """One row a committed training run."""
-    rows = []
-    for path in sorted((RESULTS / "cpu").glob("train_*.json")):
-        found = json.loads(path.read_text())
-        test, config = found["test"], found["config"]
-        accuracy = "accuracy" in test
-        metric = "accuracy" if accuracy else "loss"
-        minutes = found["seconds"] / 60
-
-        def show(mean: float, interval: float, accuracy: bool = accuracy) -> str:
-            if accuracy:
-                return f"{100 * mean:.1f} ± {100 * interval:.1f}%"
-            return f"MSE {mean:.2f} ± {interval:.2f}"
-
-        untrained = found["untrained"]
-        rows.append(
-            [
-                f"[{found['title']}](docs/{path.stem}.png)",
-                f"**{show(test[metric], test['interval_95'])}**",
-                show(test["no_adaptation"], test["no_adaptation_interval_95"]),
-                show(untrained[metric], untrained["interval_95"]) if untrained else "not measured",
-                "" if test["chance"] is None else f"{100 * test['chance']:.0f}%",
-                f"{test['steps']} steps, {test['episodes']} tasks",
-                f"{found['iterations']:,} x {config['tasks']} tasks, {minutes:.0f} min",
-            ]
-        )
-    header = [
-        "task",
-        "after adaptation, 95% interval",
-        "before adaptation",
-        "an untrained network, adapted alike (validation tasks)",
-        "chance",
-        "test",
-        "meta-training",
-    ]
-    return table(header, rows)
+def devices(pattern: str) -> list[str]:
+    """The folders of results that have such a file, the CPU's first."""
+    found = {path.parent.name for path in RESULTS.glob(f"*/{pattern}")}
+    return sorted(found, key=lambda device: (device != "cpu", device))
 
 
-def memory() -> str:
-    found = read("cpu/memory_growth.json")
-    rows = []
-    for method, row in found["methods"].items():
-        peaks = row["peak_copies"]
-        rows.append(
-            [
-                f"`{method}`",
-                f"{row['growth_copies_per_step']:.2f}",
-                f"{peaks[0]:.1f}",
-                f"{peaks[-1]:.1f}",
-            ]
-        )
-    first, last = found["steps"][0], found["steps"][-1]
-    header = ["method", "copies a step", f"peak at {first} step", f"peak at {last} steps"]
-    return table(header, rows)
+def of_each(parts: list[tuple[str, str]]) -> str:
+    """Tables of devices, whose names stand above them where there are several."""
+    if len(parts) == 1:
+        return parts[0][1]
+    return "\n\n".join(f"On {device}:\n\n{part}" for device, part in parts)
 
 
-def times() -> str:
-    """Of every device that has results: milliseconds, then first calls and memory."""
-    found = [
-        read(f"{d}/meta_step.json") for d in DEVICES if (RESULTS / d / "meta_step.json").exists()
-    ]
-    return "\n\n".join(part for one in found for part in times_of(one))
+def measured(
+    name: str, make: Callable[..., str], beside: str | None = None, absent: str | None = None
+) -> Callable[[], str]:
+    """A table of one result for every device that has it.
 
-
-def times_of(found: dict[str, Any]) -> list[str]:
-    """Two tables, a row a contestant, and a note."""
-    works = found["workloads"]
-    shorts = [work["workload"]["short"] for work in works]
-    names = dict.fromkeys(n for work in works for n in work["rows"])
-    ran = [n for n in names if any("skipped" not in w["rows"].get(n, LEFT_OUT) for w in works)]
-    speed = [[n, *(speed_of(work["rows"], n) for work in works)] for n in ran]
-    begin = [[n, *(begin_of(work["rows"].get(n, LEFT_OUT)) for work in works)] for n in ran]
-    reasons = {n: works[0]["rows"].get(n, LEFT_OUT)["skipped"] for n in names if n not in ran}
-    note = (
-        f"{found['device']}, threads: {found['threads']}, torch {found['torch']}, up to "
-        f"{found['rounds']} rounds. "
-        + " ".join(f"*{w['workload']['short']}*: {w['workload']['title']}." for w in works)
-        + "".join(f" Left out: {n} ({reason})." for n, reason in reasons.items())
-    )
-    return [
-        table(["median ms (times as fast as the loop of the same order)", *shorts], speed),
-        table(["first call in a fresh process, s; peak memory of a step, MB", *shorts], begin),
-        note,
-    ]
-
-
-def speed_of(rows: dict[str, Any], name: str) -> str:
-    row = rows.get(name, LEFT_OUT)
-    if "skipped" in row:
-        return ""
-    loop = rows["hand-written loop" + (", first order" if row["order"] == 1 else "")]
-    ms = row["median_ms"]
-    times = f" ({loop['median_ms'] / ms:.1f}x)" if "median_ms" in loop else ""
-    return f"{ms:,.{2 if ms < 10 else 1 if ms < 100 else 0}f}{times}"
-
-
-def begin_of(row: dict[str, Any]) -> str:
-    if "skipped" in row:
-        return ""
-    memory = "" if row["step_mb"] is None else f"; {row['step_mb']:,.0f}"
-    seconds = row["first_call_s"]
-    return f"{seconds:,.{2 if seconds < 10 else 0}f}{memory}"
-
-
-def migration() -> str:
-    """What each step from a loop of a library's to `maml(episodes)` gains."""
-    speed, _, note = times_of(read("cpu/migration.json"))
-    return f"{speed}\n\n{note}"
-
-
-def measured(name: str, make: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-    """A table of one result, or, where there is none, the command that measures it."""
+    Args:
+        name: of the results' files.
+        make: the table of one, and of the device's result `beside` it, or None, where that is
+            named.
+        beside: the other.
+        absent: what stands where nothing was measured; None for the command that measures it.
+    """
 
     def written() -> str:
-        if not (RESULTS / "cpu" / f"{name}.json").exists():
-            script = {"suites": "run_suites"}.get(name, name)
-            return f"Not measured yet: `python benchmarks/{script}.py`."
-        return make(read(f"cpu/{name}.json"))
+        parts = []
+        for device in devices(f"{name}.json"):
+            found = read(f"{device}/{name}.json")
+            other = [] if beside is None else [read_if_there(f"{device}/{beside}.json")]
+            parts.append((found["device"], make(found, *other)))
+        if not parts:
+            script = SCRIPTS.get(name, name)
+            return (
+                f"Not measured yet: `python benchmarks/{script}.py`." if absent is None else absent
+            )
+        return of_each(parts)
 
     return written
 
 
-def learning() -> dict[str, Any] | None:
-    """How fast each method learns, where that was measured."""
-    path = RESULTS / "cpu" / "convergence.json"
-    found = read("cpu/convergence.json") if path.exists() else {"absent": ""}
+def read_if_there(name: str) -> dict[str, Any] | None:
+    """None also where the result says that its data were absent."""
+    found = read(name) if (RESULTS / name).exists() else {"absent": ""}
     return None if "absent" in found else found
 
+
+def learned() -> str:
+    """One row a committed training run."""
+    parts = []
+    for device in devices("train_*.json"):
+        paths = sorted((RESULTS / device).glob("train_*.json"))
+        runs = {path.stem: read(f"{device}/{path.name}") for path in paths}
+        rows = [learned_row(figure_name(stem, device), found) for stem, found in runs.items()]
+        parts.append((next(iter(runs.values()))["device"], table(LEARNED, rows)))
+    return of_each(parts)
+
+
+LEARNED = [
+    "task",
+    "after adaptation, 95% interval",
+    "before adaptation",
+    "an untrained network, adapted alike (validation tasks)",
+    "chance",
+    "test",
+    "meta-training",
+]
+
+
+def learned_row(figure: str, found: dict[str, Any]) -> list[str]:
+    test, config, untrained = found["test"], found["config"], found["untrained"]
+    accuracy = "accuracy" in test
+    metric = "accuracy" if accuracy else "loss"
+
+    def show(mean: float, interval: float) -> str:
+        if accuracy:
+            return f"{100 * mean:.1f} ± {100 * interval:.1f}%"
+        return f"MSE {mean:.2f} ± {interval:.2f}"
+
+    return [
+        f"[{found['title']}](docs/{figure})",
+        f"**{show(test[metric], test['interval_95'])}**",
+        show(test["no_adaptation"], test["no_adaptation_interval_95"]),
+        show(untrained[metric], untrained["interval_95"]) if untrained else "not measured",
+        "" if test["chance"] is None else f"{100 * test['chance']:.0f}%",
+        f"{test['steps']} steps, {test['episodes']} tasks",
+        f"{found['iterations']:,} x {config['tasks']} tasks, {found['seconds'] / 60:.0f} min",
+    ]
+
+
+def memory(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{method}`",
+            f"{row['growth_copies_per_step']:.2f}",
+            f"{row['peak_copies'][0]:.1f}",
+            f"{row['peak_copies'][-1]:.1f}",
+        ]
+        for method, row in found["methods"].items()
+    ]
+    first, last = found["steps"][0], found["steps"][-1]
+    header = ["method", "copies a step", f"peak at {first} step", f"peak at {last} steps"]
+    return f"{table(header, rows)}\n\n{note(found)}"
+
+
+SCRIPTS = {"suites": "run_suites", "migration": "meta_step"}
+"""What measures a result that does not have its name."""
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "learned": learned,
-        "memory": memory,
-        "time": times,
-        "price": measured("growth", lambda found: choosing.headline(found, learning())),
+        "memory": measured("memory_growth", memory),
+        "time": measured("meta_step", time_tables.times),
+        "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
+        "price": measured("growth", choosing.headline, beside="convergence"),
     },
-    "docs/migrating.md": {"migration": migration},
+    "docs/migrating.md": {"migration": measured("migration", time_tables.speed)},
     "docs/text.md": {
         "intents": measured("intents", language_tables.intents),
         "glue": measured("glue", language_tables.glue),
@@ -185,6 +168,16 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "suites": measured("suites", choosing.suites),
         "cold-start": measured("cold_start", choosing.cold_start),
     },
+    "docs/profiling.md": {
+        "profile-example": measured("profiles", evidence_tables.example("profiles")),
+        "profiles": measured("profiles", evidence_tables.profiles),
+    },
+    "docs/bench.md": {
+        "bench-example": measured("vs_first_order", evidence_tables.example("vs_first_order")),
+        "vs-first-order": measured("vs_first_order", evidence_tables.vs_first_order),
+    },
+    "docs/guide.md": {"sampling": measured("sampling", rate_tables.sampling)},
+    "docs/execution.md": {"ops": measured("ops", rate_tables.ops)},
 }
 
 PLOTS: dict[str, tuple[str, figures.Draw]] = {
@@ -216,7 +209,8 @@ def filled(document: str) -> str:
     text = (ROOT / document).read_text()
     for name, make in TABLES[document].items():
         pattern = rf"(<!-- results: {name} -->\n).*?(<!-- end -->)"
-        content = f"{make()}\n"
+        made = make()
+        content = f"{made}\n" if made else ""
         text, count = re.subn(
             pattern, lambda m, c=content: m[1] + c + m[2], text, count=1, flags=re.DOTALL
         )

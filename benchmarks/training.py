@@ -3,7 +3,8 @@
     fastmaml train omniglot --out runs/omniglot && python benchmarks/training.py runs/omniglot
 
 Writes benchmarks/results/DEVICE/train_DATA.json (result, configuration, the learning curve at up to
-100 points, the evaluation of the untrained network) and docs/train_DATA.png.
+100 points, the evaluation of the untrained network) and docs/train_DATA.png (of another device than
+the CPU, docs/train_DATA_DEVICE.png).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from figures import figure_name
 from results import ROOT, about, folder
 
 
@@ -48,7 +50,8 @@ def main() -> None:
     }
     kept["config"] = {k: v for k, v in kept["config"].items() if k not in {"out", "root"}}
     (folder(options.device) / f"train_{data}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    shutil.copy(options.run / "curves.png", ROOT / "docs" / f"train_{data}.png")
+    figure = ROOT / "docs" / figure_name(f"train_{data}", options.device)
+    shutil.copy(options.run / "curves.png", figure)
 
 
 if __name__ == "__main__":

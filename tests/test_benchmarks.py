@@ -5,45 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import math
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import precision
+import benchmark_runs
 import pytest
-import torch
+from benchmark_runs import BENCHMARKS, result, run
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*.py")) if "parse_args()" in p.read_text()]
 
 
 @pytest.fixture(autouse=True)
 def beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    with precision.kept():  # contestants set it
+    with benchmark_runs.beside(monkeypatch):
         yield
-    torch.set_num_threads(threads)
-
-
-def run(script: str, *arguments: str) -> None:
-    """As from the command line, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [script, *arguments])
-        runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
-
-
-def result(path: Path) -> dict[str, Any]:
-    """What was written, with all that says where it was measured."""
-    found: dict[str, Any] = json.loads(path.read_text())
-    for name in ("device", "torch", "python", "commit", "date"):
-        assert found[name], name
-    assert found["threads"] >= 1
-    assert not {"machine_info", "node"} & found.keys()
-    return found
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
@@ -121,11 +99,36 @@ def test_a_table_without_results_says_what_measures_it(
     import tables
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    for name, make in tables.TABLES["docs/choosing.md"].items():
-        assert make().startswith("Not measured yet: `python benchmarks/"), name
-        script = make().split("benchmarks/")[1].split("`")[0]
-        assert (BENCHMARKS / script).exists()
+    for document in ("choosing", "profiling", "bench", "guide", "execution"):
+        for name, make in tables.TABLES[f"docs/{document}.md"].items():
+            assert make().startswith("Not measured yet: `python benchmarks/"), name
+            script = make().split("benchmarks/")[1].split("`")[0]
+            assert (BENCHMARKS / script).exists()
+    assert tables.TABLES["README.md"]["time-slow"]() == ""
     assert tables.wanted("cpu/growth.json") is None
+
+
+def test_every_device_with_results_has_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tables
+
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    own = Path(__file__).parent.parent / "benchmarks" / "results" / "cpu"
+    shutil.copytree(own, tmp_path / "cpu")
+    before = tables.filled("docs/choosing.md")
+    (tmp_path / "cuda").mkdir()
+    for name in ("growth", "train_digits"):
+        found = json.loads((own / f"{name}.json").read_text()) | {"device": "a GPU"}
+        (tmp_path / "cuda" / f"{name}.json").write_text(json.dumps(found))
+    after = tables.filled("docs/choosing.md")
+    assert before.count("a GPU") == 0 < after.count("On a GPU:")
+    assert after.count("`Truncated(last=1)` |") == 2 * before.count("`Truncated(last=1)` |")
+    # Its accuracy is that of its own training runs, of which it has none here.
+    headline = tables.TABLES["README.md"]["price"]()
+    assert headline.split("On a GPU:")[1].count("accuracy,") == 0 < headline.count("accuracy,")
+    assert "(docs/train_digits.png)" in tables.learned()
+    assert "(docs/train_digits_cuda.png)" in tables.learned()
 
 
 def test_documents_and_plots_follow_the_results(

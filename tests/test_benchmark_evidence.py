@@ -1,0 +1,105 @@
+"""What the profiler and the sweeps say of themselves is measured, and shown with its losses."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import benchmark_runs
+import pytest
+from benchmark_runs import result, run
+
+
+@pytest.fixture(autouse=True)
+def beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with benchmark_runs.beside(monkeypatch):
+        yield
+
+
+def test_profiles_are_held_against_plain_steps_and_resident_memory(tmp_path: Path) -> None:
+    import evidence_tables
+
+    path = tmp_path / "profiles.json"
+    run("profiles", "--quick", "--subjects", "digits", "--json", str(path))
+    found = result(path)
+    one = found["subjects"]["digits"]
+    (times,), (memory,) = one["times"], one["memory"]
+    assert times["sum_off"] == pytest.approx(
+        sum(times["phases_s"].values()) / times["plain_step_s"] - 1
+    )
+    assert memory["peak"] > 0
+    assert isinstance(memory["resident"], str) or memory["resident"] > 0
+    memory["resident"] = "not measured: no such file"
+    found["subjects"]["bert"] = {"absent": "needs transformers"}
+    text = evidence_tables.profiles(found)
+    (row,) = (line for line in text.splitlines() if line.startswith("| digits"))
+    assert "not measured: no such file" in row
+    assert f"{100 * times['sum_off']:+.1f}%" in row
+    assert "Left out: bert (needs transformers)." in text
+    assert "A quick run" in text
+    shown = evidence_tables.example("profiles")({"subjects": {"omniglot": one}})
+    assert one["text"].splitlines()[0] in shown
+
+
+def test_a_second_run_is_held_against_the_intervals_of_the_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import evidence_tables
+
+    run("vs_first_order", "--quick", "--steps", "1", "--point", "mlp")
+    first = json.loads(capsys.readouterr().out)
+    assert {p["method"] for p in first["prices"]} == {"Unrolled", "Checkpointed", "MixedMode"}
+    assert all(p["interval"][0] <= p["median"] <= p["interval"][1] for p in first["prices"])
+    second = copy.deepcopy(first)
+    second["prices"][0]["median"] = 2 * first["prices"][0]["interval"][1]
+    second["cells"][1] = {"method": "Checkpointed", "steps": 1, "missing": "out of memory"}
+    subjects = {"mlp": {"title": "an MLP", "runs": [first, second]}}
+    about = {"device": "a machine", "threads": 1, "torch": "2"}
+    text = evidence_tables.vs_first_order({**about, "subjects": subjects})
+    assert text.count("| **no** |") == 1
+    assert text.count("| yes |") == 2
+    assert "ratios 2 of 3 lie within" in text
+    assert "times themselves 3 of 3." in text
+
+
+def test_what_a_fresh_process_says_when_it_fails() -> None:
+    from fresh import fresh
+
+    with pytest.raises(SystemExit, match="invalid choice: 'nothing'"):
+        fresh("vs_first_order.py", "--point", "nothing", threads=1, environment={})
+
+
+def test_who_takes_part_and_why_not() -> None:
+    from turns import Field
+
+    def field(device: str, slow: bool = False) -> Field:
+        options = {"device": device, "slow": slow, "contestants": None, "peers": None}
+        return Field(argparse.Namespace(**options))
+
+    on_gpu = field("cuda").absent
+    assert on_gpu["JAX jit of vmap"] == (
+        "not on cuda: benchmarks/peers/install.sh installs JAX for the CPU"
+    )
+    assert field("cpu").absent["CUDA graph of vmap"] == "not on cpu: needs a GPU"
+    slow = field("cpu", slow=True)
+    assert "torch.compile of vmap" in slow.names
+    assert "fastmaml compiled" in slow.names
+    assert {"hand-written loop", "fastmaml"} < set(slow.names)
+    assert "higher" not in {*slow.names, *slow.absent}
+
+
+def test_op_timings_count_what_is_slower() -> None:
+    import rate_tables
+
+    def row(kind: str, plain: float, batched: float, own: float) -> dict[str, Any]:
+        times = {"plain torch": plain, "reference": batched, "cpp": own}
+        contestants = {n: {"median_us": us} for n, us in times.items()}
+        return {"op": "task_x", "shapes": "2 x [3]", "pass": kind, "contestants": contestants}
+
+    rows = [row("forward", 8, 2, 4), row("backward", 9, 6, 3)]
+    text = rate_tables.ops({"rows": rows, "device": "a machine", "threads": 1, "torch": "2"})
+    assert "| `task_x` | 2 x [3] | cpp | 4 (2.0x, 0.5x) | 3 (3.0x, 2.0x) |" in text
+    assert "In 1 of 2 it is slower" in text
