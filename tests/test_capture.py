@@ -238,6 +238,22 @@ def test_a_bounded_number_is_kept() -> None:
     assert recordings(both[0]) == KEPT
 
 
+def test_kinds_that_take_turns_are_not_recorded_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each of them is met often, so no run of misses shows it."""
+    model = Model().double()
+    maml = fm.MAML(model, 0.3, steps=1, loss=F.mse_loss, backend="reference")
+    recorded = []
+    for _ in range(4):
+        for examples in range(1, KEPT + 3):
+            maml(vectors(examples=examples))
+            maml(vectors(examples=examples))
+        recorded.append(maml._execute._returned)  # type: ignore[union-attr]
+    assert recorded == [0, KEPT, KEPT, KEPT]
+    assert sum("take turns" in r.message for r in caplog.records) == 1
+
+
 # ----------------------------------------------------------------------------- chunks and threads
 
 

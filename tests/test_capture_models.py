@@ -93,6 +93,35 @@ def test_what_cannot_be_replayed_runs_eagerly_or_raises(
     assert "it runs eagerly" in messages[0]
 
 
+def fixed_mask(m: Odd, y: Tensor) -> Tensor:
+    mask = torch.zeros(len(y), dtype=torch.bool)
+    mask[::2] = True
+    return torch.cat([y[mask], y[~mask].tanh()]).sin()
+
+
+def numpys_mask(m: Odd, y: Tensor) -> Tensor:
+    numpy = pytest.importorskip("numpy")
+    mask = numpy.zeros(len(y), dtype=bool)
+    mask[numpy.arange(len(y) // 2) * 2] = True
+    return torch.cat([y[torch.from_numpy(mask)], y[torch.from_numpy(~mask)].tanh()]).sin()
+
+
+@pytest.mark.parametrize("how", [fixed_mask, numpys_mask])
+def test_masks_that_depend_on_no_values_are_recorded(how: Callable[[Odd, Tensor], Tensor]) -> None:
+    both = pair(odd(how))
+    for seed in (1, 4):
+        agree(*both, vectors(seed=seed))
+    assert recordings(both[0]) == 1
+
+
+def test_a_mask_from_outside_is_read_live() -> None:
+    mask = torch.tensor([True, False, True, False])
+    both = pair(odd(lambda m, y: torch.cat([y[mask], 2 * y[~mask]]).sin()))
+    agree(*both, vectors())
+    mask.copy_(torch.tensor([False, False, True, True]))
+    agree(*both, vectors())
+
+
 def test_pythons_random_numbers_are_not_frozen() -> None:
     captured, _ = pair(odd(lambda m, y: y.sin() * random.random()))
     with pytest.raises(RuntimeError, match=r"cannot be captured.*Python's random"):

@@ -33,6 +33,9 @@ costs more, and much more where the cores have other work too."""
 KEPT = 8
 """Recordings (and refusals) kept; the one that was not used for longest goes first."""
 
+REMEMBERED = 64
+"""Kinds whose recordings went, of which it is known that they were there."""
+
 _log = logging.getLogger("fastmaml")
 
 
@@ -73,7 +76,8 @@ class Captured:
     ) -> None:
         self.prepare, self.required = prepare, required
         self._kept: OrderedDict[Any, Recording | UncapturableError] = OrderedDict()
-        self._misses_in_a_row = 0
+        self._misses_in_a_row = self._returned = 0
+        self._gone: OrderedDict[int, None] = OrderedDict()
         self._told: set[str] = set()
 
     def __call__(
@@ -143,18 +147,16 @@ class Captured:
             flat.kind(),
         )
         if key not in self._kept:
-            if self._misses_in_a_row == KEPT:  # for good: to record again and again costs most
-                raise UncapturableError(
-                    f"{KEPT} meta-steps in a row were each of another kind (other shapes, or a "
-                    "setting of the model or the loss that changes with every call)"
-                )
-            self._misses_in_a_row += 1
+            self._count(hash(key))
             try:
                 self._kept[key] = self._record(flat)
             except UncapturableError as refusal:
                 self._kept[key] = refusal
             if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+                gone, _ = self._kept.popitem(last=False)
+                self._gone[hash(gone)] = None
+                if len(self._gone) > REMEMBERED:
+                    self._gone.popitem(last=False)
         else:
             if self._misses_in_a_row < KEPT:
                 self._misses_in_a_row = 0
@@ -163,6 +165,21 @@ class Captured:
         if isinstance(found, UncapturableError):
             raise found.with_traceback(None)
         return found
+
+    def _count(self, kind: int) -> None:
+        """Refuse another recording, for good, where they would be made again and again."""
+        self._returned += self._returned < KEPT and kind in self._gone
+        if self._returned == KEPT:
+            raise UncapturableError(
+                f"more than {KEPT} kinds of meta-steps take turns (most often other shapes: pad "
+                "to fewer lengths), so that recordings were made again"
+            )
+        if self._misses_in_a_row == KEPT:
+            raise UncapturableError(
+                f"{KEPT} meta-steps in a row were each of another kind (other shapes, or a "
+                "setting of the model or the loss that changes with every call)"
+            )
+        self._misses_in_a_row += 1
 
     def _record(self, flat: Flat) -> Recording:
         tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory

@@ -170,9 +170,16 @@ class Look:
                 continue
             if kind in _PLAIN:
                 found.append((name, kind, value))
-            elif deep and not isinstance(value, nn.Module):
+            elif (deep or _plain(value)) and not isinstance(value, nn.Module):
                 found.append((name, self.of(value, depth)))
         return tuple(found)
+
+
+def _plain(x: Any) -> bool:
+    """Whether it is a function, or holds numbers and strings alone."""
+    if type(x) in _CONTAINERS:
+        return all(type(y) in _PLAIN or _plain(y) for y in (x.values() if type(x) is dict else x))
+    return isinstance(x, types.FunctionType | types.BuiltinFunctionType | types.MethodType)
 
 
 def _drawn(x: Any) -> Any:

@@ -159,7 +159,7 @@ class _Recorder(TorchDispatchMode):
             raise UncapturableError(f"it calls {func}, which changes what memory a tensor has")
         if torch.Tag.inplace_view in func.tags:
             return result  # another shape for the same memory: seen at the tensor's next use
-        if torch.Tag.dynamic_output_shape in func.tags and not _by_number(func, args):
+        if torch.Tag.dynamic_output_shape in func.tags and not self._same_shape(func, args):
             raise UncapturableError(f"it calls {func}, the shape of whose result depends on values")
         results = self._results(result)
         if func._schema.is_mutable:
@@ -168,6 +168,32 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable or operation.made():
             self.tape.steps.append(operation)
         return result
+
+    def _same_shape(self, func: Any, args: Any) -> bool:
+        """Whether it is ``x[indices]``, and masks among these depend on no input.
+
+        On a GPU the number of a mask's entries would be read back all the same.
+        """
+        if func is not torch.ops.aten.index.Tensor:
+            return False
+        masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+        if not masks:
+            return True
+        on_cpu = all(x.device.type == "cpu" for x in (args[0], *masks))
+        owners = {self.tape.owner[self.number(mask)] for mask in masks}
+        return on_cpu and owners.isdisjoint(self._from_inputs())
+
+    def _from_inputs(self) -> set[int]:
+        """The owners of memory that depends on the inputs."""
+        owner, found = self.tape.owner, set(range(self.tape.inputs))
+        for step in self.tape.steps:
+            if isinstance(step, Operation):
+                given = {owner[r.value] for r in _refs((step.arguments, step.keywords))}
+                if not found.isdisjoint(given):
+                    found |= {owner[v] for v in step.made()}
+                    if step.function._schema.is_mutable:
+                        found |= given & self.tape.written
+        return found
 
     def number(self, x: Tensor) -> int:
         """The value that this tensor is; one from outside becomes a constant."""
@@ -232,20 +258,16 @@ class _Recorder(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             given = args[i] if i < len(args) else kwargs.get(argument.name)
-            refs = tree_leaves(given, is_leaf=lambda x: isinstance(x, Ref))
-            for ref in (r for r in refs if isinstance(r, Ref)):
+            for ref in _refs(given):
                 owner = self.tape.owner[ref.value]
                 if owner < self.tape.inputs or owner in self.tape.constants:
                     raise UncapturableError(f"it writes to a tensor from outside ({func})")
                 self.tape.written.add(owner)
 
 
-def _by_number(func: Any, args: Any) -> bool:
-    """Whether it is ``x[indices]`` without masks."""
-    masks = (torch.bool, torch.uint8)
-    return func is torch.ops.aten.index.Tensor and all(
-        i is None or i.dtype not in masks for i in args[1]
-    )
+def _refs(arguments: Any) -> list[Ref]:
+    found = tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Ref))
+    return [x for x in found if isinstance(x, Ref)]
 
 
 class _NoEscape(TorchFunctionMode):
