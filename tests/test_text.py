@@ -63,7 +63,7 @@ def test_episodes_are_texts_of_the_labelled_classes(file: Path) -> None:
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
             assert set(batch.inputs) == {"input_ids", "attention_mask", "token_type_ids"}
             assert ids.shape[:2] == batch.targets.shape == (4, 3 * each)
-            assert ids.shape[2] in (8, 16)
+            assert ids.shape[2] == episodes.query.inputs["input_ids"].shape[2] in (8, 16)
             assert ids.dtype == mask.dtype == batch.targets.dtype == torch.int64
             assert torch.equal(mask, (ids != 0).long())
             assert (ids[..., 0] == 2).all()

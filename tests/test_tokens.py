@@ -9,14 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_language import tokenizer
 
+from fastmaml.engine.capture import KEPT
 from fastmaml.episodes.tables import Table
 from fastmaml.episodes.tokens import joined, padded_length, tokenised
 
 
 def test_padded_lengths_are_few_and_suffice() -> None:
-    assert [padded_length(n, 512) for n in (1, 8, 9, 63, 64, 65, 97, 500)] == [
-        *(8, 8, 16, 64, 64, 96, 128, 512),
+    assert [padded_length(n, 512) for n in (1, 8, 9, 17, 25, 33, 63, 64, 65, 97, 500)] == [
+        *(8, 8, 16, 24, 32, 48, 64, 64, 96, 128, 512),
     ]
+    assert len({padded_length(n, 128) for n in range(1, 129)}) == KEPT
     assert padded_length(70, 80) == 80
     assert all(n <= padded_length(n, 100) <= 100 for n in range(1, 101))
 
@@ -33,7 +35,7 @@ def test_batches_are_what_the_tokenizer_pads(max_length: int) -> None:
     tokens = tokenised(table, own, max_length, cache=False)
     assert tokens.ids.dtype == torch.int32
     index = torch.tensor([[0, 17, 8], [3, 3, 39]])
-    batch = tokens.batch(index)
+    batch = tokens.batch(index, tokens.padded_length(index))
     expected = own(
         [table.texts[i] for i in index.flatten()],
         [table.pairs[i] for i in index.flatten()],  # type: ignore[index]
@@ -46,7 +48,7 @@ def test_batches_are_what_the_tokenizer_pads(max_length: int) -> None:
     assert batch.keys() == {"input_ids", "token_type_ids", "attention_mask"}
     for name, values in batch.items():
         assert torch.equal(values.flatten(0, 1), expected[name]), name
-    twice = joined([tokens, tokens]).batch(index + 40)
+    twice = joined([tokens, tokens]).batch(index + 40, batch["input_ids"].shape[-1])
     assert all(torch.equal(twice[name], batch[name]) for name in batch)
 
 
@@ -54,7 +56,7 @@ def test_a_tokenizer_without_types() -> None:
     names = ["input_ids", "attention_mask"]
     plain = tokenised(pairs(), tokenizer(model_input_names=names), 16, cache=False)
     assert plain.types is None
-    assert plain.batch(torch.tensor([1])).keys() == set(names)
+    assert plain.batch(torch.tensor([1]), 16).keys() == set(names)
     with pytest.raises(ValueError, match="different tokenizers"):
         joined([plain, tokenised(pairs(), tokenizer(), 16, cache=False)])
 

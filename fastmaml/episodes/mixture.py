@@ -102,7 +102,9 @@ class Mixture(EpisodeSource):
         support, query = (torch.stack(rows) for rows in zip(*drawn, strict=True))
         classes = self._classes[chosen].unsqueeze(-1).to(self._labels.device)
         names = tuple(self.names[i] for i in chosen.tolist())
-        return NamedEpisodes(self._batch(support, classes), self._batch(query, classes), names)
+        length = self._tokens.padded_length(support, query)
+        sets = [self._batch(rows, length, classes) for rows in (support, query)]
+        return NamedEpisodes(*sets, names)
 
     def _choose(self) -> Tensor:
         """The data set of every task."""
@@ -123,10 +125,10 @@ class Mixture(EpisodeSource):
         avoid = NOTHING if pool.apart else support
         return support, pick(pool.query, self.query, avoid, self.generator)
 
-    def _batch(self, rows: Tensor, classes: Tensor) -> Batch:
+    def _batch(self, rows: Tensor, length: int, classes: Tensor) -> Batch:
         rows = rows.to(self._labels.device)
         targets = {"labels": self._labels[rows], "values": self._values[rows], "classes": classes}
-        return Batch(self._tokens.batch(rows), targets)
+        return Batch(self._tokens.batch(rows, length), targets)
 
     def __repr__(self) -> str:
         return (

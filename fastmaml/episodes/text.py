@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.checks import check_choice
 from fastmaml.episodes.sampler import EpisodeSampler
 from fastmaml.episodes.tables import Columns, Label, Table, read_table
-from fastmaml.episodes.tokens import Cache, tokenised
+from fastmaml.episodes.tokens import Cache, Tokens, tokenised
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,13 +42,13 @@ def text(
     seed: int = 0,
     device: torch.device | str | None = None,
     cache: Cache = True,
-) -> EpisodeSampler:
+) -> TextSampler:
     """Episodes of labelled texts: a task tells `ways` classes apart, each from `shots` texts.
 
     Inputs are dicts of ``input_ids``, ``attention_mask`` and, where the tokenizer makes them,
     ``token_type_ids``, int64 ``[tasks, examples, length]``. The length is that of the longest text
-    of the set, rounded up to a multiple of 8 (of 32 beyond 64) so that shapes repeat; support and
-    query sets may differ in it. Targets are int64 ``[tasks, examples]``.
+    of the meta-batch, rounded up to one of few lengths (`padded_length`) so that shapes repeat; it
+    is the same for support and query sets. Targets are int64 ``[tasks, examples]``.
 
     The classes of the three splits are disjoint. Which are held out of "train" is decided by their
     names or, where only numbers are given, by an order that hangs on `classes_seed` and the names
@@ -97,7 +98,7 @@ def text(
     queries = shots if queries is None else queries
     _check_sizes(table, Counter(names), chosen, shots, queries)
     tokens = tokenised(table, tokenizer, max_length, cache).to(device)
-    return EpisodeSampler(
+    return TextSampler(
         (index, labels),
         ways=ways,
         shots=shots,
@@ -105,8 +106,33 @@ def text(
         tasks=tasks,
         seed=seed,
         device=device,
-        transform=tokens.batch,
+        tokens=tokens,
     )
+
+
+@final
+class TextSampler(EpisodeSampler):
+    """Episodes of token numbers; both sets of a meta-batch are padded to the same length.
+
+    Args:
+        data: the numbers of the texts in `tokens`, and their labels.
+        tokens: the texts.
+        settings: of `EpisodeSampler`.
+    """
+
+    def __init__(self, data: tuple[Tensor, Tensor], tokens: Tokens, **settings: Any) -> None:
+        super().__init__(data, **settings)
+        self._tokens = tokens
+
+    def sample(self) -> Episodes:
+        """The next meta-batch."""
+        rows = super().sample()
+        length = self._tokens.padded_length(rows.support.inputs, rows.query.inputs)
+
+        def batch(index: Batch) -> Batch:
+            return Batch(self._tokens.batch(index.inputs, length), index.targets)
+
+        return Episodes(batch(rows.support), batch(rows.query))
 
 
 def ordered(labels: Iterable[Label]) -> list[str]:

@@ -56,16 +56,22 @@ class Tokens:
         types = None if self.types is None else self.types.to(device)
         return replace(self, ids=self.ids.to(device), types=types, starts=self.starts.to(device))
 
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
+    def padded_length(self, *indices: Tensor) -> int:
+        """That of the longest of the texts at `indices`, rounded up by `padded_length`.
+
+        Finding it waits for the device.
+        """
+        longest = [(self.starts[i + 1] - self.starts[i]).max() for i in map(self._placed, indices)]
+        return padded_length(int(torch.stack(longest).max()), self.max_length)
+
+    def batch(self, index: Tensor, length: int) -> dict[str, Tensor]:
         """A model's inputs: the texts at `index`, int64 ``[...]``, padded on the right.
 
         ``input_ids``, ``attention_mask`` (1 where there is a token) and, where known,
-        ``token_type_ids``, all int64 ``[..., length]``. The length is that of the longest of these
-        texts, rounded up by `padded_length`; finding it waits for the device.
+        ``token_type_ids``, all int64 ``[..., length]``.
         """
-        index = index.to(self.starts.device)
+        index = self._placed(index)
         begin, end = self.starts[index], self.starts[index + 1]
-        length = padded_length(int((end - begin).max()), self.max_length)
         place = begin.unsqueeze(-1) + torch.arange(length, device=begin.device)
         there = place < end.unsqueeze(-1)
         place = torch.where(there, place, 0)
@@ -77,14 +83,21 @@ class Tokens:
             inputs["token_type_ids"] = torch.where(there, self.types[place].long(), 0)
         return inputs
 
+    def _placed(self, index: Tensor) -> Tensor:
+        return index.to(self.starts.device)
+
 
 def padded_length(longest: int, max_length: int) -> int:
-    """The next multiple of 8 up to 64, then of 32, but never more than `max_length`.
+    """The next of 8, 16, 24, 32, 48, 64, 96, 128, 192, ..., but never more than `max_length`.
 
-    Few different lengths are few different shapes, and a meta-step is recorded once a shape.
+    Few different lengths are few different shapes, and a meta-step is recorded once a shape: up to
+    128 tokens there are no more of them than recordings are kept.
     """
-    step = 8 if longest <= 64 else 32
-    return min(-(-longest // step) * step, max_length)
+    length = 8
+    while length < longest:
+        two_power = length & (length - 1) == 0
+        length = 16 if length == 8 else length * 3 // 2 if two_power else length * 4 // 3
+    return min(length, max_length)
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:
