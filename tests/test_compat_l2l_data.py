@@ -301,6 +301,26 @@ def test_partition_task() -> None:
         l2l.data.partition_task(x, y[:3])
 
 
+def test_partition_task_by_the_number_of_classes() -> None:
+    """Without a look at the labels' values, so that vmap can do it for many tasks."""
+    x = torch.randn(6, 12, 2)
+    y = torch.stack([torch.randperm(12) % 3 for _ in range(6)])
+
+    def split(x: Tensor, y: Tensor) -> Any:
+        return l2l.data.partition_task(x, y, shots=2, ways=3)
+
+    support, query = torch.vmap(split)(x, y)
+    for i in range(6):
+        for found, expected in zip(
+            (*support, *query), sum(l2l.data.partition_task(x[i], y[i], shots=2), ()), strict=True
+        ):
+            assert torch.equal(found[i], expected)
+    with pytest.raises(ValueError, match="12 examples are no multiple of ways=5"):
+        l2l.data.partition_task(x[0], y[0], ways=5)
+    with pytest.raises(ValueError, match="shots=5"):
+        l2l.data.partition_task(x[0], y[0], shots=5, ways=3)
+
+
 def test_data_on_a_device() -> None:
     data: Any = Items()
     data._bookkeeping_path = "kept"

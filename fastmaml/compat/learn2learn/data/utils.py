@@ -40,7 +40,7 @@ class InfiniteIterator:
 
 
 def partition_task(
-    data: Tensor, labels: Tensor, shots: int = 1
+    data: Tensor, labels: Tensor, shots: int = 1, ways: int | None = None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Support and query of a task: of every class the first `shots` examples, and the others.
 
@@ -48,6 +48,9 @@ def partition_task(
         data: ``[examples, ...]``.
         labels: ``[examples]``, as many examples of each.
         shots: support examples a class.
+        ways: how many classes there are; None looks at the labels. Give it inside of a function for
+            ``per_task``, where that look would keep tasks from being batched. That each class then
+            has as many examples is taken for granted.
 
     Returns:
         ``(data, labels)`` of the support, ``[classes * shots, ...]``, and of the query, both class
@@ -58,7 +61,12 @@ def partition_task(
     """
     if len(data) != len(labels):
         raise ValueError(f"there are {len(data)} examples, but {len(labels)} labels.")
-    counts = labels.unique(return_counts=True)[1].tolist()
+    if ways is None:
+        counts = labels.unique(return_counts=True)[1].tolist()
+    elif ways < 1 or len(labels) % ways:
+        raise ValueError(f"{len(labels)} examples are no multiple of ways={ways} classes.")
+    else:
+        counts = [len(labels) // ways] * ways
     if len(set(counts)) != 1 or counts[0] < shots:
         raise ValueError(
             f"the classes of the task have {counts} examples: each needs the same number, and at "
