@@ -93,6 +93,42 @@ def test_attributes_are_the_fast_weights() -> None:
         _ = fmodel.nothing_like_it
 
 
+def test_methods_that_return_their_module_return_the_functional_model() -> None:
+    class Net(nn.Sequential):
+        def prepared(self, by: float = 1.0) -> nn.Module:
+            self.by = by
+            return self
+
+    model, x = Net(*net()), tensor(5, 3)
+    fmodel = higher.monkeypatch(model, copy_initial_weights=False)
+    for same in (
+        fmodel.train(),
+        fmodel.eval(),
+        fmodel.requires_grad_(),
+        fmodel.apply(lambda _: None),
+        fmodel.prepared(by=2.0),
+    ):
+        assert same is fmodel
+    assert fmodel.by == 2.0
+    assert not fmodel.training
+    assert fmodel.train(False)(x, params=moved(fmodel)).shape == (5, 2)
+    assert fmodel[0].train() is fmodel[0]
+    assert isinstance(fmodel.state_dict(), dict)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_another_dtype() -> None:
+    model, x = net().float(), tensor(5, 3)
+    fmodel = higher.monkeypatch(model, copy_initial_weights=False).double()
+    assert type(fmodel) is higher.FunctionalModule
+    fmodel(x).sum().backward()
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model(x.float()).sum().backward()
+    for a, p in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)
+
+
 def test_containers_and_the_layers_in_them() -> None:
     fmodel = higher.monkeypatch(net())
     assert len(fmodel) == 3

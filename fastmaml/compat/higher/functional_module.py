@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import MethodType
 from typing import Any, final
 
 from torch import Tensor
@@ -20,8 +22,9 @@ class FunctionalModule:
     It stands in front of a private copy of the model. Everything but the names below is the copy's:
     sub-modules, buffers, hooks, methods, ``train()`` and ``eval()``, ``state_dict()``, and
     ``isinstance(fmodel, YourModel)``. So ``fmodel.fc.weight`` is the latest fast weight, and
-    ``fmodel.fc(x)`` and ``fmodel.your_method(x)`` compute with it. The model itself is never
-    written to, its buffers neither.
+    ``fmodel.fc(x)`` and ``fmodel.your_method(x)`` compute with it. A method that returns its own
+    module, as ``train()`` does, returns this object. The model itself is never written to, its
+    buffers neither.
 
     *Times* count the updates of the parameters: 0 are the initial ones. All are kept while
     `track_higher_grads` is True, as their graph keeps them anyway; else only the latest are.
@@ -174,7 +177,15 @@ class FunctionalModule:
     def __getattr__(self, name: str) -> Any:
         if name in _OWN:  # not set yet: else it would be looked up in itself for ever
             raise AttributeError(name)
-        return getattr(self._copy.module, name)
+        value = getattr(self._copy.module, name)
+        if isinstance(value, MethodType) and value.__self__ is self._copy.module:
+            return partial(self._called, value)
+        return value
+
+    def _called(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``fmodel = fmodel.train()`` goes on with the functional model, not with the copy."""
+        result = method(*args, **kwargs)
+        return self if result is self._copy.module else result
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:
