@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+import fastmaml.compat.higher as higher
 from fastmaml.gradients import FirstOrder, Reptile, Truncated
 from fastmaml.verification import verify
 
@@ -54,6 +55,18 @@ def mean_loss(model: nn.Module, data: fm.Episodes, **options: Any) -> Tensor:
     return torch.stack(losses(model, data, **options)).mean()
 
 
+def with_higher(model: nn.Module, data: fm.Episodes, **options: Any) -> Tensor:
+    found = []
+    for task in data:
+        inner = torch.optim.SGD(model.parameters(), LR)
+        with higher.innerloop_ctx(model, inner, **options) as (fmodel, diffopt):
+            for _ in range(STEPS):
+                loss = F.cross_entropy(fmodel(task.support.inputs[0]), task.support.targets[0])
+                diffopt.step(loss)
+            found.append(F.cross_entropy(fmodel(task.query.inputs[0]), task.query.targets[0]))
+    return torch.stack(found).mean()
+
+
 def backward_inside(model: nn.Module, data: fm.Episodes) -> None:
     for loss in losses(model, data):
         (loss / data.tasks).backward()
@@ -71,7 +84,11 @@ def with_clones(model: nn.Module, data: fm.Episodes) -> Tensor:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("loop", [mean_loss, backward_inside, with_clones])
+def with_higher_for_maml(model: nn.Module, data: fm.Episodes) -> Tensor:
+    return with_higher(model, data, copy_initial_weights=False)
+
+
+@pytest.mark.parametrize("loop", [mean_loss, backward_inside, with_clones, with_higher_for_maml])
 def test_a_right_loop_agrees(loop: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     found = verify(make(), episodes(), reference=loop, tolerance=1e-12)
     assert found.agrees
@@ -246,6 +263,8 @@ def test_nothing_of_the_users_changes() -> None:
         (lambda m, e: torch.stack(losses(m, e)), r"a tensor of shape \[5\]; return the mean"),
         (lambda m, e: mean_loss(classifier().double(), e), "reaches no parameter of `model`"),
         (lambda m, e: (backward_inside(m, e), mean_loss(m, e))[1], "still connected"),
+        (lambda m, e: with_higher(m, e), "copy_initial_weights=False"),
+        (lambda m, e: with_higher(m, e).backward(), "copy_initial_weights=False"),
     ],
 )
 def test_loops_that_cannot_be_compared(loop: Callable[..., Any], message: str) -> None:

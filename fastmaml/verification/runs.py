@@ -17,6 +17,12 @@ Reference = Callable[[nn.Module, Episodes], Tensor | None]
 """A loop of one's own; see `verify`."""
 
 
+_HIGHER = (
+    " higher makes such copies by default: innerloop_ctx and monkeypatch need "
+    "copy_initial_weights=False."
+)
+
+
 class Run(NamedTuple):
     """A meta-loss and its gradient by parameter.
 
@@ -93,11 +99,12 @@ def of_reference(reference: Reference, model: nn.Module, episodes: Episodes) -> 
             f"reference(model, episodes) returned {got} and set no gradient of the model's "
             "parameters: return the mean query loss as a tensor that is connected to them (no "
             ".item(), .detach(), .data or torch.no_grad() on the way), or call backward() inside."
+            + _HIGHER
         )
     if all(g is None for g in gradient.values()):
         raise ValueError(
             "the loss that reference(model, episodes) returned reaches no parameter of `model`: "
             "let the loop use the model that it is given (a copy of maml.module), not another, and "
-            "start from its parameters, not from detached copies of them."
+            "start from its parameters, not from detached copies of them." + _HIGHER
         )
     return Run(loss.detach().reshape(()) if isinstance(loss, Tensor) else None, gradient)
