@@ -1,0 +1,48 @@
+"""Holding back what a user's function prints while it is tried out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from typing import Any, final
+
+
+@final
+class HeldBack(contextlib.AbstractContextManager["HeldBack"], io.TextIOBase):
+    """Collects what is printed within. `release` prints it, as an error that leaves it does."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> HeldBack:
+        self._target = sys.stdout
+        self._stack.enter_context(contextlib.redirect_stdout(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+        if error[0] is not None:
+            self.release()
+
+    @property
+    def printed(self) -> bool:
+        """Whether anything was."""
+        return bool(self._texts)
+
+    def release(self) -> None:
+        """Print it."""
+        self._target.write("".join(self._texts))
+        self._texts.clear()
+
+    def write(self, text: str) -> int:
+        """As a file does."""
+        if sys._getframe(1).f_globals.get("__name__") in ("pdb", "cmd"):
+            return self._target.write(text)  # somebody waits for a debugger's prompt
+        self._texts.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a file does."""
+        self._target.flush()
