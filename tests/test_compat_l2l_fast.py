@@ -85,7 +85,7 @@ def test_the_default_depends_on_running_statistics() -> None:
 def test_the_guide_runs() -> None:
     guide = Path(__file__).parent.parent / "docs" / "migrating_learn2learn.md"
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     torch.manual_seed(0)
     scope: dict[str, Any] = {}
     for block in blocks:
