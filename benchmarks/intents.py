@@ -1,12 +1,15 @@
 """Few-shot intent classification with a pretrained encoder: what does meta-training bring?
 
     python benchmarks/intents.py MODEL --data clinc150.jsonl.gz --test-data banking77.jsonl.gz
+    python benchmarks/intents.py MODEL ... --pooling model --head own   # as a plain BERT classifier
 
 MODEL is a folder or a name on the Hugging Face hub. Meta-training is on 100 classes of --data,
 5-way 1-shot; the test is on the 50 others and on all of --test-data, 5-way 1-shot and 5-shot, the
 same episodes for every method. Fine-tuning and prototypes start from the pretrained weights;
-fine-tuning's learning rate and number of steps are the best of a grid on training classes.
-Writes benchmarks/results/DEVICE/intents.json after every method; methods that it already holds for
+fine-tuning's learning rate and number of steps are the best of a grid on training classes, the
+meta-learners' are not searched for.
+Writes benchmarks/results/DEVICE/intents.json (with --pooling model, intents_pooler.json) after
+every method; methods that it already holds for
 the same settings are kept, so an interrupted run goes on.
 """
 
@@ -27,19 +30,24 @@ from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 WAYS = 5
 RATES = (0.03, 0.1, 0.3)
-FINE_TUNED_STEPS = (3, 5, 10, 20)
+FINE_TUNED_STEPS = (1, 2, 3, 5, 10, 20)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Meta-training and test."""
+    """Meta-training and test.
 
-    iterations: int = 200
+    Attributes:
+        pooling: "mean" of the tokens, as the encoder was pretrained, or the "model"'s own pooler.
+        head: how a task's last layer begins: "zero", or the model's "own", which is meta-learned.
+    """
+
+    iterations: int = 100
     tasks: int = 4
     queries: int = 3
     inner_lr: float = 0.1
     inner_steps: int = 3
-    test_steps: int = 5
+    test_steps: int = 3
     meta_lr: float = 2e-5
     seed: int = 0
     test_classes: int = 50
@@ -47,7 +55,8 @@ class Setting:
     test_episodes: int = 200
     grid_episodes: int = 40
     max_length: int = 24
-    pooling: str = "model"
+    pooling: str = "mean"
+    head: str = "zero"
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Method:
     Attributes:
         gradient: None for no meta-training.
         scope: what adapts.
-        head: how the last layer of a task begins; None for the model's own.
+        head: how the last layer of a task begins; None for the setting's.
         steps: inner steps of the test; None for the setting's, or fine-tuning's best.
         shots: of meta-training; Reptile, which has no query set, takes what others have in both.
         meta_lr: None for the setting's.
@@ -110,9 +119,10 @@ class Study:
 
     def maml(self, method: Method, lr: float) -> fm.MAML:
         rule = fm.rules.SGD(lr) if method.rates_lr is None else fm.rules.LSLR(lr)
+        head = method.head or (fm.heads.Zero() if self.setting.head == "zero" else None)
         return fm.MAML(
             self.model(), rule=rule, steps=self.setting.inner_steps, loss=fm.losses.classification,
-            gradient=method.gradient, scope=method.scope, head=method.head,
+            gradient=method.gradient, scope=method.scope, head=head,
         )  # fmt: skip
 
     def test(self, maml: fm.MAML, steps: int) -> dict[str, Any]:
@@ -182,7 +192,8 @@ def main() -> None:
     setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
     names = {key: Path(getattr(options, key)).name.split(".")[0] for key in ("data", "test_data")}
     run = Study(options, setting).run
-    studies.run(options, setting, "intents.json", names, run, own=["test_episodes"])
+    name = "intents.json" if setting.pooling == "mean" else "intents_pooler.json"
+    studies.run(options, setting, name, names, run, own=["test_episodes"])
 
 
 if __name__ == "__main__":

@@ -48,11 +48,17 @@ def intents(found: dict[str, Any]) -> str:
         "Accuracy in per cent, with 95% intervals over so many episodes of five classes, the first "
         f"of which are the same for all ({found['model']}). Meta-training: "
         f"{found['data']}, 100 intents, 5-way 1-shot, {s['iterations']} iterations of {s['tasks']} "
-        f"tasks, {s['inner_steps']} inner steps at {s['inner_lr']}, outer rate {s['meta_lr']:g}"
-        f"{learned(found)}. Held out: its other "
+        f"tasks, {s['inner_steps']} inner steps at {s['inner_lr']}; {how_classified(s)}; "
+        f"outer rate {s['meta_lr']:g}{learned(found)}. Held out: its other "
         f"{s['test_classes']} intents. Other data: {found['test_data']}."
     )
     return f"{accuracies(found)}\n\n{note}"
+
+
+def how_classified(s: dict[str, Any]) -> str:
+    pooled = "the mean over the tokens" if s["pooling"] == "mean" else "the model's own pooler"
+    last = "from zero" if s["head"] == "zero" else "the model's own, meta-learned"
+    return f"features: {pooled}; last layer: {last}"
 
 
 def learned(found: dict[str, Any]) -> str:

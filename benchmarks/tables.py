@@ -144,7 +144,7 @@ def memory(found: dict[str, Any]) -> str:
     return f"{table(header, rows)}\n\n{note(found)}"
 
 
-SCRIPTS = {"suites": "run_suites", "migration": "meta_step"}
+SCRIPTS = {"suites": "run_suites", "migration": "meta_step", "intents_pooler": "intents"}
 """What measures a result that does not have its name."""
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
@@ -158,6 +158,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/migrating.md": {"migration": measured("migration", time_tables.speed)},
     "docs/text.md": {
         "intents": measured("intents", language_tables.intents),
+        "intents-pooler": measured("intents_pooler", language_tables.intents),
         "glue": measured("glue", language_tables.glue),
         "language-memory": measured("language_memory", language_tables.memory),
     },

@@ -103,8 +103,8 @@ class Mixture(EpisodeSource):
         classes = self._classes[chosen].unsqueeze(-1).to(self._labels.device)
         names = tuple(self.names[i] for i in chosen.tolist())
         length = self._tokens.padded_length(support, query)
-        sets = [self._batch(rows, length, classes) for rows in (support, query)]
-        return NamedEpisodes(*sets, names)
+        one, other = (self._batch(rows, length, classes) for rows in (support, query))
+        return NamedEpisodes(one, other, names)
 
     def _choose(self) -> Tensor:
         """The data set of every task."""
