@@ -54,6 +54,17 @@ def expected(first_order: bool = False) -> Tensor:
     return torch.cat([g.flatten() for g in grads.values()])
 
 
+def test_an_update_is_one_operation_in_the_graph() -> None:
+    """As cheap as learn2learn's own, or cheaper; a learned rate needs the product."""
+    for lr, name in ((LR, "AddBackward0"), (nn.Parameter(torch.tensor(LR)), "SubBackward0")):
+        learner = l2l.algorithms.MAML(mlp(), lr).clone()
+        learner.adapt(learner(tensor(5, 3)).square().mean())
+        update = learner.module[0].weight.grad_fn
+        assert update.name() == name
+        nodes = {node.name() for node, _ in update.next_functions if node is not None}
+        assert ("MulBackward0" in nodes) == isinstance(lr, nn.Parameter)
+
+
 @pytest.mark.parametrize("first_order", [False, True])
 def test_maml_equals_the_plain_loop(first_order: bool) -> None:
     maml = l2l.algorithms.MAML(mlp(), LR, first_order=first_order)

@@ -100,7 +100,9 @@ class MAML(BaseLearner):
             names=list(named),
         )
         pairs = zip(named.values(), gradients, strict=True)
-        moved = {p: _descended(p, g, self.lr) for p, g in pairs if g is not None}
+        moved: dict[Tensor, Tensor] = {
+            p: _descended(p, g, self.lr) for p, g in pairs if g is not None
+        }
         replace_parameters(self.module, moved)
 
     def clone(
