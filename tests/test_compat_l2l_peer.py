@@ -1,7 +1,7 @@
 """The same scripts under learn2learn itself, where it can be imported.
 
-benchmarks/peers/install.sh makes an environment that has what touches gradients; the parts that
-need its data sets and networks are compared where a complete one is installed.
+benchmarks/peers/install.sh makes an environment that has what touches gradients and its task sets;
+networks are compared where a complete one is installed.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def test_modules(peer: Any) -> None:
 
 
 def test_the_same_seed_draws_the_same_tasks(peer: Any) -> None:
-    pytest.importorskip("learn2learn.data", reason="it needs a C build", exc_type=ImportError)
+    pytest.importorskip("learn2learn.data", reason=INSTALL, exc_type=ImportError)
     torch.manual_seed(0)
     data = torch.utils.data.TensorDataset(torch.randn(300, 2), torch.randint(0, 20, (300,)))
 

@@ -7,8 +7,9 @@
 #
 # FOLDER/torch has learn2learn, higher and TorchOpt, FOLDER/jax has JAX. Name one of them to make it alone.
 #
-# Of learn2learn 0.2.0 only what touches gradients is installed (algorithms, nn, optim, utils: pure
-# Python, as published). Its data sets and environments are left out, since they need a C build,
+# Of learn2learn 0.2.0 what touches gradients is installed (algorithms, nn, optim, utils: pure Python,
+# as published), and its task sets (data), compiled anew, since its own C files are too old for Python
+# 3.11; that takes a C compiler. Its networks, benchmarks and environments are left out: they need
 # torchvision and an old gym, and `import learn2learn` would load them all.
 set -euo pipefail
 
@@ -29,7 +30,8 @@ make_torch() {
     "$bin/pip" install --quiet torch==2.13.0
     "$bin/pip" install --quiet numpy pytest
     "$bin/pip" install --quiet --no-deps higher==0.2.1 torchopt==0.7.3
-    "$bin/pip" install --quiet optree graphviz
+    "$bin/pip" install --quiet optree graphviz requests tqdm
+    "$bin/pip" install --quiet cython==3.3.1 setuptools
 
     "$bin/pip" download --quiet --no-deps --no-binary learn2learn --dest "$scratch" \
         learn2learn==0.2.0
@@ -38,9 +40,11 @@ make_torch() {
     target=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/learn2learn
     rm -rf "$target"
     mkdir "$target"
-    cp -r "$source"/{_version.py,algorithms,nn,optim,utils} "$target"
-    grep -vE '^from \. import (data|gym|text|vision)$' "$source/__init__.py" \
+    cp -r "$source"/{_version.py,algorithms,data,nn,optim,utils} "$target"
+    rm "$target"/data/*.c
+    grep -vE '^from \. import (gym|text|vision)$' "$source/__init__.py" \
         > "$target/__init__.py"
+    (cd "$target/.." && CFLAGS=-w "$bin/cythonize" -q -i -3 learn2learn/data/*.pyx)
     "$bin/python" -c '
 import higher, learn2learn, torch, torchopt
 print(
