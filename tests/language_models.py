@@ -16,6 +16,20 @@ import fastmaml as fm
 from fastmaml import ops
 from fastmaml.engine.randomness import step_keys, task_seeds
 
+METHODS = {
+    "unrolled": fm.gradients.Unrolled(),
+    "checkpointed": fm.gradients.Checkpointed(),
+    "segments": fm.gradients.Checkpointed(2),
+    "mixed-mode": fm.gradients.MixedMode(),
+    "mixed-segments": fm.gradients.MixedMode(2),
+}
+PATHS: dict[str, dict[str, Any]] = {
+    "eager": {"executor": "eager", "backend": "reference"},
+    "captured": {"executor": "captured", "backend": "reference"},
+    "native": {},
+}
+TOLERANCE = 1e-10
+
 VOCABULARY, LENGTH, CLASSES = 2500, 9, 3
 
 SIZES = {
@@ -121,3 +135,28 @@ def _loss(
     own = part.map(lambda x: x[task])
     with sdpa_kernel(SDPBackend.MATH), HandMadeDropout(keys[task]):
         return loss(functional_call(model, theta, (), own.inputs), own.targets)
+
+
+def meta_gradient(maml: fm.MAML, batch: fm.Episodes, seed: int = 3) -> list[Tensor | None]:
+    maml.zero_grad()
+    torch.manual_seed(seed)
+    maml(batch).loss.backward()
+    return [p.grad for p in maml.module.parameters()]
+
+
+def hand_gradient(model: nn.Module, batch: fm.Episodes, *given: Any, **more: Any) -> Any:
+    model.zero_grad()
+    torch.manual_seed(3)
+    by_hand(model, batch, *given, **more).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def check(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
+    """Equal up to rounding, relative to the whole gradient; None may stand for zero."""
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None or b is not None]
+    norm = torch.stack([b.norm() for _, b in pairs if b is not None]).norm()
+    assert norm > 0
+    for a, b in pairs:
+        left = 0.0 if a is None else a
+        right = torch.zeros_like(a) if b is None else b  # type: ignore[arg-type]
+        assert float((left - right).norm()) <= TOLERANCE * float(norm)

@@ -13,48 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import fastmaml as fm
+from fastmaml import ops
 from tests import language_models as lm
+from tests.language_models import METHODS, PATHS, check, hand_gradient, meta_gradient
 
 pytest.importorskip("transformers", reason="transformers is not installed (fastmaml[text])")
-
-METHODS = {
-    "unrolled": fm.gradients.Unrolled(),
-    "checkpointed": fm.gradients.Checkpointed(),
-    "segments": fm.gradients.Checkpointed(2),
-    "mixed-mode": fm.gradients.MixedMode(),
-    "mixed-segments": fm.gradients.MixedMode(2),
-}
-PATHS: dict[str, dict[str, Any]] = {
-    "eager": {"executor": "eager", "backend": "reference"},
-    "captured": {"executor": "captured", "backend": "reference"},
-    "native": {},
-}
-TOLERANCE = 1e-10
-
-
-def meta_gradient(maml: fm.MAML, batch: fm.Episodes, seed: int = 3) -> list[Tensor | None]:
-    maml.zero_grad()
-    torch.manual_seed(seed)
-    maml(batch).loss.backward()
-    return [p.grad for p in maml.module.parameters()]
-
-
-def hand_gradient(model: nn.Module, batch: fm.Episodes, *given: Any, **more: Any) -> Any:
-    model.zero_grad()
-    torch.manual_seed(3)
-    lm.by_hand(model, batch, *given, **more).backward()
-    return [p.grad for p in model.parameters()]
-
-
-def check(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
-    """Equal up to rounding, relative to the whole gradient; None may stand for zero."""
-    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None or b is not None]
-    norm = torch.stack([b.norm() for _, b in pairs if b is not None]).norm()
-    assert norm > 0
-    for a, b in pairs:
-        left = 0.0 if a is None else a
-        right = torch.zeros_like(a) if b is None else b  # type: ignore[arg-type]
-        assert float((left - right).norm()) <= TOLERANCE * float(norm)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -199,20 +162,38 @@ def _reading_the_table(model: nn.Module) -> nn.Module:
     return copied
 
 
+def test_tables_reach_their_op_in_batched_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastmaml._C", reason="the native module is not built")
+    op, calls = ops.task_embedding, []
+
+    def counted(*given: Any, **how: Any) -> Tensor:
+        calls.append(given[0].shape)
+        return op(*given, **how)
+
+    monkeypatch.setattr(ops, "task_embedding", counted)
+    maml = fm.MAML(
+        lm.bert(), lr=0.1, loss=fm.losses.classification, executor="eager", backend="cpp"
+    )
+    maml(lm.episodes())
+    calls.clear()  # those of the plan, one of which is no batch
+    maml(lm.episodes())
+    assert len(calls) == 2 * 3  # words, positions and segments, in two passes
+
+
 def test_what_models_are_not_changed_into() -> None:
     """Settings are as they were after a meta-step, and after one that failed."""
-    model, batch = lm.bert("BertForSequenceClassification"), lm.episodes()
+    model, batch = lm.bert(attn_implementation="eager"), lm.episodes()
 
     def fails(output: Any, targets: Tensor) -> Tensor:
-        assert model.config._attn_implementation == "fastmaml"
+        assert model.config._attn_implementation == "sdpa"
         raise KeyError("no such thing")
 
     with pytest.raises(KeyError):
         fm.MAML(model, lr=0.1, loss=fails)(batch)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "eager"
     before = model(**batch.support.map(lambda x: x[0]).inputs).logits
     fm.MAML(model, lr=0.1, loss=fm.losses.classification)(batch).loss.backward()
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "eager"
     assert torch.equal(model(**batch.support.map(lambda x: x[0]).inputs).logits, before)
 
 
@@ -221,48 +202,6 @@ def test_attentions_are_there_for_those_who_ask() -> None:
     out = fm.MAML(model, lr=0.1, loss=fm.losses.classification)(batch)
     assert len(out.outputs["attentions"]) == 2
     assert out.outputs["attentions"][0].shape == (2, 4, 2, lm.LENGTH, lm.LENGTH)
-
-
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "roberta": ("Roberta", {}),
-    "distilbert": (
-        "DistilBert",
-        {"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 24},
-    ),
-    "electra": ("Electra", {"embedding_size": 8}),
-    "albert": ("Albert", {"embedding_size": 8}),
-    "modernbert": ("ModernBert", {"global_attn_every_n_layers": 2, "local_attention": 4}),
-    "deberta": ("DebertaV2", {}),
-    "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 32}),
-    "llama": ("Llama", {"num_key_value_heads": 1}),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_architectures(kind: str) -> None:
-    """Batched over tasks, and equal to the loop by hand."""
-    import transformers
-
-    name, more = KINDS[kind]
-    torch.manual_seed(0)
-    special = {
-        f"{x}_token_id": i for x, i in (("pad", 0), ("bos", 1), ("eos", 2), ("cls", 1), ("sep", 2))
-    }
-    config = getattr(transformers, f"{name}Config")(**lm.SIZES, **more, **special)
-    model = getattr(transformers, f"{name}ForSequenceClassification")(config).double().eval()
-    batch = lm.episodes()
-    expected = hand_gradient(model, batch, 1, 0.1)
-    maml = fm.MAML(model, lr=0.1, loss=fm.losses.classification, gradient=METHODS["checkpointed"])
-    plan = maml.explain(batch)
-    assert "vmap" in plan.reasons[0]
-    assert "cannot" not in plan.reasons[0]
-    found = meta_gradient(maml, batch)
-    if kind == "llama":  # it normalises in float32
-        expected = [None if g is None else g.float() for g in expected]
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, check_dtype=False, rtol=1e-4, atol=1e-5)
-    else:
-        check(found, expected)
 
 
 def test_a_causal_language_model_with_its_own_loss() -> None:

@@ -8,10 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 
-ATTENTION = "fastmaml"
-"""The name of our attention among transformers' implementations."""
+from fastmaml.integrations.transformers_masks import value_free_masks
+
+ATTENTION = "sdpa"
+"""The one of transformers' implementations that calls `F.scaled_dot_product_attention`.
+
+Models ask for it by this name and take other branches for any that they do not know, so a name of
+our own would not do.
+"""
 
 
 @final
@@ -21,10 +27,10 @@ class TransformersHost:
 
     While it does, and only then:
 
-    - Attention is `F.scaled_dot_product_attention` through fastmaml, which has every derivative:
+    - Attention is `F.scaled_dot_product_attention`, which fastmaml gives every derivative:
       transformers' fused ones have no second one. The configuration names it meanwhile.
     - A mask ``[examples, length]`` becomes one that broadcasts, without looking at its values as
-      transformers does, which vmap and recordings cannot.
+      transformers does, which vmap and recordings cannot (`value_free_masks`).
     - No cache of keys and values is made (``use_cache``).
     - Layers whose gradient checkpointing is on are checkpointed by fastmaml, which knows the
       adapted parameters and second derivatives.
@@ -47,12 +53,14 @@ class TransformersHost:
         try:
             for layer in self.layers:
                 layer._gradient_checkpointing_func = checkpoint
-            for config in self._switched():
-                config._attn_implementation = ATTENTION
-            for config, _, cache in before:
+            switched = {id(config) for config in self._switched()}
+            for config, implementation, cache in before:  # a setting reaches configs within
+                here = ATTENTION if id(config) in switched else implementation
+                config._attn_implementation = here
                 if cache:
                     config.use_cache = False
-            yield
+            with value_free_masks():
+                yield
         finally:
             for layer, function in functions:
                 layer._gradient_checkpointing_func = function
@@ -94,10 +102,12 @@ def find_host(model: nn.Module) -> TransformersHost | None:
     models = tuple(m for m in model.modules() if isinstance(m, library.PreTrainedModel))
     if not models:
         return None
-    _register()
     configs: dict[int, tuple[Any, bool]] = {}
     for module in models:
-        _collect(module.config, bool(module._supports_sdpa), configs)
+        config, can = module.config, bool(module._supports_sdpa)
+        configs[id(config)] = config, can and configs.get(id(config), (config, True))[1]
+    for config, can in list(configs.values()):
+        _collect(config, can, configs)
     layers = (m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
     found = tuple(m for m in layers if hasattr(m, "_gradient_checkpointing_func"))
     found_configs, replaceable = zip(*configs.values(), strict=True)
@@ -105,60 +115,9 @@ def find_host(model: nn.Module) -> TransformersHost | None:
 
 
 def _collect(config: Any, replaceable: bool, found: dict[int, tuple[Any, bool]]) -> None:
-    """A configuration and those inside it, each once."""
-    if id(config) not in found:
-        found[id(config)] = config, replaceable
-        for name in getattr(config, "sub_configs", ()):
-            if (inner := getattr(config, name, None)) is not None:
-                _collect(inner, replaceable, found)
-
-
-def _register() -> None:
-    """Make our attention known to transformers, by the two interfaces that it has for that."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-    AttentionMaskInterface.register(ATTENTION, attention_mask)
-
-
-def attention_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
-    allow_is_causal_skip: bool = True,
-    allow_is_bidirectional_skip: bool = False,
-    **rest: Any,
-) -> Tensor | None:
-    """Where attention looks, True for the keys that count: ``[examples, 1, 1 or length, length]``.
-
-    As transformers' own for `sdpa`, but whether there is a mask never depends on its values, and a
-    mask that is the same for all queries stays one row.
-    """
-    from transformers import masking_utils
-
-    square = q_length == kv_length and q_offset == 0 and rest.get("local_size") is None
-    both_ways = mask_function is masking_utils.bidirectional_mask_function and kv_offset == 0
-    if attention_mask is None and both_ways and allow_is_bidirectional_skip:
-        return None
-    causal = mask_function is masking_utils.causal_mask_function
-    if attention_mask is None and causal and allow_is_causal_skip and square:
-        return None
-    if both_ways and attention_mask is not None and attention_mask.shape[-1] == kv_length:
-        return attention_mask[:, None, None, :].bool()
-    return masking_utils.sdpa_mask(
-        batch_size,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        mask_function or masking_utils.causal_mask_function,
-        attention_mask,
-        allow_is_causal_skip=False,
-        allow_is_bidirectional_skip=False,
-        **rest,
-    )
+    """The configurations inside one, after it, unless a model of their own has them."""
+    for name in getattr(config, "sub_configs", ()):
+        inner = getattr(config, name, None)
+        if inner is not None and id(inner) not in found:
+            found[id(inner)] = inner, replaceable
+            _collect(inner, replaceable, found)
