@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from op_checks import derivatives, kernels_for, on_backends
 from raw_reference import raw_kernels
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import fastmaml as fm
 from fastmaml import ops
+from fastmaml.ops import _load, coverage
 from fastmaml.ops.task_attention import native_task_attention, reference_task_attention
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +136,10 @@ def test_a_mask_that_would_need_a_gradient_is_refused() -> None:
     attend = partial(native_task_attention, raw_kernels())
     with pytest.raises(ValueError, match="task_attention: mask has a tangent"):
         jvp(lambda m: attend(q, k, v, m, None, False, 0.5, 0.0), (mask,), (mask,))
+    masks = mask[None].clone().requires_grad_()  # inside vmap they do not say so
+    o = vmap(lambda m: attend(q, k, v, m, None, False, 0.5, 0.0))(masks)
+    with pytest.raises(ValueError, match="task_attention: mask needs a gradient"):
+        o.sum().backward()
 
 
 # ---- memory and threads ----
@@ -263,6 +270,72 @@ def test_dropout_under_vmap_is_each_tasks_own(backend: str) -> None:
     )(*tensors, key)
     expected = reference_task_attention(*tensors, None, key, True, 0.5, 0.4)
     torch.testing.assert_close(found, expected)
+
+
+# ---- calls of a model that the op does not take as they are ----
+
+
+class Reads(nn.Module):
+    """Attention of one kind after a linear layer, whose queries are shared or computed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.keys, self.out = kind, nn.Linear(5, 8), nn.Linear(24, 3)
+        self.queries = nn.Parameter(torch.randn(1, 2, 3, 4))
+        self.bias = nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.keys(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        q, v = self.queries, k
+        if self.kind == "one head of keys":
+            q, k, v = q.expand(len(x), -1, -1, -1), k[:, :1], v[:, :1]
+        if self.kind == "three dimensions":
+            q, k, v = q[0].repeat(len(x), 1, 1), k.flatten(0, 1), v.flatten(0, 1)
+        mask = self.bias if self.kind == "a learnt bias" else None
+        if self.kind == "a mask of a mask":
+            mask = self.bias.detach().expand(1, len(x), 2, 3, 6)
+            return self.out(F.scaled_dot_product_attention(q[None], k, v, mask)[0].flatten(1))
+        return self.out(F.scaled_dot_product_attention(q, k, v, mask).reshape(len(x), -1))
+
+
+KINDS = ["shared queries", "one head of keys", "three dimensions", "a learnt bias"]
+
+
+@pytest.mark.parametrize("gradient", [fm.gradients.Checkpointed(), fm.gradients.MixedMode()])
+@pytest.mark.parametrize("kind", [*KINDS, "a mask of a mask"])
+def test_one_call_that_is_not_covered_leaves_the_others_native(
+    kind: str, gradient: fm.gradients.GradientMethod
+) -> None:
+    kernels_for("cpp", "task_attention")
+    model, x = Reads(kind).double(), torch.randn(2, 4, 6, 5).double()
+    part = fm.Batch(x, torch.arange(4).remainder(3).repeat(2, 1))
+    found = []
+    for backend in ("reference", "cpp"):
+        maml = fm.MAML(model, lr=0.1, loss=F.cross_entropy, gradient=gradient, backend=backend)  # type: ignore[arg-type]
+        assert maml.explain(fm.Episodes(part, part)).backend == backend
+        maml(fm.Episodes(part, part)).loss.backward()
+        found.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_heads_too_wide_for_a_backend_are_not_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = dict.fromkeys(_load.FAMILIES["task_attention"], print)
+    triton = _load.Kernels("triton", frozenset({"cpu"}), frozenset({torch.float32}), raw)
+    monkeypatch.setattr(coverage, "kernels", lambda backend: triton)
+    narrow, wide = torch.zeros(1, 1, 2, 128), torch.zeros(1, 1, 2, 129)
+    assert ops.covers("task_attention", "triton", [narrow, narrow, narrow])
+    assert not ops.covers("task_attention", "triton", [narrow, narrow, wide])
+    assert ops.covers("task_attention", "cpp", [wide, wide, wide])
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_widest_heads_are_those_of_the_kernels() -> None:
+    from fastmaml.kernels import attention_checks
+
+    assert coverage.WIDEST["triton", "task_attention"] == attention_checks.WIDEST
 
 
 # ---- the native checks ----

@@ -30,8 +30,12 @@ def attention(
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    backend = mode.native("task_attention", query, key, value) if query.ndim == 4 else None
-    if backend is not None and (attn_mask is None or not attn_mask.requires_grad):
+    batch = _heads(query, key, value, attn_mask)
+    backend = None if batch is None else mode.native("task_attention", query, key, value)
+    if batch is not None and backend is not None:
+        query, key, value = (
+            x if x.shape[:2] == batch else x.expand(*batch, -1, -1) for x in (query, key, value)
+        )
         draws = mode.next_key().unsqueeze(0) if dropout_p > 0 else None
         mask = None if attn_mask is None else _added(attn_mask, query.dtype).unsqueeze(0)
         return ops.task_attention(
@@ -50,6 +54,35 @@ def attention(
     probabilities = scores.softmax(-1)
     mask = mode.dropout_mask(list(probabilities.shape), dropout_p, probabilities)
     return (probabilities * mask) @ value
+
+
+def _heads(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[int, int] | None:
+    """The examples and heads of a call that `ops.task_attention` can take; None of any other."""
+    if not query.ndim == key.ndim == value.ndim == 4 or query.shape[3] == 0:
+        return None
+    if query.shape[3] != key.shape[3] or key.shape[2] != value.shape[2]:
+        return None  # PyTorch says what is wrong with that
+    try:
+        examples, heads = torch.broadcast_shapes(*(x.shape[:2] for x in (query, key, value)))
+    except RuntimeError:
+        return None
+    if mask is not None:
+        full = examples, heads, query.shape[2], key.shape[2]
+        fits = mask.ndim <= 4 and all(
+            m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False)
+        )
+        if not fits or _needs_gradient(mask):
+            return None  # to the op a mask is a constant
+    return examples, heads
+
+
+def _needs_gradient(x: Tensor) -> bool:
+    """Whether it does anywhere: inside vmap a tensor does not tell what it is a batch of."""
+    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,7 +113,9 @@ def embedding(
     rows = next((rows for table, rows in mode.rows if table is weight), None)
     ids = input if rows is None else torch.searchsorted(rows, input)
     backend = mode.native("task_embedding", weight)
-    if backend is None or not weight.requires_grad:
+    if backend is None or not (
+        weight.requires_grad if __import__("os").environ.get("OLD") else _needs_gradient(weight)
+    ):
         found = func(ids, weight)
     else:
         flat = ids.reshape(1, -1).long()

@@ -9,6 +9,9 @@ from torch import Tensor
 from fastmaml.ops import _load
 from fastmaml.ops._load import kernels
 
+WIDEST = {("triton", "task_attention"): 128}
+"""Of a backend and an op: the largest last dimension that there are kernels for, if not any."""
+
 
 def covers(op: str, backend: str, tensors: Iterable[Tensor | None]) -> bool:
     """Whether `backend` has kernels of `op` for these tensors, which must be alike.
@@ -24,6 +27,9 @@ def covers(op: str, backend: str, tensors: Iterable[Tensor | None]) -> bool:
         return False
     kinds = {(x.device, x.dtype) for x in given}
     if len(kinds) != 1:
+        return False
+    widest = WIDEST.get((backend, op))
+    if widest is not None and any(x.shape[-1] > widest for x in given):
         return False
     device, dtype = kinds.pop()
     return device.type in found.devices and dtype in found.dtypes

@@ -175,6 +175,8 @@ class Attention(TaskFunction):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _lse: None) -> Any:
+        if ctx.needs_input_grad[4]:  # which `_check_shapes` cannot see inside vmap
+            raise ValueError(f"{OP}: mask needs a gradient, and it is a constant here: detach it.")
         if g is None:
             return (None,) * 9
         grads = AttentionBwd.apply(ctx.kernels, g, *ctx.saved_tensors, *ctx.how)
