@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -63,6 +64,8 @@ def sequence_classifier(
             for field in [f for f in config.to_dict() if "drop" in f]:
                 if isinstance(getattr(config, field), float | int | None):
                     setattr(config, field, dropout)
+        if config.pad_token_id is None:  # a decoder's, which looks for the last token before it
+            config.pad_token_id = _padding(transformers, name, config)
         if pooling == "mean":
             body = transformers.AutoModel.from_pretrained(name, config=config)
             model: nn.Module = PooledClassifier(body, config.hidden_size, classes)
@@ -71,19 +74,35 @@ def sequence_classifier(
             cls = transformers.AutoModelForSequenceClassification
             model, info = cls.from_pretrained(name, config=config, output_loading_info=True)
             new = set(info["missing_keys"])
-    if config.pad_token_id is None:
-        config.pad_token_id = config.eos_token_id  # a decoder without padding: any token will do
     return model if lora is None else with_lora(model, lora, new)
 
 
 def tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to a model; see `sequence_classifier` for `name` and errors."""
+    """The tokenizer that belongs to a model; see `sequence_classifier` for `name` and errors.
+
+    Where it has no padding token, as of many decoders, that of the end pads.
+    """
     transformers = require_transformers()
     with _explained(name), _quiet(transformers):
-        found = transformers.AutoTokenizer.from_pretrained(name)
+        return _tokenizer(transformers, name)
+
+
+def _tokenizer(transformers: Any, name: str) -> Any:
+    found = transformers.AutoTokenizer.from_pretrained(name)
     if found.pad_token is None:
         found.pad_token = found.eos_token
     return found
+
+
+def _padding(transformers: Any, name: str, config: Any) -> int | None:
+    """The token that pads: the tokenizer's where there is one, as texts come from it."""
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        words = _tokenizer(transformers, name)
+        if len(words) > len(words.all_special_tokens):  # else one made up where there is none
+            found: int | None = words.pad_token_id
+            return found
+    end = config.eos_token_id
+    return end[0] if isinstance(end, list) else end
 
 
 @final
@@ -95,6 +114,9 @@ class PooledClassifier(nn.Module):
         width: of that.
         classes: how many.
     """
+
+    base_model_prefix = "body"
+    """What is pretrained, as models of transformers name theirs."""
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
@@ -137,7 +159,11 @@ def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> 
         target_modules=None if lora.targets is None else list(lora.targets),
     )
     try:
-        model = peft.inject_adapter_in_model(config, model)
+        with (
+            warnings.catch_warnings()
+        ):  # of layers that hold their weight transposed, which it sees
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            model = peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         raise ValueError(
             f"lora targets={lora.targets} do not fit {type(model).__name__}: {error}. Name the "

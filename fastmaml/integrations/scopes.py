@@ -42,13 +42,19 @@ def bias(model: nn.Module) -> Predicate:
 
 
 def lora(model: nn.Module) -> Predicate:
-    """The low-rank adapters that `peft` put into the model, and the head.
+    """The low-rank adapters that `peft` put into the model, and the classifier on top.
+
+    Where the weights under the adapters are frozen, as `peft` leaves them, that is all that is
+    trainable. Where they are not, so that they are meta-learned, it is the adapters and what lies
+    outside the pretrained model (the last sub-module, in one that names no such).
 
     Raises:
         ValueError: there are none.
     """
-    head = set(_head(model))
-    adapters = {n for n, _ in model.named_parameters() if ".lora_" in n}
+    named = dict(model.named_parameters())
+    adapters = {n for n in named if ".lora_" in n}
+    frozen = any(".base_layer." in n and not p.requires_grad for n, p in named.items())
+    head = {n for n, p in named.items() if p.requires_grad} if frozen else set(_on_top(model))
     if not adapters:
         raise ValueError(
             f"{type(model).__name__} has no LoRA adapters: put them in with peft, or load it with "
@@ -62,6 +68,17 @@ def _head(model: nn.Module) -> list[str]:
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     owner = trainable[-1].rpartition(".")[0] if trainable else ""
     return [n for n in trainable if n.rpartition(".")[0] == owner]
+
+
+def _on_top(model: nn.Module) -> list[str]:
+    """The trainable parameters outside the pretrained model, which transformers names."""
+    for name, module in model.named_modules():
+        prefix = getattr(module, "base_model_prefix", None)
+        if prefix in module._modules:
+            inside = f"{name}.{prefix}.".removeprefix(".")
+            trainable = (n for n, p in model.named_parameters() if p.requires_grad)
+            return [n for n in trainable if not n.startswith(inside)] or _head(model)
+    return _head(model)
 
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
