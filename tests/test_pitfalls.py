@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -289,3 +290,21 @@ def test_explain_draws_nothing_and_pickles_and_copies_work() -> None:
     assert (
         relative(meta_gradient(make(gradient=MixedMode()), data), meta_gradient(maml, data)) < 1e-12
     )
+
+
+def test_meta_steps_leave_no_cycles_for_the_collector() -> None:
+    """Memory goes back at once, also where automatic collection is off."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(2, 5, 3)
+    batch = fm.Batch(x, x[..., :2])
+    maml = fm.MAML(model, lr=0.1, steps=2, loss=F.mse_loss)
+    for _ in range(3):
+        maml(fm.Episodes(batch, batch)).loss.backward()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            maml(fm.Episodes(batch, batch)).loss.backward()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -77,3 +77,11 @@ def test_what_is_learned_is_no_stranger() -> None:
     for rule in (fm.rules.MetaSGD(0.1), fm.rules.SGD(nn.Parameter(torch.tensor(0.1)))):
         learner = fm.MAML(model, rule=rule, steps=2, loss=F.mse_loss, scope="head")
         learner(vectors()).loss.backward()
+
+
+def test_a_tasks_own_head_is_no_stranger() -> None:
+    labels = torch.tensor([[0, 1, 0, 1]] * 3)
+    inputs = vectors().support.inputs
+    batch = fm.Batch(inputs, labels)
+    learner = maml(nn.Linear(3, 2).double(), F.cross_entropy, head=fm.heads.Zero())
+    assert learner(fm.Episodes(batch, batch)).loss.isfinite()

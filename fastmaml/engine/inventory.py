@@ -39,10 +39,9 @@ def take_inventory(model: nn.Module) -> Inventory:
     seen: set[int] = set()
     look = Look()
 
-    def visit(module: nn.Module, prefix: str) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
+    # Not a function that calls itself: its closure would be a cycle, for the collector to free.
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
         settings.append(look.module(module))
         training.append(module.training)
         for name, parameter in module._parameters.items():
@@ -53,9 +52,4 @@ def take_inventory(model: nn.Module) -> Inventory:
             if buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
                 found.buffers[prefix + name] = buffer
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(child, f"{prefix}{name}.")
-
-    visit(model, "")
     return found._replace(settings=tuple(settings), training=tuple(training))

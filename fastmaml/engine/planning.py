@@ -14,7 +14,7 @@ from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.kept_bytes import kept_bytes, saved
 from fastmaml.engine.memory_estimate import Estimator, free_bytes
 from fastmaml.engine.memory_law import MemoryLaw
-from fastmaml.engine.meta_step import Program, inner_loop
+from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.table_search import about_tables, find_tables
 from fastmaml.engine.trials import batches, runs
@@ -122,7 +122,7 @@ def make_plan(
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
-    with Watch(episodes, seeds.device, meta) as watch:
+    with Watch(episodes, seeds.device, _own(program, meta)) as watch:
         alone, outputs, backend_why = runs(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
     drew = watch.drew()
@@ -182,7 +182,7 @@ def plan_function(
     Raises:
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
-    with Watch(episodes, seeds.device, meta) as watch:
+    with Watch(episodes, seeds.device, _own(program, meta)) as watch:
         alone, _, _ = runs(program, meta, episodes[:1], seeds[:1], fixed_backend)
     alone, refusal, _, _ = batches(alone, meta, episodes[:2], seeds[:2], fixed_backend)
     weights = torch.ones(1, device=seeds.device)
@@ -200,6 +200,11 @@ def plan_function(
     forward = replace(alone.forward, batched=not refusal)
     planned = replace(alone, forward=forward, chunk=size, unreached=watch.unreached())
     return planned, refusal
+
+
+def _own(program: Program, meta: Meta) -> list[Tensor]:
+    """What may be trainable: a task's own head is, and has no meta-gradient."""
+    return [*tensors_of(tuple(meta)), *program.forward.frozen.values()]
 
 
 def _chunk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.randomness import foreign_state
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta
 
 
 class Watch(TorchFunctionMode):
@@ -24,12 +23,12 @@ class Watch(TorchFunctionMode):
     Args:
         episodes: what the model runs on meanwhile.
         device: whose random generator is watched, beside the CPU's.
-        meta: the meta-parameters, which get a gradient.
+        own: the model's parameters, and the rule's.
     """
 
-    def __init__(self, episodes: Episodes, device: torch.device, meta: Meta) -> None:
+    def __init__(self, episodes: Episodes, device: torch.device, own: Iterable[Tensor]) -> None:
         super().__init__()
-        self.own = {id(x) for x in tree_leaves(tuple(meta))}
+        self.own = {id(x) for x in own}
         self.leaves: dict[int, weakref.ref[Tensor]] = {}  # trainable ones that are not its own
         self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
         self.versions = [x._version for x in self.tensors]
