@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
 
@@ -33,10 +34,9 @@ def runs(
     """
     try:
         return program, run(program, meta, episodes, seeds).outputs, ""
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        if fixed_backend or program.forward.backend == "reference":
+        plain = program.forward.backend == "reference"
+        if fixed_backend or plain or is_out_of_memory(error):
             raise
         why = f", as {program.forward.backend} cannot run it: {_in_a_line(error)}"
     # Plain PyTorch then runs it, or raises what is wrong with it in its own words.
@@ -90,9 +90,9 @@ def attempted(function: Callable[[], T]) -> tuple[str, T | None]:
     """
     try:
         return "", function()
-    except torch.OutOfMemoryError:
-        raise  # no refusal: less memory has to be used
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # no refusal: less memory has to be used
         return _in_a_line(error), None
 
 

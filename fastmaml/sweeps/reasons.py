@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.sweeps.cells import OUT_OF_MEMORY
 from fastmaml.sweeps.measure import LeftOutError
 
@@ -12,8 +11,7 @@ LONGEST = 300
 
 def reason_of(error: Exception) -> str:
     """Such as "out of memory", or "left out: ", "refused: " and "failed: " with the cause."""
-    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LeftOutError):
