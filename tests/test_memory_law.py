@@ -25,6 +25,7 @@ from fastmaml.gradients import (
     Unrolled,
 )
 from fastmaml.profiling import LiveMemory
+from fastmaml.sweeps.measure import check_room
 
 WITHIN = 0.25
 EXECUTORS = {"eager": EAGER, **{n: PATHS[n] for n in ("captured-reference", "captured-cpp")}}
@@ -129,6 +130,21 @@ def test_estimate(name: str, gradient: GradientMethod, steps: int, executor: str
     check(make(model, steps=steps, gradient=gradient, **EXECUTORS[executor]), episodes)
 
 
+@pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
+@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("frozen", [False, True], ids=["learned body", "frozen body"])
+def test_a_head_alone(frozen: bool, gradient: GradientMethod, steps: int, executor: str) -> None:
+    """Its body's features are the same at every step, and a recording computes them once."""
+    require(executor)
+    model, episodes = problem("conv4-max", 4)
+    last = list(model.children())[-1]
+    model.requires_grad_(not frozen)
+    last.requires_grad_(True)
+    maml = make(model, scope="head", gradient=gradient, steps=steps, **EXECUTORS[executor])
+    check(maml, episodes)
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "segments": {"gradient": Checkpointed(segments=2), "steps": 6},
     "truncated": {"gradient": Truncated(last=2), "steps": 5},
@@ -203,6 +219,47 @@ def test_two_chunks_at_once_need_twice_as_much() -> None:
         found.append(make(model, steps=2, **options).explain(episodes).bytes_estimate)
     shared = sum(p.nbytes for p in model.parameters())
     assert found[1] - shared == pytest.approx(2 * (found[0] - shared), rel=0.01)
+
+
+# ------------------------------------------------------------------ the first call
+
+
+def first_call(maml: fm.MAML, episodes: fm.Episodes) -> tuple[int, Plan]:
+    """The peak of the first meta-step, which records, after it was planned."""
+    check_room(maml, episodes)
+    (plan,) = maml._plans.values()
+    with LiveMemory() as memory:
+        maml(episodes).loss.backward()
+    return memory.peak_bytes, plan
+
+
+@pytest.mark.parametrize("executor", ["captured-reference", "captured-cpp", "eager"])
+@pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_call_needs_what_is_said(
+    name: str, gradient: GradientMethod, executor: str
+) -> None:
+    require(executor)
+    model, episodes = problem(name, MODELS[name])
+    maml = make(model, steps=2, gradient=gradient, **EXECUTORS[executor])
+    peak, plan = first_call(maml, episodes)
+    assert plan.bytes_first == pytest.approx(peak, rel=WITHIN)
+    assert (plan.bytes_first > plan.bytes_estimate) is executor.startswith("captured")
+
+
+def test_the_first_call_is_held_against_the_budget() -> None:
+    require("captured-cpp")
+    model, episodes = problem("mlp", 16)
+    options = {"steps": 6, **EXECUTORS["captured-cpp"]}
+    unrolled = make(model, gradient=Unrolled(), **options).explain(episodes)
+    budget = unrolled.bytes_first - 1
+    assert unrolled.bytes_estimate < budget
+    peak, plan = first_call(make(model, memory_budget=budget, **options), episodes)
+    assert plan.gradient == Checkpointed(), "Unrolled's replays would fit, but not recording them"
+    assert peak <= budget
+    peak, plan = first_call(make(model, memory_budget=budget // 4, **options), episodes)
+    assert plan.chunk < 16
+    assert peak <= budget // 4
 
 
 # ------------------------------------------------------------------ what it decides

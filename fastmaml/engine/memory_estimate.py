@@ -37,6 +37,8 @@ class Sample(NamedTuple):
         peak: bytes, and how many of them however many tasks there are.
         growth: bytes that one more inner step holds for one task.
         outputs: bytes that a task leaves.
+        eagerly: the same before it is replayed, which is what a recording is made of; None where
+            none is.
     """
 
     tasks: int
@@ -44,6 +46,7 @@ class Sample(NamedTuple):
     peak: Peak
     growth: float
     outputs: float
+    eagerly: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,22 @@ class Estimator:
         with Meter(common, chunk / some) as meter:
             loop = _Marked(**vars(plain), meter=meter)
             found, queries = gradient.meta_gradient(loop, self.meta)
-        before, peak = [m.live for m in loop.marks], meter.peak
         outputs = tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers))
-        if recorded:
-            lives, peak = meter.replayed([*tensors_of(found), *outputs])
-            before = [lives[m.events] for m in loop.marks]
-            # After its last step, unlike between two, a replay needs no state of the rule's.
-            before[steps] += loop.marks[0].state
-        first = 1 if steps > 1 else 0
-        growth = (before[steps] - before[first]) / max(1, steps - first) / some
         left = sum(x.nbytes for x in outputs) / some
-        return Sample(some, _held(gradient, steps), peak, max(0.0, growth), left)
+
+        def growth(before: list[int]) -> float:
+            first = 1 if steps > 1 else 0
+            return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
+
+        each = growth([m.live for m in loop.marks])
+        eagerly = Sample(some, _held(gradient, steps), meter.peak, each, left)
+        if not recorded:
+            return eagerly
+        lives, peak = meter.replayed([*tensors_of(found), *outputs])
+        before = [lives[m.events] for m in loop.marks]
+        # After its last step, unlike between two, a replay needs no state of the rule's.
+        before[steps] += loop.marks[0].state
+        return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
 
     def law(self, found: Sample, gradient: GradientMethod, chunk: int) -> MemoryLaw:
         """The law of chunks of such a size, whose sample has one task if they have one."""
@@ -119,6 +127,19 @@ class Estimator:
         least = sums * (3 if chunks > 1 else 2)
         missing = least - law.peak(self.at_once(chunk), self.steps)
         return replace(law, shared=law.shared + max(0, missing))
+
+    def first_law(self, found: Sample, program: Program) -> MemoryLaw:
+        """The law of the first call, which runs one chunk eagerly, on copies, and records that."""
+        chunk = program.chunk
+        if found.eagerly is None:
+            return self.law(found, program.gradient, chunk)
+        law = replace(self, tasks=chunk, lanes=0).law(found.eagerly, program.gradient, chunk)
+        common = tensors_of((self.meta, program.forward.frozen, program.forward.buffers))
+        sets = [(b.inputs, b.targets) for b in (self.episodes.support, self.episodes.query)]
+        own = sum(x.nbytes for x in tensors_of(sets)) / len(self.episodes)
+        return replace(
+            law, shared=law.shared + sum(x.nbytes for x in common), fixed=law.fixed + own
+        )
 
     def guess(self, kept: tuple[int, int], program: Program) -> MemoryLaw:
         """A rough law, from what autograd keeps of an inner step and of the query pass."""

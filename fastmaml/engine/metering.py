@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmaml.engine.events import Event, Place, to_compute, without_repeats
 from fastmaml.engine.flat import IN_PLACE
-
-
-class Event(NamedTuple):
-    """An operator that made memory or wrote to it; storages are numbered as they are seen."""
-
-    function: Any
-    reads: list[int]
-    makes: list[int]
-    mutates: bool
 
 
 class Peak(NamedTuple):
@@ -69,15 +61,28 @@ class Meter(TorchDispatchMode):
         fresh = func is torch.ops.aten.lift_fresh.default  # of a tensor that no operator made
         given = () if fresh else (*args, *kwargs.values())
         reads = [self.number(x, 0) for x in _tensors(given)]
+        named = None if fresh else self._named((args, tuple(kwargs.items())))
         result = func(*args, **kwargs)
         known = len(self.sizes)
         made = [self.number(x) for x in _tensors((result,))]
         makes = [x for x in made if x >= known]
         mutates = func._schema.is_mutable
         if makes or mutates:
-            self.events.append(Event(func, reads, makes, mutates))
+            self.events.append(Event(func, reads, makes, mutates, named))
             self.peak = self._larger(self.peak, Peak(self.live, self._live_marked))
         return result
+
+    def _named(self, tree: Any) -> Any:
+        """The arguments, as something to compare; None if some tensor has no memory."""
+        if isinstance(tree, tuple | list):
+            found = [self._named(x) for x in tree]
+            return None if any(x is None for x in found) else tuple(found)
+        if not isinstance(tree, Tensor):
+            return (type(tree), repr(tree))  # 1, 1.0 and True are equal, and are not the same
+        if not _tensors((tree,)):
+            return None
+        begin = int(tree.storage_offset())
+        return Place(self.number(tree, 0), begin, (*tree.shape,), (*tree.stride(),), tree.dtype)
 
     def number(self, x: Tensor, size: int | None = None) -> int:
         """The number of a tensor's storage, which counts `size` bytes (None: its own) if new."""
@@ -103,15 +108,17 @@ class Meter(TorchDispatchMode):
     def replayed(self, results: Iterable[Tensor]) -> tuple[list[int], Peak]:
         """Bytes alive before each event and at the end, and the peak, in a replay of the events.
 
-        It lets go of each value after its last use. What nothing uses is not computed, what depends
-        on nothing from outside was computed before, and sums may overwrite an operand, all as in
-        `flat.cleaned`.
+        It lets go of each value after its last use. Equal calls are made once where the first
+        result is still there, what nothing uses is not computed, what depends on nothing from
+        outside was computed before, and sums may overwrite an operand, all as in `flat.cleaned`.
 
         Args:
             results: what is wanted, alive.
         """
         kept = {self.number(x) for x in results}
-        events = _to_compute(self.events, kept)
+        shared, same = without_repeats(self.events, kept)
+        kept = {same.get(x, x) for x in kept}
+        events = to_compute(shared, kept)
         last = {x: i for i, e in enumerate(events) if e for x in (*e.reads, *e.makes)}
         mine = {x for e in events if e for x in e.makes} - kept
         live, marked, peak = 0, 0, Peak(0, 0)
@@ -137,23 +144,6 @@ class Meter(TorchDispatchMode):
 
     def _marked(self, sizes: Iterable[int]) -> int:
         return sum(size for size in sizes if size in self.marked)
-
-
-def _to_compute(events: Sequence[Event], results: set[int]) -> list[Event | None]:
-    """The events that a replay computes; None for those that it does not."""
-    written = {x for e in events if e.mutates for x in (e.reads[0], *e.makes) if e.reads}
-    constant: set[int] = set()
-    for event in events:
-        if not event.mutates and constant.issuperset(event.reads):
-            constant.update(x for x in event.makes if x not in written)
-    wanted, found = set(results), []
-    for event in reversed(events):
-        touched = (*event.makes, *(event.reads if event.mutates else ()))
-        computed = any(x in wanted and x not in constant for x in touched)
-        found.append(event if computed else None)
-        if computed:
-            wanted.update(event.reads)
-    return found[::-1]
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -50,7 +50,8 @@ class Plan:
         bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
         bytes_query: the same for the query pass.
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
-        bytes_budget: what the estimate was held against.
+        bytes_first: the same of the first call, which records it.
+        bytes_budget: what the two were held against.
         law: how that peak grows with inner steps and with tasks at the same time.
         reasons: one line for every choice.
         tables: embeddings that adapt in the rows that a task looks up.
@@ -67,6 +68,7 @@ class Plan:
     bytes_step: int
     bytes_query: int
     bytes_estimate: int
+    bytes_first: int
     bytes_budget: int
     law: MemoryLaw
     reasons: tuple[str, ...]
@@ -138,7 +140,7 @@ def make_plan(
     forward = replace(alone.forward, batched=not refusal)
     ready = replace(alone, forward=forward, chunk=1 if refusal else size)
     weighed = Weighed.of(estimator, ready, kept, found)
-    chosen, gradient_why = _method(gradient, weighed.peak, free, drew)
+    chosen, gradient_why = _method(gradient, weighed.peak_first, free, drew)
     weighed = weighed.under(chosen)
     weighed = weighed.within(free) if chunk is None else weighed
     size = weighed.program.chunk
@@ -151,6 +153,7 @@ def make_plan(
         bytes_step=kept[0],
         bytes_query=kept[1],
         bytes_estimate=weighed.peak,
+        bytes_first=weighed.peak_first,
         bytes_budget=free,
         law=weighed.law,
         backend=backend,
@@ -234,7 +237,7 @@ def _about_tasks(size: int, tasks: int, asked: int | None, lanes: int, refusal: 
 def _method(
     asked: GradientMethod | None, unrolled: int, free: int, drew: bool
 ) -> tuple[GradientMethod, str]:
-    """The gradient method, and why."""
+    """The gradient method, and why; `unrolled` is what the largest call would need of Unrolled."""
     if drew and isinstance(asked, AdjointScan):
         raise ValueError(
             f"gradient={asked} runs inner steps again, but the model draws random numbers in a way "
@@ -250,10 +253,10 @@ def _method(
         )
     if unrolled <= free:
         return Unrolled(), (
-            f"gradient: Unrolled(), the fastest exact method, as its {mib(unrolled)} fit in "
-            f"{mib(free)}"
+            f"gradient: Unrolled(), the fastest exact method, as the {mib(unrolled)} of its first "
+            f"call fit in {mib(free)}"
         )
     return Checkpointed(), (
-        f"gradient: Checkpointed(), because Unrolled() would need {mib(unrolled)}, and "
-        f"{mib(free)} may be used"
+        f"gradient: Checkpointed(), because Unrolled() would need {mib(unrolled)} at its "
+        f"first call, and {mib(free)} may be used"
     )

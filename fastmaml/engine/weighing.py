@@ -22,6 +22,7 @@ class Weighed:
         program: with its gradient method and chunk.
         kept: what autograd keeps of an inner step and of the query pass.
         law: how its peak grows.
+        first: the same of its first call, which records it.
         doubt: why the law is only a guess; empty if one of its kind was watched.
     """
 
@@ -29,6 +30,7 @@ class Weighed:
     program: Program
     kept: tuple[int, int]
     law: MemoryLaw
+    first: MemoryLaw
     doubt: str
 
     @classmethod
@@ -40,9 +42,10 @@ class Weighed:
         if found is None:
             doubt, found = attempted(partial(estimator.sample, program, program.chunk))
         if found is None:
-            return cls(estimator, program, kept, estimator.guess(kept, program), doubt)
+            law = estimator.guess(kept, program)
+            return cls(estimator, program, kept, law, law, doubt)
         law = estimator.law(found, program.gradient, program.chunk)
-        return cls(estimator, program, kept, law, "")
+        return cls(estimator, program, kept, law, estimator.first_law(found, program), "")
 
     def under(self, gradient: GradientMethod) -> Weighed:
         """With this gradient method."""
@@ -52,13 +55,14 @@ class Weighed:
         return Weighed.of(self.estimator, program, self.kept, None)
 
     def within(self, budget: int) -> Weighed:
-        """With chunks so small that the peak is within the budget, or of one task."""
-        if self.peak <= budget or self.program.chunk == 1:
+        """With chunks so small that the first call is within the budget too, or of one task."""
+        if self.peak_first <= budget or self.program.chunk == 1:
             return self
-        lanes = max(self.estimator.lanes, 1)
-        most = (self.law.largest_tasks(budget, self.estimator.steps) or 0) // lanes
+        steps, tasks = self.estimator.steps, self.estimator.tasks
+        at_once = self.law.largest_tasks(budget, steps) or 0
+        alone = self.first.largest_tasks(budget, steps) or 0
+        most = min(at_once // max(self.estimator.lanes, 1), alone)
         most = max(1, min(most, self.program.chunk - 1))
-        tasks = self.estimator.tasks
         size = math.ceil(tasks / math.ceil(tasks / most))  # all chunks about alike
         program = replace(self.program, chunk=size)
         return Weighed.of(self.estimator, program, self.kept, None).within(budget)
@@ -68,6 +72,11 @@ class Weighed:
         """Bytes."""
         return self.law.peak(self.estimator.at_once(self.program.chunk), self.estimator.steps)
 
+    @property
+    def peak_first(self) -> int:
+        """Bytes of the first call."""
+        return max(self.peak, self.first.peak(self.program.chunk, self.estimator.steps))
+
     def about(self) -> str:
         """A line."""
         tasks = self.estimator.at_once(self.program.chunk)
@@ -75,6 +84,8 @@ class Weighed:
         return (
             f"memory: about {mib(self.peak)} at K={self.estimator.steps}, {tasks} task"
             f"{'s' * (tasks > 1)} at a time; grows by {mib(each)} a step"
+            + f"; {mib(self.peak_first)} at the first call, which records"
+            * (self.peak_first > self.peak)
             + f" (guessed from what autograd keeps, as it cannot be watched: {self.doubt})"
             * bool(self.doubt)
         )
