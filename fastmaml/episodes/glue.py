@@ -12,7 +12,8 @@ import torch
 
 from fastmaml.episodes.checks import check_choice
 from fastmaml.episodes.mixture import Balance, Mixture, Sampling
-from fastmaml.episodes.tables import FILES, is_hub_name
+from fastmaml.episodes.table_files import FILES, kind_of
+from fastmaml.episodes.tables import is_hub_name
 from fastmaml.episodes.text_task import TextTask, text_task
 from fastmaml.episodes.tokens import Cache
 
@@ -164,8 +165,8 @@ def _files(folder: Path) -> list[tuple[str, list[str], Path]]:
     """Of every file of a task: the task, the other parts of its name, and the file."""
     found = []
     for path in sorted(folder.iterdir()):
-        name, *parts = path.name.removesuffix(".gz").split(".")
-        if parts and f".{parts[-1]}" in FILES and _normal(name) in TASKS:
+        name, *parts = path.name.lower().removesuffix(".gz").split(".")
+        if kind_of(path.name) in FILES and _normal(name) in TASKS:
             found.append((_normal(name), parts[:-1], path))
     return found
 

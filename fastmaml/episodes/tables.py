@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from fastmaml.episodes.table_files import FILES, NamedColumns, kind_of, read_columns
 
 PAIRS = (
     ("text_a", "text_b"),
@@ -23,7 +22,6 @@ PAIRS = (
 
 SINGLES = ("text", "sentence", "text_a", "utterance", "query", "question")
 LABELS = ("label", "labels", "intent", "category", "class")
-FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SPLIT = "split"
 
 Label = int | float | str
@@ -57,10 +55,11 @@ def read_table(
     """The labelled texts of `data`, without the rows that have no label.
 
     Args:
-        data: a file (``.jsonl``, ``.csv`` or ``.tsv``, also with ``.gz``, or ``.parquet``); a
-            `datasets.Dataset` or `DatasetDict`; or a data set's name on the Hugging Face hub, with
-            the name of its configuration behind a colon where it has several
-            (``"nyu-mll/glue:sst2"``).
+        data: a file: ``.jsonl`` with one object a line, ``.json`` with that or with an array of
+            objects, ``.csv``, ``.tsv`` (in which quotation marks mean nothing), all also with
+            ``.gz``, or ``.parquet``; a `datasets.Dataset` or `DatasetDict`; or a data set's name
+            on the Hugging Face hub, with the name of its configuration behind a colon where it
+            has several (``"nyu-mll/glue:sst2"``).
         text: the column of texts, or the two columns of pairs; None for a usual name.
         label: the column of labels; None for a usual name. Class numbers that the data set has
             names for become these.
@@ -89,28 +88,18 @@ def read_table(
     return table
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Named columns of equal length."""
-
-    names: list[str]
-    column: Callable[[str], list[Any]]
-    origin: str
-    filtered: bool = False
-
-
 def is_hub_name(data: str) -> bool:
     """Whether `data` can be the name of a data set on the hub ("name" or "owner/name")."""
-    path = data.removesuffix(".gz")
-    return bool(re.fullmatch(r"([\w.-]+/)?[\w.-]+(:[\w.-]+)?", data)) and not path.endswith(FILES)
+    fits = re.fullmatch(r"([\w.-]+/)?[\w.-]+(:[\w.-]+)?", data)
+    return fits is not None and kind_of(data) not in FILES
 
 
-def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[_Columns]:
+def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[NamedColumns]:
     """The data as one or several tables of columns."""
     if isinstance(data, str | os.PathLike):
         path = Path(data).expanduser()
         if path.is_file():
-            yield _from_file(path)
+            yield read_columns(path)
             return
         if not isinstance(data, str) or not is_hub_name(data):
             raise FileNotFoundError(
@@ -134,7 +123,7 @@ def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[_Columns]:
         )
 
 
-def _from_dataset(data: Any, filtered: bool) -> _Columns:
+def _from_dataset(data: Any, filtered: bool) -> NamedColumns:
     def column(name: str) -> list[Any]:
         values = list(data.with_format(None)[name])
         known = getattr(data.features[name], "names", None)  # of a ClassLabel; -1 is no label
@@ -142,7 +131,7 @@ def _from_dataset(data: Any, filtered: bool) -> _Columns:
             values if known is None else [known[v] if v not in (None, -1) else None for v in values]
         )
 
-    return _Columns(list(data.column_names), column, f"the {type(data).__name__}", filtered)
+    return NamedColumns(list(data.column_names), column, f"the {type(data).__name__}", filtered)
 
 
 def _from_hub(name: str) -> Any:
@@ -164,54 +153,9 @@ def _from_hub(name: str) -> Any:
         ) from error
 
 
-def _from_file(path: Path) -> _Columns:
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    try:
-        if kind == ".parquet":
-            return _from_parquet(path)
-        if kind not in FILES:
-            raise ValueError(f"its name ends with {kind!r}; known are {', '.join(FILES)}")
-        with _opened(path) as file:
-            rows = list(_json_lines(file) if kind in (".jsonl", ".json") else _csv(file, kind))
-    except (ValueError, EOFError, gzip.BadGzipFile, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as labelled texts: {error}.") from error
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return _Columns(names, lambda name: [row.get(name) for row in rows], str(path))
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
-
-
-def _json_lines(file: TextIO) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is no JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is no object such as {{'text': ..., 'label': ...}}")
-        yield row
-
-
-def _csv(file: TextIO, kind: str) -> Iterator[dict[str, Any]]:
-    return csv.DictReader(file, dialect="excel-tab" if kind == ".tsv" else "excel", strict=True)
-
-
-def _from_parquet(path: Path) -> _Columns:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(f'{path} needs pyarrow: pip install "fastmaml[text]".') from error
-    table = parquet.read_table(path)
-    return _Columns(table.column_names, lambda name: table[name].to_pylist(), str(path))
-
-
-def _table(data: _Columns, text: Columns, label: str | None, rows: tuple[str, ...] | None) -> Table:
+def _table(
+    data: NamedColumns, text: Columns, label: str | None, rows: tuple[str, ...] | None
+) -> Table:
     chosen, labelled = _chosen(data, text, label)
     labels = data.column(labelled)
     keep = [x is not None and x != "" for x in labels]
@@ -228,7 +172,7 @@ def _table(data: _Columns, text: Columns, label: str | None, rows: tuple[str, ..
     return Table(columns[0], columns[1] if len(columns) > 1 else None, labels, data.origin)
 
 
-def _in_rows(data: _Columns, rows: tuple[str, ...]) -> list[bool]:
+def _in_rows(data: NamedColumns, rows: tuple[str, ...]) -> list[bool]:
     splits = data.column(SPLIT) if SPLIT in data.names else []
     absent = [r for r in rows if r not in splits]
     if absent:
@@ -237,7 +181,7 @@ def _in_rows(data: _Columns, rows: tuple[str, ...]) -> list[bool]:
     return [s in rows for s in splits]
 
 
-def _chosen(data: _Columns, text: Columns, label: str | None) -> tuple[list[str], str]:
+def _chosen(data: NamedColumns, text: Columns, label: str | None) -> tuple[list[str], str]:
     """The names of the columns of texts, and of the labels."""
     names = data.names
     if text is None:
