@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from collections import OrderedDict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from tiny_language import mini_lm, shared_data, tokenizer, write_json_lines
 
-from fastmaml.episodes import Episodes, EpisodeSampler, text
+from fastmaml.episodes import Batch, Episodes, EpisodeSampler, text
 from fastmaml.episodes.tables import read_table
 from fastmaml.episodes.text import ordered
 
@@ -78,6 +79,16 @@ def test_episodes_are_texts_of_the_labelled_classes(file: Path) -> None:
                 for one in part.inputs["input_ids"][task]
             ]
             assert len(set(seen)) == len(seen) == 15
+
+
+def test_what_a_tokenizer_returns_is_a_batch() -> None:
+    words = tokenizer()(["w1 w2", "w3"], padding=True, return_tensors="pt")
+    assert type(words) is not dict
+    batch = Batch(words, torch.tensor([0, 1]))
+    assert type(batch.inputs) is dict
+    assert batch.inputs["input_ids"].tolist() == [[2, 5, 6, 3], [2, 7, 3, 0]]
+    kept = OrderedDict(x=torch.zeros(2))
+    assert Batch(kept, kept).targets is kept
 
 
 def test_a_resumed_stream_continues_bit_for_bit(file: Path) -> None:

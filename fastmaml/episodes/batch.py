@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map_only
 
 Tree = Any
 """A tensor, or a tuple, list or dict of trees."""
@@ -20,7 +20,8 @@ class Batch:
 
     Attributes:
         inputs: a tree of tensors; the model is called as ``model(x)`` for a tensor, ``model(*x)``
-            for a tuple or list and ``model(**x)`` for a dict. Inside `Episodes` every tensor is
+            for a tuple or list and ``model(**x)`` for a dict. Another mapping, such as what a
+            tokenizer returns, becomes a dict. Inside `Episodes` every tensor is
             ``[tasks, examples, ...]``; for one task, as `MAML.adapt_to` takes it,
             ``[examples, ...]``.
         targets: what the loss is given as its second argument, with the same leading dimensions.
@@ -30,6 +31,10 @@ class Batch:
     targets: Tree
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            tree = getattr(self, name)
+            if isinstance(tree, Mapping) and type(tree) not in SUPPORTED_NODES:  # no tree by itself
+                object.__setattr__(self, name, dict(tree))
         for x in tree_leaves((self.inputs, self.targets)):
             if not isinstance(x, Tensor | bool | int | float | str | None):
                 raise ValueError(
