@@ -54,6 +54,12 @@ class IntentsConfig(TextConfig):
     """Column of texts, or two divided by a comma (none: a usual name)."""
     label: str | None = None
     """Column of labels (none: a usual name)."""
+    test_rows: str | None = None
+    """As --rows, of --test-data (none: as --rows; "": all)."""
+    test_text: str | None = None
+    """As --text, of --test-data (none: as --text; "": a usual name)."""
+    test_label: str | None = None
+    """As --label, of --test-data (none: as --label; "": a usual name)."""
     test_classes: int = 50
     """Classes of --data that are held out for the test (0: only --test-data is tested on)."""
     validation_classes: int = 0

@@ -87,9 +87,9 @@ def glue(
         ConnectionError, ImportError: the hub cannot be reached, or `datasets` is missing.
     """
     check_choice("query_from", query_from, ("train", "dev"))
-    place = _place(data)
+    found = place(data)
     read = [
-        _read(key, place, tokenizer, query_from == "dev", max_length, cache)
+        _read(key, found, tokenizer, query_from == "dev", max_length, cache)
         for key in task_names(names)
     ]
     return Mixture(
@@ -127,14 +127,18 @@ def _normal(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _place(data: str | os.PathLike[str] | None) -> Path | str:
-    """The folder with the files, or the name on the hub."""
+def place(data: str | os.PathLike[str] | None) -> Path | str:
+    """The folder with the files, or the name on the hub.
+
+    Raises:
+        FileNotFoundError: `data` is neither.
+    """
     given = data if data is not None else os.environ.get("FASTMAML_DATA")
     if given is not None:
         folder = Path(given).expanduser()
-        for place in (folder / "glue", folder):
-            if place.is_dir() and any(_files(place)):
-                return place
+        for inside in (folder / "glue", folder):
+            if inside.is_dir() and any(_files(inside)):
+                return inside
         if data is not None:
             if isinstance(data, str) and is_hub_name(data) and not folder.exists():
                 return data

@@ -9,7 +9,8 @@ import torch
 
 from fastmaml.config import GlueConfig
 from fastmaml.episodes import Mixture
-from fastmaml.episodes.glue import CLASSES, glue, task_names
+from fastmaml.episodes.glue import CLASSES, glue, place, task_names
+from fastmaml.recipes.hub import tell
 from fastmaml.recipes.text import Text
 
 
@@ -33,6 +34,8 @@ class Glue(Text):
     def episodes(self, split: str, seed: int, device: torch.device) -> Mixture:
         """The tasks to train on, or in the test the other ones, all equally often."""
         config, common = self.config, self.common(seed, device)
+        if isinstance(found := place(config.data), str):
+            tell("data set", found)
         common |= {"data": config.data, "support": config.support, "balance": config.balance}
         if split == "train":
             return glue(

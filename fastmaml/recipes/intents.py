@@ -10,6 +10,7 @@ import torch
 
 from fastmaml import episodes
 from fastmaml.config import IntentsConfig
+from fastmaml.recipes.hub import tell
 from fastmaml.recipes.text import Text
 
 
@@ -33,14 +34,14 @@ class Intents(Text):
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:
         """Of the data set's classes; in the test, the other data set's in turn with them."""
         config, common = self.config, self.common(seed, device)
+        tell("data set", config.data)
         common |= {"ways": config.ways, "shots": config.shots, "queries": config.queries}
         common |= {"tasks": config.tasks, "leave_out": _words(config.leave_out)}
-        common |= {"label": config.label, "text": _words(config.text) or None}
         held: dict[str, Any] = {
             "validation_classes": config.validation_classes,
             "test_classes": config.test_classes,
             "classes_seed": config.classes_seed,
-            "rows": _words(config.rows) or None,
+            **_found_by(config.rows, config.text, config.label),
         }
         if split != "test":
             return episodes.text(config.data, split=split, **held, **common)
@@ -52,13 +53,28 @@ class Intents(Text):
             source = episodes.text(config.data, split="test", **held, **common)
             sources[_short(config.data)] = source
         if config.test_data is not None:
-            source = episodes.text(config.test_data, **common)
+            tell("data set", config.test_data)
+            own = _found_by(
+                _first(config.test_rows, config.rows),
+                _first(config.test_text, config.text),
+                _first(config.test_label, config.label),
+            )
+            source = episodes.text(config.test_data, **own, **common)
             sources[_short(config.test_data, *sources)] = source
         if not sources:
             raise ValueError(
                 "there is nothing to test on: give test_classes, or other data as test_data."
             )
         return sources
+
+
+def _first(own: str | None, other: str | None) -> str | None:
+    return other if own is None else own
+
+
+def _found_by(rows: str | None, text: str | None, label: str | None) -> dict[str, Any]:
+    """Which rows and columns of a data set."""
+    return {"rows": _words(rows) or None, "text": _words(text) or None, "label": label or None}
 
 
 def _words(text: str | None) -> list[str]:

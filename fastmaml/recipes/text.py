@@ -16,6 +16,7 @@ from fastmaml.config import TextConfig
 from fastmaml.engine.scope import Scope
 from fastmaml.integrations import transformers
 from fastmaml.recipes.base import Recipe
+from fastmaml.recipes.hub import tell
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Text(Recipe):
     def model(self) -> nn.Module:
         """The pretrained model, with adapters where these adapt."""
         config = self.config
+        tell("model", config.model)
         lora = transformers.Lora(config.lora_rank) if config.scope == "lora" else None
         return transformers.sequence_classifier(
             config.model, self.classes, pooling=config.pooling, dropout=config.dropout, lora=lora
