@@ -73,12 +73,18 @@ def learned(found: dict[str, Any]) -> str:
 def glue(found: dict[str, Any]) -> str:
     """Unseen tasks of GLUE, a row a method."""
     s = found["setting"]
+    trained = "; ".join(
+        f"{name}: {row['iterations']} iterations of {row['tasks']} tasks, outer rate "
+        f"{row['meta_lr']:g}, inner rate {row['inner_lr']:g}"
+        for name, row in found["methods"].items()
+        if "training_seconds" in row
+    )
     note = (
-        f"Accuracy in per cent on balanced development rows (chance: 50), with 95% intervals over "
-        f"{s['draws']} draws of the support set, by examples a class ({found['model']}). "
-        f"Meta-training: {', '.join(found['train'])}, {s['iterations']} iterations of "
-        f"{s['tasks']} tasks of {s['support']} examples, {s['inner_steps']} inner steps at "
-        f"{s['inner_lr']}."
+        f"Accuracy in per cent on the same {s['test_query']} development rows of each task, "
+        f"balanced (chance: 50), with 95% intervals over {s['draws']} draws of the support set, which the "
+        f"choice of those rows is not in, by examples a class ({found['model']}). Meta-training: "
+        f"{', '.join(found['train'])}, {s['support']} support examples, {s['inner_steps']} inner "
+        f"steps. {trained}."
     )
     return f"{accuracies(found)}\n\n{note}"
 
