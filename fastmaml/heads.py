@@ -59,7 +59,9 @@ class Prototype(Head):
     With c the mean of a class's support features, its row of the weight is 2·scale·c and its bias
     -scale·|c|², so that logits are -scale·|x - c|² up to a constant. The meta-gradient goes through
     the means. Classes that the support set lacks, and regressions of `losses.classification`, begin
-    at zero. Cost: one more forward pass over the support set, and its derivative.
+    at zero. The model's last layer must have a bias, without which lengths cannot count (that of
+    transformers' decoders has none). Cost: one more forward pass over the support set, and its
+    derivative.
 
     Args:
         scale: of the squared distances; smaller is softer. 1 is the paper's.

@@ -103,8 +103,11 @@ def by_hand(
     lr: float,
     adapts: Callable[[str], bool] = lambda name: True,
     loss: Callable[[Any, Any], Tensor] = fm.losses.classification,
+    head: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The mean query loss after inner steps written out, in plain PyTorch, task after task.
+
+    `head` is what every task begins with in place of the model's parameters of these names.
 
     Seeds are drawn as `MAML` draws them, so that dropout masks can be the same.
     """
@@ -113,6 +116,7 @@ def by_hand(
     total = torch.zeros((), dtype=torch.float64)
     for task in range(batch.tasks):
         theta: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        theta |= head or {}
         for step in range(steps):
             value = _loss(model, theta, batch.support, task, step_keys(seeds, step, False), loss)
             found = torch.autograd.grad(

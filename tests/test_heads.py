@@ -153,7 +153,7 @@ def _bare() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fm.MAML(_bare(), lr=0.1, head=fm.heads.Prototype()), "weight and bias"),
+        (lambda: fm.MAML(_bare(), lr=0.1, head=fm.heads.Prototype()), r"needs a bias .*2\.weight"),
         (lambda: fm.MAML(nn.Conv2d(1, 2, 3), lr=0.1, head=fm.heads.Zero()), "nn.Linear"),
         (lambda: fm.MAML(network(), lr=0.1, head="zero"), "head='zero'"),  # type: ignore[arg-type]
         (lambda: fm.heads.Prototype(scale=0), "scale=0"),

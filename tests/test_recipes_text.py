@@ -37,7 +37,8 @@ def test_other_data_has_rows_and_columns_of_its_own(many: Path, tmp_path: Path) 
     config = replace(
         PRESETS["intents"], data=str(many), test_data=str(other),
         model=str(many.parent / "model"), cache=str(many.parent / "cache"), max_length=8,
-        ways=3, queries=2, test_classes=0, text="text", label="intent", test_text="words", test_label="kind",
+        ways=3, queries=2, test_classes=0, text="text", label="intent",
+        test_text="words", test_label="kind",
     )  # fmt: skip
 
     def shown(**changes: Any) -> set[int]:

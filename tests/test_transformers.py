@@ -33,15 +33,33 @@ def test_padded_text(method: str, path: str) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("path", ["eager", "native"])
+@pytest.mark.parametrize("method", ["unrolled", "segments", "mixed-mode"])
+def test_a_zero_head_a_task(method: str, path: str) -> None:
+    model, batch = lm.bert(), lm.episodes()
+    zero = {
+        f"classifier.{n}": torch.zeros_like(p).requires_grad_()
+        for n, p in model.classifier.named_parameters()
+    }
+    expected = hand_gradient(model, batch, 3, 0.1, head=zero)
+    maml = fm.MAML(
+        model, lr=0.1, steps=3, loss=fm.losses.classification, gradient=METHODS[method],
+        head=fm.heads.Zero(), **PATHS[path],
+    )  # fmt: skip
+    check(meta_gradient(maml, batch), expected)
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
+@pytest.mark.parametrize(
+    "method", ["unrolled", "checkpointed", "segments", "mixed-mode", "mixed-segments"]
+)
 def test_dropout_draws_the_same_masks(method: str, path: str) -> None:
     """In the hand-written loop attention is eager: its dropout is a call of F.dropout."""
     model, batch = lm.bert(attn_implementation="eager").train(), lm.episodes()
-    expected = hand_gradient(model, batch, 2, 0.1)
+    expected = hand_gradient(model, batch, 3, 0.1)
     model.config._attn_implementation = "sdpa"
     maml = fm.MAML(
-        model, lr=0.1, steps=2, loss=fm.losses.classification, gradient=METHODS[method],
+        model, lr=0.1, steps=3, loss=fm.losses.classification, gradient=METHODS[method],
         **PATHS[path],
     )  # fmt: skip
     check(meta_gradient(maml, batch), expected)
@@ -228,6 +246,31 @@ def test_a_causal_language_model_with_its_own_loss() -> None:
     assert model.config.use_cache
 
 
+def test_prototypes_of_a_decoder() -> None:
+    """Its own last layer has no bias, which they need; one on the mean over the tokens has."""
+    import transformers
+
+    from fastmaml.integrations.transformers import PooledClassifier
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(**lm.SIZES, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    how: dict[str, Any] = {"lr": 0.1, "steps": 0, "head": fm.heads.Prototype()}
+    with pytest.raises(ValueError, match=r"needs a bias .*score\.weight .*pooling='mean'"):
+        fm.MAML(transformers.GPT2ForSequenceClassification(config), **how)
+    body = transformers.GPT2Model(config)
+    model = PooledClassifier(body, config.hidden_size, lm.CLASSES).double().eval()
+    maml = fm.MAML(model, loss=fm.losses.classification, **how)
+    task = lm.episodes(tasks=1, examples=9)
+    found = maml.evaluate(task, 0).outputs[0]
+    parts = [part.map(lambda x: x[0]) for part in (task.support, task.query)]
+    model.classifier = nn.Identity()
+    with torch.no_grad():
+        support, query = (model(**part.inputs) for part in parts)
+        means = [support[parts[0].targets == c].mean(0) for c in range(lm.CLASSES)]
+        distances = torch.cdist(query, torch.stack(means)).square()
+    torch.testing.assert_close(found.softmax(-1), (-distances).softmax(-1), rtol=1e-6, atol=1e-8)
+
+
 def test_padding_rows_get_no_gradient_under_vmap() -> None:
     """PyTorch's rule for embeddings under vmap forgets padding_idx."""
     torch.manual_seed(0)
@@ -253,12 +296,16 @@ def batch_of_tuples(batch: fm.Episodes) -> fm.Episodes:
     )
 
 
-def test_bfloat16_autocast_keeps_float32_masters() -> None:
+def test_bfloat16_autocast_keeps_float32_masters(capsys: pytest.CaptureFixture[str]) -> None:
     model, batch = lm.bert().float(), lm.episodes()
     maml = fm.MAML(model, lr=0.1, steps=2, loss=fm.losses.classification)
     exact = meta_gradient(maml, batch)
     with torch.autocast("cpu", torch.bfloat16):
         rough = meta_gradient(maml, batch)
+        fm.MAML(model, lr=0.1, loss=fm.losses.classification).explain(batch)
+    assert "under autocast the model runs on PyTorch's operations" in capsys.readouterr().out
+    fm.MAML(model, lr=0.1, loss=fm.losses.classification).explain(batch)
+    assert "autocast" not in capsys.readouterr().out
     pairs = [(a, b) for a, b in zip(rough, exact, strict=True) if a is not None and b is not None]
     assert all(a.dtype == torch.float32 for a, _ in pairs)
     error = torch.stack([(a - b).norm() for a, b in pairs]).norm()

@@ -38,7 +38,7 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
     """The layer for `head`: the model's last one; None without a head.
 
     Raises:
-        ValueError: that is no linear layer with a weight (and, for prototypes, a bias).
+        ValueError: that is no linear layer, or, for prototypes, one without a bias.
     """
     if head is None:
         return None
@@ -49,13 +49,18 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
     named = dict(model.named_parameters())
     found = {n.rpartition(".")[2]: n for n in select(named, "head")}
     weight, bias = found.pop("weight", None), found.pop("bias", None)
-    wrong = found or weight is None or named[weight].ndim != 2
-    if wrong or (bias is None and head.needs_features):
+    if found or weight is None or named[weight].ndim != 2:
         raise ValueError(
-            f"head={head} needs a model whose last layer is an nn.Linear with "
-            f"{'weight and bias' if head.needs_features else 'a weight'} that are trainable; the "
-            f"last parameters of {type(model).__name__} are "
+            f"head={head} needs a model whose last layer is a trainable nn.Linear; the last "
+            f"parameters of {type(model).__name__} are "
             f"{', '.join(select(named, 'head')) or 'frozen'}."
+        )
+    if bias is None and head.needs_features:
+        raise ValueError(
+            f"head={head} needs a bias in the last layer, for the squared lengths of the "
+            f"prototypes, and {weight} of {type(model).__name__} is without one. Give that layer "
+            "bias=True (of a language model, sequence_classifier(pooling='mean') makes one so), or "
+            "use heads.Zero()."
         )
     return HeadLayer(head, str(weight), bias)
 

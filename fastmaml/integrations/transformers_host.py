@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from fastmaml.integrations.transformers_masks import value_free_masks
@@ -80,6 +81,8 @@ class TransformersHost:
         ]
         if self.layers:
             lines.append(f"{len(self.layers)} layers are checkpointed, by fastmaml itself")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            lines.append("under autocast the model runs on PyTorch's operations, no backend's")
         return [f"transformers: {line}" for line in lines]
 
     def _switched(self) -> list[Any]:
