@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fits import classifier, episodes, make
 from torch import Tensor, nn
 
 import fastmaml as fm
+from fastmaml.profiling import Quantiles, machine, profiler
 from fastmaml.profiling.phases import INSIDE, PHASES, REST
 from fastmaml.profiling.spans import Spans
 
@@ -84,6 +86,51 @@ def test_phases_add_up(executor: str, chunk: int | None) -> None:
     low, high = report.profiled_seconds.lower, report.profiled_seconds.upper
     assert low * (1 - 1e-9) <= sum(timed) <= high * (1 + 1e-9), "the mean of the middle half"
     assert list(seconds) == [name for name in PHASES if name != "meta-step"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_little_is_left_for_the_rest(executor: str) -> None:
+    """What no phase was marked for, on one thread: the rest is a row, and cannot hide the others.
+
+    The best of some reports, as the machine may have other work at any moment.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        net = nn.Sequential(nn.Linear(3, 256), nn.Tanh(), nn.Linear(256, 256), nn.Linear(256, 4))
+        maml = make(net.double(), executor=executor, steps=4, check_finite=False)
+        shares = []
+        for _ in range(4):
+            report = fm.profile(maml, episodes(), repeats=4)
+            shares.append(report.phase(REST).share)
+            assert report.marked_seconds == pytest.approx(
+                sum(s for s in cells(report, "seconds").values() if not isinstance(s, str))
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert -0.01 < min(shares) < 0.1  # type: ignore[type-var]
+
+
+def quantiles(median: float) -> Quantiles:
+    return Quantiles(median, median, median)
+
+
+@pytest.mark.parametrize(
+    ("plain", "note"), [(1.0, ""), (0.96, ""), (0.9, "11% more"), (1.25, "20% less")]
+)
+def test_phases_that_miss_the_plain_step_are_noted(plain: float, note: str) -> None:
+    report = fm.profile(make(), episodes(), repeats=1)
+    rows = tuple(
+        replace(p, seconds=p.seconds if isinstance(p.seconds, str) else 0.0) for p in report.phases
+    )
+    rows = (*rows[:-1], replace(rows[-1], seconds=1.0))
+    report = replace(
+        report, phases=rows, step_seconds=quantiles(plain), profiled_seconds=quantiles(1.1 * plain)
+    )
+    assert report.overhead == pytest.approx(0.1)
+    assert report.as_dict()["overhead"] == report.overhead
+    found = " ".join(profiler._missing_time(report))
+    assert (note in found) if note else not found
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -237,6 +284,58 @@ def test_the_report_on_the_screen_and_on_the_disk(tmp_path: Path) -> None:
     assert any("only the CUDA allocator" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("width", [20, 40, 69, 80, 200])
+def test_no_cell_is_cut_short_on_a_narrow_screen(width: int) -> None:
+    pytest.importorskip("rich")
+    from fastmaml.profiling.table import as_text
+
+    report = fm.profile(make(), episodes(), repeats=1)
+    wide = [line.split() for line in as_text(report, 200).splitlines()]
+    begin = next(i for i, line in enumerate(wide) if line[:1] == ["phase"])
+    rows = wide[begin : begin + 2 + len(report.phases)]
+    words = [line.split() for line in as_text(report, width).splitlines()]
+    assert all(row in words for row in rows if "─" not in row[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9"), "out of memory"),
+        (RuntimeError("\"addmm_impl\" not implemented for 'Half'"), "not implemented for 'Half'"),
+    ],
+)
+def test_a_machine_whose_peak_is_unknown(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(machine.Product, "_product", fails)
+    report = fm.profile(make(), episodes(), repeats=1)
+    for cell in (report.peak_flops, report.phase("query").of_peak):
+        assert "512 x 512 matrix products" in cell  # type: ignore[operator]
+        assert message in cell  # type: ignore[operator]
+    assert report.phase("query").flops > 0  # type: ignore[operator]
+    assert "not measured: 512 x 512" in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize(
+    ("free", "dtype", "side"),
+    [
+        (80e9, torch.float32, 8192),
+        (6e9, torch.float64, 4096),
+        (1e9, torch.float32, 2048),
+        (1e6, torch.float32, 512),
+    ],
+)
+def test_matrices_are_as_large_as_there_is_room_for(
+    free: float, dtype: torch.dtype, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda device: int(free))
+    assert machine._side(torch.device("cuda"), dtype) == side
+    assert machine._side(torch.device("cpu"), dtype) == 512
+
+
 def test_without_matplotlib_the_numbers_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +344,11 @@ def test_without_matplotlib_the_numbers_are_written(
     with pytest.raises(ImportError, match=r'pip install "fastmaml\[plot\]"'):
         report.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["profile.json"]
+
+
+def lbfgs() -> tuple[Any, ...]:
+    maml = make()
+    return maml, episodes(), torch.optim.LBFGS(maml.parameters())
 
 
 @pytest.mark.parametrize(
@@ -256,6 +360,7 @@ def test_without_matplotlib_the_numbers_are_written(
         ((make(), []), r"gave nothing more after 0"),
         ((make(), episodes(), "adam"), r"optimizer is a str"),
         ((make(), episodes(), torch.optim.SGD(classifier().parameters(), 1)), r"none of maml's"),
+        (lbfgs(), r"optimizer is a LBFGS.*closure"),
     ],
 )
 def test_bad_input(arguments: Any, message: str) -> None:

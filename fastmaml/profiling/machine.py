@@ -7,12 +7,22 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import torch
+from torch import Tensor
 
+from fastmaml.engine.free_memory import free_bytes
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.ops import parallel_region
+
+SIDES = (8192, 4096, 2048, 1024, 512)
+"""Of the matrices, of which a GPU gets the largest that there is room for, and a CPU the last."""
+
+SHARE = 8
+"""The part of a GPU's free memory that they may take."""
 
 
 @final
@@ -21,7 +31,8 @@ class Product:
 
     They are to be spread over the measurement that their speed is held against, and are short, as
     the machine may have other work too. On several threads of a CPU, one product on all of them
-    takes turns with one on each.
+    takes turns with one on each. Where there is no memory for them, or no such product, that is
+    said in place of a speed.
 
     Args:
         device: with the threads that PyTorch uses.
@@ -31,22 +42,39 @@ class Product:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
-        self.size = 8192 if device.type == "cuda" else 512
-        self._factors = torch.ones(2, self.size, self.size, device=device, dtype=dtype)
+        self.size = _side(device, dtype)
         self._rates: list[float] = []
-        torch.mm(*self._factors)  # libraries set up
+        self._failure = ""
+        self._attempt(self._product)  # libraries set up
 
     def take(self, times: int = 10) -> None:
         """Run and time some."""
         region = parallel_region() if self.threads > 1 else None
         for _ in range(times):
-            self._rates.append(self._timed(lambda: torch.mm(*self._factors)))
+            self._attempt(lambda: self._rates.append(self._timed(self._product)))
             if region is not None:
-                each = self._timed(lambda: region(lambda _: self._product(), self.threads))
-                self._rates.append(self.threads * each)
+                self._attempt(lambda: self._rates.append(self._on_each_thread(region)))
+
+    def _attempt(self, run: Callable[[], object]) -> None:
+        if self._failure:
+            return
+        try:
+            run()
+        except Exception as error:
+            short = is_out_of_memory(error)
+            why = "out of memory" if short else " ".join(str(error).split())
+            self._failure = f"not measured: {self} failed ({why})"
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        return torch.ones(2, self.size, self.size, device=self.device, dtype=self.dtype)
 
     def _product(self) -> None:
         torch.mm(*self._factors)
+
+    def _on_each_thread(self, region: Callable[..., object]) -> float:
+        each = self._timed(lambda: region(lambda _: self._product(), self.threads))
+        return self.threads * each
 
     def _timed(self, run: Callable[[], object]) -> float:
         """FLOPs a second of one product."""
@@ -57,15 +85,23 @@ class Product:
         return 2 * self.size**3 / (time.perf_counter() - start)
 
     @property
-    def flops(self) -> float:
-        """A second."""
-        return max(self._rates)
+    def flops(self) -> float | str:
+        """A second, or why that is not known."""
+        return self._failure or max(self._rates)
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         where = f", {threads}" * (self.device.type == "cpu")
         return f"{self.size} x {self.size} matrix products in {name}{where}, the fastest of many"
+
+
+def _side(device: torch.device, dtype: torch.dtype) -> int:
+    """Of matrices large enough for a GPU, two of which and their product leave room for others."""
+    if device.type != "cuda":
+        return SIDES[-1]
+    room = free_bytes(device) // SHARE
+    return next((n for n in SIDES if 3 * n * n * dtype.itemsize <= room), SIDES[-1])
 
 
 def _settle(device: torch.device) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -22,8 +21,11 @@ from fastmaml.profiling.phases import Silence
 from fastmaml.profiling.report import Quantiles, Report
 from fastmaml.profiling.rows import rows_of, timeline_of
 from fastmaml.profiling.spans import Spans, clock_of
-from fastmaml.profiling.steps import Step, executed_by, unchanged
+from fastmaml.profiling.steps import Step, executed_by, needs_closure, unchanged
 from fastmaml.profiling.watch import Watch
+
+MISSED = 0.05
+"""As a share of the plain step: phases that add up to more or less by this much are noted."""
 
 WARM_UPS = 3
 """Steps before any is measured: the first ones record, and libraries set up."""
@@ -88,7 +90,8 @@ def profile(
             files |= {"memory_snapshot.pickle": content} if content else {}
             notes.append(note)
     title = title or type(maml.module).__name__
-    return Report(title=title, notes=tuple(notes), files=files, **found)
+    report = Report(title=title, files=files, **found)
+    return replace(report, notes=(*_missing_time(report), *notes))
 
 
 @final
@@ -125,6 +128,12 @@ def _check(maml: MAML, episodes: Any, optimizer: Any, repeats: Any) -> None:
             raise ValueError(
                 "optimizer holds none of maml's parameters: make it of maml.parameters()."
             )
+        if needs_closure(optimizer):
+            raise ValueError(
+                f"optimizer is a {type(optimizer).__name__}, whose step() calls a closure again "
+                "and again, so that there is no one meta-step to profile: leave it out, and its "
+                "phase is left out."
+            )
     if not torch.is_grad_enabled():
         raise RuntimeError("gradients are disabled here, and a meta-step computes them: call "
                            "profile outside torch.no_grad().")  # fmt: skip
@@ -154,9 +163,6 @@ def _measure(measured: _Measured) -> dict[str, Any]:
         "phases": rows_of(step, marked, watch, opaque, product.flops),
         "step_seconds": wall,
         "profiled_seconds": Quantiles.of([s.wall for s in marked]),
-        "overhead": statistics.median(
-            b.wall / a.wall - 1 for a, b in zip(plain, marked, strict=True)
-        ),
         "tasks_per_second": step.first.tasks / wall.median,
         "peak_bytes": peak,
         "peak_how": peak_how,
@@ -232,6 +238,17 @@ def _setting(measured: _Measured, executor: PhasedExecutor, threads: int) -> Map
         "reasons": reasons,
         "repeats": measured.repeats,
     }
+
+
+def _missing_time(report: Report) -> list[str]:
+    """Where the phases, which are those of the profiled step, do not add up to the plain one."""
+    off = report.marked_seconds / report.step_seconds.median - 1
+    if abs(off) <= MISSED:
+        return []
+    return [
+        f"the phases add up to {abs(off):.0%} {'more' if off > 0 else 'less'} than the plain step "
+        "takes: the marks cost that much here, or the machine had other work; read their shares"
+    ]
 
 
 def _notes(

@@ -90,13 +90,11 @@ class Report:
         phases: in their order; their seconds add up to those of a profiled step.
         step_seconds: of the plain step: the user's own `MAML`, nothing watched.
         profiled_seconds: of the step with marks between its phases, measured in turn with it.
-        overhead: what the marks cost, as a share of the plain step: the median over the pairs of
-            one step of either kind. Noise may make it negative.
         tasks_per_second: of the plain step.
         peak_bytes: memory of the step at its peak, beyond what was there before it.
         peak_how: how that was measured.
         resident_bytes: the same from the process's resident memory; on a GPU, none.
-        peak_flops: FLOPs a second that the machine was measured to reach.
+        peak_flops: FLOPs a second that the machine was measured to reach, or why not.
         peak_flops_how: in doing what.
         setting: device, versions, model, executor, backend, gradient method and the reasons.
         notes: what else has to be known to read the numbers.
@@ -108,17 +106,26 @@ class Report:
     phases: tuple[Phase, ...]
     step_seconds: Quantiles
     profiled_seconds: Quantiles
-    overhead: float
     tasks_per_second: float
     peak_bytes: Cell
     peak_how: str
     resident_bytes: Cell
-    peak_flops: float
+    peak_flops: Cell
     peak_flops_how: str
     setting: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     timeline: Timeline | None = None
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def overhead(self) -> float:
+        """What the marks cost, as a share of the plain step, of medians; noise may make it less."""
+        return self.profiled_seconds.median / self.step_seconds.median - 1
+
+    @property
+    def marked_seconds(self) -> float:
+        """What the phases add up to, the rest among them."""
+        return sum(p.seconds for p in self.phases if not isinstance(p.seconds, str))
 
     def phase(self, name: str) -> Phase:
         """The phase of that name."""
@@ -134,7 +141,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {k: v for k, v in asdict(self).items() if k != "files"}
+        found = {k: v for k, v in asdict(self).items() if k != "files"}
+        return found | {"overhead": self.overhead, "marked_seconds": self.marked_seconds}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``profile.json``, ``profile.png`` and what was asked for besides.

@@ -32,7 +32,7 @@ OPAQUE = (
 
 
 def rows_of(
-    step: Step, marked: Sequence[Spans], watch: Watch, opaque: bool, peak_flops: float
+    step: Step, marked: Sequence[Spans], watch: Watch, opaque: bool, peak_flops: Cell
 ) -> tuple[Phase, ...]:
     """A row for each phase.
 
@@ -41,7 +41,7 @@ def rows_of(
         marked: the timed steps.
         watch: of the one that was followed.
         opaque: whether phases could not be told apart.
-        peak_flops: the machine's.
+        peak_flops: the machine's, or why it is not known.
     """
     seconds, wall = _middle(marked)
     missing: dict[str, str] = {}
@@ -66,14 +66,16 @@ def rows_of(
 
 
 def _row(
-    name: str, seconds: float, wall: float, watch: Watch, opaque: bool, peak_flops: float
+    name: str, seconds: float, wall: float, watch: Watch, opaque: bool, peak_flops: Cell
 ) -> Phase:
     share = seconds / wall
     if opaque:
         return Phase(name, seconds, share, *[OPAQUE] * 5)
     counts = watch.counts.get(name, Counts())
     flops: Cell = counts.flops
-    of_peak: Cell = counts.flops / seconds / peak_flops if seconds > 0 else 0.0
+    of_peak = peak_flops
+    if not isinstance(peak_flops, str):
+        of_peak = counts.flops / seconds / peak_flops if seconds > 0 else 0.0
     if counts.unknown:
         flops = of_peak = f"no formula for {', '.join(sorted(counts.unknown))}"
     return Phase(

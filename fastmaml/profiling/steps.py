@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from fastmaml.engine.executors import Executor
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.profiling.phases import META, OPTIMIZER, REST, SAMPLING, Sink
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step cannot be taken without a function that computes the loss (LBFGS)."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def executed_by(maml: MAML, execute: Executor) -> MAML:

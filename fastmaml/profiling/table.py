@@ -8,6 +8,9 @@ from typing import Any
 
 from fastmaml.profiling.report import Cell, Report
 
+WIDEST = 200
+"""Characters that no table has."""
+
 COLUMNS = ("phase", "time", "share", "calls", "FLOPs", "of peak", "memory", "retained")
 
 
@@ -45,9 +48,22 @@ def show(report: Report, console: Any) -> None:
             _cell(p.retained_bytes, size_of, reasons),
         )  # fmt: skip
         table.add_row(p.name, *cells)
-    console.print(table)
+    _whole_cells(table, console)
     for line in [*_whole(report), *(f"({i}) {why}" for i, why in enumerate(reasons, 1))]:
         console.print(line, markup=False)
+
+
+def _whole_cells(table: Any, console: Any) -> None:
+    """Print it; a screen that is too narrow breaks lines, as cells cut short are wrong numbers."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    wide = Console(file=text, width=WIDEST, highlight=False)
+    if wide.measure(table).maximum <= console.width:
+        console.print(table)
+        return
+    wide.print(table)
+    console.print(text.getvalue().rstrip("\n"), markup=False, soft_wrap=True)
 
 
 def _whole(report: Report) -> list[str]:
@@ -59,11 +75,17 @@ def _whole(report: Report) -> list[str]:
         f"{report.overhead:+.1%} ({milliseconds(profiled.median)})",
         f"memory at its peak: {_said(report.peak_bytes)} ({report.peak_how}); "
         f"by the process's resident memory: {_said(report.resident_bytes)}",
-        f"peak of the machine: {report.peak_flops / 1e9:.4g} GFLOP/s ({report.peak_flops_how})",
+        f"peak of the machine: {_speed(report)}",
         f"device: {setting['device']}; executor: {setting['executor']}",
         *setting["reasons"],
         *report.notes,
     ]
+
+
+def _speed(report: Report) -> str:
+    if isinstance(report.peak_flops, str):
+        return report.peak_flops
+    return f"{report.peak_flops / 1e9:.4g} GFLOP/s ({report.peak_flops_how})"
 
 
 def _said(cell: Cell) -> str:
