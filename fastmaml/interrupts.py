@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, at a point where its state is whole.
+    """A run was stopped by a signal; training, at a point where its state is whole.
 
     Attributes:
         signal: its number (SIGINT or SIGTERM); a program then exits with 128 + signal.
@@ -29,10 +29,14 @@ class InterruptGuard:
 
     Args:
         notice: called with the signal's name when it arrives.
+        at_once: raise `Interrupted` there and then, as Ctrl-C does without a guard, for what keeps
+            its results whole wherever it is stopped.
     """
 
-    def __init__(self, notice: Callable[[str], None]) -> None:
-        self._notice = notice
+    def __init__(
+        self, notice: Callable[[str], None] = lambda name: None, at_once: bool = False
+    ) -> None:
+        self._notice, self._at_once = notice, at_once
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -50,6 +54,11 @@ class InterruptGuard:
     ) -> None:
         self._restore()
 
+    @property
+    def exit_code(self) -> int:
+        """Of a program that was interrupted: 128 and the signal's number, SIGINT's if unknown."""
+        return 128 + (self._received or signal.SIGINT)
+
     def check(self) -> None:
         """Raise `Interrupted` if a signal has arrived."""
         if self._received is not None:
@@ -59,6 +68,8 @@ class InterruptGuard:
         self._received = number
         self._restore()
         self._notice(signal.Signals(number).name)
+        if self._at_once:
+            raise Interrupted(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

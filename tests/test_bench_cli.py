@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 import fastmaml as fm
 from fastmaml.cli import main
+from fastmaml.cli.errors import BadInputError
 from fastmaml.cli.factory import is_factory, load_factory
 
 QUICK = ["--methods", "unrolled", "first-order", "--sweep-steps", "1", "2", "--repeats", "2"]
@@ -18,6 +22,7 @@ QUICK += ["--seconds", "0.01"]
 DIGITS = ["bench", "digits", "--filters", "8", "--tasks", "2", "--threads", "1", *QUICK]
 
 MODULE = """
+import time
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -46,6 +51,29 @@ def with_optimizer():
     maml, episodes = make()
     return maml, [episodes], torch.optim.SGD(maml.parameters(), 0.1)
 
+def with_test():
+    maml, episodes = make()
+    return maml, [episodes] * 9, None, episodes
+
+def slow():
+    def waiting(output, target):
+        time.sleep(0.02)
+        return F.mse_loss(output, target)
+
+    maml, episodes = make()
+    return fm.MAML(maml.module, lr=0.1, loss=waiting, executor="eager"), episodes
+
+def bad_model():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            raise ValueError("my model's own")
+
+    maml, episodes = make()
+    return fm.MAML(Broken(3, 2), lr=0.1, loss=loss), episodes
+
+def bad_arguments():
+    return fm.MAML(nn.Linear(3, 2), lr=0.1, steps=-1)
+
 def one():
     return make()[0]
 
@@ -57,6 +85,9 @@ def no_episodes():
 
 def no_optimizer():
     return (*make(), "adam")
+
+def no_test():
+    return (*make(), None, 3)
 
 def failing():
     raise OSError("my file is missing")
@@ -130,6 +161,82 @@ def test_ctrl_c_prints_and_writes(
     assert 1 <= len(saved["cells"]) < 4
 
 
+def test_accuracy_of_a_module_of_one_s_own(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--vs", "first-order", "--accuracy", "2", "--sweep-steps", "1"]
+    assert main(["bench", f"{own}:make", *QUICK, *flags]) == 2
+    assert "let own_for_bench:make return (maml, episodes, optimizer, test)" in (
+        capsys.readouterr().err
+    )
+    assert main(["bench", f"{own}:with_test", *QUICK, *flags]) == 0
+    saved = json.loads((tmp_path / "runs/bench/bench.json").read_text())
+    assert [x["evaluation"]["episodes"] for x in saved["learned"]] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2), (signal.SIGKILL, -9)]
+)
+def test_a_process_that_is_ended_leaves_its_rows(
+    own: str, tmp_path: Path, number: int, code: int
+) -> None:
+    run = [sys.executable, "-m", "fastmaml", "bench", f"{own}:slow", "--methods", "unrolled"]
+    run += ["--sweep-steps", "1", "2", "100", "--repeats", "3", "--out", "found"]
+    path = tmp_path / "found" / "bench.json"
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        until = time.monotonic() + 120
+        while not path.exists() or len(json.loads(path.read_text())["cells"]) < 2:
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        child.send_signal(number)
+        out, _ = child.communicate(timeout=60)
+    assert child.returncode == code
+    saved = json.loads(path.read_text())
+    assert saved["interrupted"] is True
+    assert [cell["steps"] for cell in saved["cells"]] == [1, 2]
+    assert all(cell["peak_bytes"] and cell["turns_s"] for cell in saved["cells"])
+    if number != signal.SIGKILL:
+        assert "interrupted: what is missing was not measured" in out
+
+
+def test_what_is_shown_was_written_before(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(console: object, found: object) -> None:
+        assert Path("runs/bench/bench.json").exists()
+        raise UnicodeEncodeError("ascii", "–", 0, 1, "no such letter")
+
+    monkeypatch.setattr("fastmaml.cli.bench._show", broken)
+    with pytest.raises(UnicodeEncodeError):
+        main(["bench", f"{own}:make", *QUICK, "--sweep-steps", "1"])
+    assert json.loads(Path("runs/bench/bench.json").read_text())["interrupted"] is False
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert main(["bench", f"{own}:make", *QUICK, "--out", "taken"]) == 2
+    assert "--out taken cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "profile"])
+@pytest.mark.parametrize(
+    ("factory", "kind", "message"),
+    [
+        ("failing", OSError, "my file is missing"),
+        ("bad_model", ValueError, "my model's own"),
+        ("bad_arguments", ValueError, "steps=-1"),
+    ],
+)
+def test_errors_of_one_s_own_code_keep_their_traceback(
+    own: str, command: str, factory: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        main([command, f"{own}:{factory}"])
+    assert not isinstance(caught.value, BadInputError)
+    assert any("own_for_bench.py" in str(entry.path) for entry in caught.traceback)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -151,13 +258,16 @@ def test_bad_input_is_said_in_a_line(
 
 
 def test_what_a_factory_gives(own: str) -> None:
-    maml, episodes, optimizer = load_factory(f"{own}:make")
-    assert isinstance(maml, fm.MAML)
-    assert isinstance(episodes, fm.Episodes)
-    assert optimizer is None
-    _, episodes, optimizer = load_factory(f"{own}:with_optimizer")
-    assert isinstance(episodes, list)
-    assert isinstance(optimizer, torch.optim.SGD)
+    made = load_factory(f"{own}:make")
+    assert isinstance(made.maml, fm.MAML)
+    assert isinstance(made.episodes, fm.Episodes)
+    assert made.optimizer is made.test is None
+    made = load_factory(f"{own}:with_optimizer")
+    assert isinstance(made.episodes, list)
+    assert isinstance(made.optimizer, torch.optim.SGD)
+    made = load_factory(f"{own}:with_test")
+    assert made.optimizer is None
+    assert isinstance(made.test, fm.Episodes)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +283,7 @@ def test_what_a_factory_gives(own: str) -> None:
         ("own_for_bench:no_maml", "returned a Linear first"),
         ("own_for_bench:no_episodes", "returned a int as episodes"),
         ("own_for_bench:no_optimizer", "returned a str third"),
+        ("own_for_bench:no_test", "returned a int as test"),
     ],
 )
 def test_what_a_factory_may_not_give(own: str, name: str, message: str) -> None:

@@ -42,6 +42,12 @@ def empty():
 def broken():
     raise KeyError("mine")
 
+def stopping():
+    def loss(output, target):
+        raise KeyboardInterrupt
+    maml, episodes = parts()
+    return fm.MAML(maml.module, lr=0.1, loss=loss), episodes
+
 number = 3
 """
 
@@ -113,6 +119,12 @@ def test_a_factory_that_does_not_fit(
 def test_what_a_factory_raises_comes_through(mine: str) -> None:
     with pytest.raises(KeyError, match="mine"):
         main(["profile", f"{mine}:broken"])
+
+
+def test_ctrl_c_is_said_in_a_line(mine: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", f"{mine}:stopping"]) == 130
+    assert "Interrupted: nothing was written." in capfd.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_no_such_module(mine: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fastmaml.cli.bench_flags import BenchModule, Swept
+from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
 from fastmaml.cli.factory import load_factory
 from fastmaml.config import RunConfig
 from fastmaml.gradients import (
@@ -22,10 +23,8 @@ from fastmaml.gradients import (
     Truncated,
     Unrolled,
 )
+from fastmaml.interrupts import InterruptGuard
 from fastmaml.maml import MAML
-
-INTERRUPTED = 130
-"""Exit code: 128 and the number of SIGINT."""
 
 PLAIN: dict[str, Callable[[], GradientMethod]] = {
     "unrolled": Unrolled,
@@ -66,51 +65,95 @@ def configured(config: RunConfig) -> Subject:
 
 def of_factory(command: BenchModule) -> Subject:
     """Of a function of the user's own."""
-    maml, episodes, optimizer = load_factory(command.factory)
-    return Subject(command.factory, maml, episodes, None, optimizer, Path(command.out))
+    made = load_factory(command.factory)
+    return Subject(
+        command.factory, made.maml, made.episodes, made.test, made.optimizer, Path(command.out)
+    )
 
 
 def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
-    """Measure, print, write; the exit code.
+    """Measure, write after every cell and round, print; the exit code.
+
+    Raises:
+        BadInputError: a flag that cannot be obeyed.
+    """
+    from rich.console import Console
+
+    from fastmaml.sweeps import bench
+
+    console, keep = Console(highlight=False), _Keeper(subject.folder)
+    with InterruptGuard(at_once=True) as guard:
+        try:
+            with console.status("preparing") as status, own_errors_said_in_a_paragraph():
+                found = bench(
+                    subject.maml,
+                    subject.episodes,
+                    **_arguments(subject, flags),
+                    test=subject.test,
+                    test_episodes=test_episodes,
+                    optimizer=subject.optimizer,
+                    title=subject.title,
+                    progress=status.update,
+                    changed=keep,
+                )
+        except KeyboardInterrupt:
+            print("Interrupted before anything was measured.", file=sys.stderr)
+            return guard.exit_code
+    said = keep.whole(found)
+    _show(console, found)
+    console.print(said, markup=False, soft_wrap=True)
+    return guard.exit_code if found.interrupted else 0
+
+
+def _arguments(subject: Subject, flags: Swept) -> dict[str, Any]:
+    """Of `bench`, from the flags.
 
     Raises:
         ValueError: a flag that cannot be obeyed.
     """
-    from rich.console import Console
-
-    from fastmaml.sweeps import bench, bytes_of
-
-    console = Console(highlight=False)
-    arguments: dict[str, Any] = {
+    if flags.accuracy is not None and flags.vs is not None and subject.test is None:
+        raise BadInputError(
+            f"--accuracy needs held-out episodes: let {subject.title} return "
+            "(maml, episodes, optimizer, test); the optimizer may be None."
+        )
+    return {
         "methods": [_method(name) for name in flags.methods],
         "steps": flags.sweep_steps,
         "tasks": flags.sweep_tasks or None,
         "backends": _or_own(flags.backends),
         "executors": _or_own(flags.executors),
-        "budget": None if flags.budget is None else bytes_of(flags.budget),
+        "vs": flags.vs,
+        "budget": flags.budget,
+        "repeats": flags.repeats,
+        "seconds": flags.seconds,
+        "accuracy": flags.accuracy,
     }
-    try:
-        with console.status("preparing") as status:
-            found = bench(
-                subject.maml,
-                subject.episodes,
-                **arguments,
-                vs=flags.vs,
-                repeats=flags.repeats,
-                seconds=flags.seconds,
-                accuracy=flags.accuracy,
-                test=subject.test,
-                test_episodes=test_episodes,
-                optimizer=subject.optimizer,
-                title=subject.title,
-                progress=status.update,
+
+
+class _Keeper:
+    """Writes what is done so far, for a process that may be ended at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, sweep: Any) -> None:
+        """The numbers."""
+        try:
+            sweep.save_numbers(self.folder)
+        except OSError as error:
+            raise BadInputError(f"--out {self.folder} cannot be written: {error}") from error
+
+    def whole(self, sweep: Any) -> str:
+        """The numbers and the picture; a line on what was written."""
+        self(sweep)
+        try:
+            names = ", ".join(path.name for path in sweep.save(self.folder))
+        except ImportError:
+            names = (
+                "bench.json. No bench.png, as matplotlib is not installed: "
+                'pip install "fastmaml[plot]"'
             )
-    except KeyboardInterrupt:
-        print("Interrupted before anything was measured.", file=sys.stderr)
-        return INTERRUPTED
-    _show(console, found)
-    _write(console, found, subject.folder)
-    return INTERRUPTED if found.interrupted else 0
+        return f"Written to {self.folder}: {names}."
 
 
 def _show(console: Any, found: Any) -> None:
@@ -122,18 +165,6 @@ def _show(console: Any, found: Any) -> None:
         table.show(console)
     for line in found.remarks:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _write(console: Any, found: Any, folder: Path) -> None:
-    try:
-        names = ", ".join(path.name for path in found.save(folder))
-    except ImportError:
-        names = "bench.json"
-        console.print(
-            'No bench.png, as matplotlib is not installed: pip install "fastmaml[plot]"',
-            markup=False,
-        )
-    console.print(f"Written to {folder}: {names}.", markup=False, soft_wrap=True)
 
 
 def _method(name: str) -> GradientMethod:

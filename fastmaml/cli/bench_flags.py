@@ -89,7 +89,7 @@ class BenchModule(Swept):
     """Your own model and episodes."""
 
     factory: Positional[str]
-    """module:function; it returns (maml, episodes) or (maml, episodes, optimizer)."""
+    """module:function; it returns (maml, episodes[, optimizer[, test]]), test for --accuracy."""
     out: str = "runs/bench"
     """Folder for bench.json and bench.png."""
 

@@ -6,10 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
+from fastmaml.cli.errors import BadInputError
 from fastmaml.maml import MAML
 
 
@@ -18,7 +19,23 @@ def is_factory(name: str) -> bool:
     return ":" in name
 
 
-def load_factory(name: str) -> tuple[MAML, Any, Optimizer | None]:
+class Made(NamedTuple):
+    """What such a function returns.
+
+    Attributes:
+        maml: the learner.
+        episodes: an `Episodes` or an iterable of them.
+        optimizer: of its parameters, or None.
+        test: held-out episodes, likewise; or None.
+    """
+
+    maml: MAML
+    episodes: Any
+    optimizer: Optimizer | None = None
+    test: Any = None
+
+
+def load_factory(name: str) -> Made:
     """Import a module, call one of its functions, and check what it returns.
 
     The module is looked for in the current folder first, then where Python looks. What the
@@ -26,42 +43,43 @@ def load_factory(name: str) -> tuple[MAML, Any, Optimizer | None]:
 
     Args:
         name: ``module:function``; the function takes no arguments and returns
-            ``(maml, episodes)`` or ``(maml, episodes, optimizer)``.
-
-    Returns:
-        The `MAML`, the episodes (an `Episodes` or an iterable of them), and the optimizer or None.
+            ``(maml, episodes)``, ``(maml, episodes, optimizer)`` or
+            ``(maml, episodes, optimizer, test)``.
 
     Raises:
-        ValueError: the name, the module, the function or what it returns is not as described.
+        BadInputError: the name, the module, the function or what it returns is not as described.
     """
     made = _function(name)()
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        raise ValueError(
-            f"{name}() returned {_described(made)}: return (maml, episodes), or "
-            "(maml, episodes, optimizer)."
+    if not isinstance(made, tuple) or len(made) not in (2, 3, 4):
+        raise BadInputError(
+            f"{name}() returned {_described(made)}: return (maml, episodes), "
+            "(maml, episodes, optimizer), or (maml, episodes, optimizer, test)."
         )
-    maml, episodes, optimizer = made if len(made) == 3 else (*made, None)
+    maml, episodes, optimizer, test = found = Made(*made)
     if not isinstance(maml, MAML):
-        raise ValueError(
+        raise BadInputError(
             f"{name}() returned a {type(maml).__name__} first: it has to be a fastmaml.MAML."
         )
-    if not isinstance(episodes, Iterable):  # an `Episodes` is one too, of its tasks
-        raise ValueError(
-            f"{name}() returned a {type(episodes).__name__} as episodes: it has to be a "
-            "fastmaml.Episodes, or an iterable of them."
-        )
+    for what, given in (("episodes", episodes), ("test", test)):
+        if not isinstance(given, Iterable) and (given is not None or what == "episodes"):
+            raise BadInputError(  # an `Episodes` is an iterable too, of its tasks
+                f"{name}() returned a {type(given).__name__} as {what}: it has to be a "
+                "fastmaml.Episodes, or an iterable of them."
+            )
     if not isinstance(optimizer, Optimizer | None):
-        raise ValueError(
+        raise BadInputError(
             f"{name}() returned a {type(optimizer).__name__} third: it has to be a "
-            "torch.optim.Optimizer, or left out."
+            "torch.optim.Optimizer, or None."
         )
-    return maml, episodes, optimizer
+    return found
 
 
 def _function(name: str) -> Callable[[], Any]:
     place, _, called = name.partition(":")
     if not place or not called:
-        raise ValueError(f"{name!r} names no function: write module:function, such as mine:make.")
+        raise BadInputError(
+            f"{name!r} names no function: write module:function, such as mine:make."
+        )
     if os.getcwd() not in sys.path:  # as `python -m` does; an installed command does not
         sys.path.insert(0, os.getcwd())
     try:
@@ -69,13 +87,13 @@ def _function(name: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
-        raise ValueError(
+        raise BadInputError(
             f"{name!r}: there is no module {error.name} in {os.getcwd()}, nor is one installed."
         ) from None
     function = getattr(module, called, None)
     if not callable(function):
         what = "has no" if function is None else "has no function"
-        raise ValueError(f"{name!r}: the module {place} ({module.__file__}) {what} {called}.")
+        raise BadInputError(f"{name!r}: the module {place} ({module.__file__}) {what} {called}.")
     found: Callable[[], Any] = function
     return found
 

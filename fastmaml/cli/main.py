@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
+from fastmaml.cli.errors import BadInputError, said_in_a_paragraph
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.profile_flags import Profile, ProfileModule
 from fastmaml.config import RunConfig, read_toml
@@ -41,17 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(command, Bench | BenchModule):
             return _bench(command, arguments)
         return _info()
-    except _BadInputError as error:
+    except BadInputError as error:
         print(f"fastmaml: {error}", file=sys.stderr)
         return BAD_INPUT
-
-
-class _BadInputError(Exception):
-    """What the user asked for cannot be done; the message is a paragraph for them."""
-
-
-_EXPECTED = (ValueError, OSError, ImportError)
-"""What goes wrong while a run is prepared. Once it runs, an error keeps its traceback."""
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
@@ -59,12 +52,10 @@ def _train(config: RunConfig, checkpoint: Path | None) -> int:
     from fastmaml.interrupts import Interrupted
     from fastmaml.recipes import build_trainer
 
-    try:
+    with said_in_a_paragraph():  # once it runs, an error keeps its traceback
         trainer = build_trainer(config)
         if checkpoint is not None:
             trainer.resume(checkpoint)
-    except _EXPECTED as error:
-        raise _BadInputError(error) from error
     again = f"fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
         trainer.fit()
@@ -84,7 +75,7 @@ def _evaluate(command: Evaluate) -> int:
 
     from fastmaml import checkpoint, evaluation, recipes, reporting
 
-    try:
+    with said_in_a_paragraph():
         path = _checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = _config_of(path, saved.config).updated({"device": command.device}, "--device")
@@ -95,8 +86,6 @@ def _evaluate(command: Evaluate) -> int:
         steps = command.steps if command.steps is not None else config.eval_steps or maml.steps
         if command.episodes < 1 or steps < 0:
             raise ValueError("--episodes must be at least 1 and --steps at least 0.")
-    except _EXPECTED as error:
-        raise _BadInputError(error) from error
     found = evaluation.evaluate(maml, iter(episodes), command.episodes, steps)
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
     reporting.show_evaluation(Console(), found, title)
@@ -106,26 +95,24 @@ def _evaluate(command: Evaluate) -> int:
 def _profile(command: Profile | ProfileModule, arguments: Sequence[str]) -> int:
     from fastmaml.cli import profile
 
-    try:
-        if isinstance(command, ProfileModule):
-            return profile.run(profile.of_factory(command), command)
+    if isinstance(command, ProfileModule):
+        return profile.run(profile.of_factory(command), command)
+    with said_in_a_paragraph():
         command = _over_file(command, arguments)
-        return profile.run(profile.configured(command.configuration()), command)
-    except _EXPECTED as error:
-        raise _BadInputError(error) from error
+        subject = profile.configured(command.configuration())
+    return profile.run(subject, command)
 
 
 def _bench(command: Bench | BenchModule, arguments: Sequence[str]) -> int:
     from fastmaml.cli import bench
 
-    try:
-        if isinstance(command, BenchModule):
-            return bench.run(bench.of_factory(command), command)
+    if isinstance(command, BenchModule):
+        return bench.run(bench.of_factory(command), command)
+    with said_in_a_paragraph():
         command = _over_file(command, arguments)
         config = command.configuration()
-        return bench.run(bench.configured(config), command, config.test_episodes)
-    except _EXPECTED as error:
-        raise _BadInputError(error) from error
+        subject = bench.configured(config)
+    return bench.run(subject, command, config.test_episodes)
 
 
 def _over_file(command: _Measuring, arguments: Sequence[str]) -> _Measuring:
@@ -171,7 +158,7 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
     """The configuration from preset, checkpoint, TOML file and flags, the later ones winning."""
     from fastmaml.checkpoint import load
 
-    try:
+    with said_in_a_paragraph():
         base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
             given = command.resume[0] if command.resume else Path(command.out)
@@ -187,8 +174,6 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
             )
         found = parse(arguments, {**PRESETS, command.dataset: base})
         return found.configuration(), checkpoint
-    except _EXPECTED as error:
-        raise _BadInputError(error) from error
 
 
 def _checkpoint_in(path: Path) -> Path:

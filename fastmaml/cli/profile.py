@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
+from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.profile_flags import Profiled, ProfileModule
 from fastmaml.config import RunConfig
+from fastmaml.interrupts import InterruptGuard
 from fastmaml.maml import MAML
+from fastmaml.profiling.report import Report
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,15 @@ def configured(config: RunConfig) -> Subject:
 
 def of_factory(command: ProfileModule) -> Subject:
     """Of a function of the user's own."""
-    maml, episodes, optimizer = load_factory(command.factory)
-    return Subject(command.factory, maml, episodes, optimizer, Path(command.out))
+    made = load_factory(command.factory)
+    return Subject(command.factory, made.maml, made.episodes, made.optimizer, Path(command.out))
 
 
 def run(subject: Subject, flags: Profiled) -> int:
-    """Measure, print, write; the exit code.
+    """Measure, write, print; the exit code.
 
     Raises:
-        ValueError: a flag that cannot be obeyed.
+        BadInputError: a flag that cannot be obeyed.
     """
     from rich.console import Console
 
@@ -51,21 +55,33 @@ def run(subject: Subject, flags: Profiled) -> int:
     from fastmaml.profiling.table import show
 
     console = Console(highlight=False)
-    with console.status("profiling"):
-        report = profile(
-            subject.maml,
-            subject.episodes,
-            subject.optimizer,
-            repeats=flags.repeats,
-            trace=flags.trace,
-            snapshot=flags.snapshot,
-            title=subject.title,
-        )
+    with InterruptGuard(at_once=True) as guard:
+        try:
+            with console.status("profiling"), own_errors_said_in_a_paragraph():
+                report = profile(
+                    subject.maml,
+                    subject.episodes,
+                    subject.optimizer,
+                    repeats=flags.repeats,
+                    trace=flags.trace,
+                    snapshot=flags.snapshot,
+                    title=subject.title,
+                )
+        except KeyboardInterrupt:
+            print("Interrupted: nothing was written.", file=sys.stderr)
+            return guard.exit_code
+    said = _write(report, subject.folder)
     show(report, console)
-    try:
-        names = ", ".join(path.name for path in report.save(subject.folder))
-    except ImportError as error:
-        names = ", ".join(("profile.json", *report.files))
-        console.print(str(error), markup=False, soft_wrap=True)
-    console.print(f"Written to {subject.folder}: {names}.", markup=False, soft_wrap=True)
+    console.print(said, markup=False, soft_wrap=True)
     return 0
+
+
+def _write(report: Report, folder: Path) -> str:
+    """A line on what was written."""
+    try:
+        names = ", ".join(path.name for path in report.save(folder))
+    except ImportError as error:
+        names = f"{', '.join(('profile.json', *report.files))}. {error}"
+    except OSError as error:
+        raise BadInputError(f"--out {folder} cannot be written: {error}") from error
+    return f"Written to {folder}: {names.removesuffix('.')}."

@@ -75,7 +75,7 @@ class ProfileModule(Profiled):
     """Your own model and episodes."""
 
     factory: Positional[str]
-    """module:function; it returns (maml, episodes) or (maml, episodes, optimizer)."""
+    """module:function; it returns (maml, episodes[, optimizer])."""
     out: str = "runs/profile"
     """Folder for profile.json and profile.png."""
 
