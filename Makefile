@@ -67,7 +67,7 @@ bench-quick: $(STAMP)
 
 # On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
 # It builds the native module for that GPU in an environment of its own and needs no network.
-GPU_TESTS := tests/test_gpu.py tests/test_ops.py tests/test_ops_edges.py tests/test_capture.py tests/test_triton_gpu.py
+GPU_TESTS := tests/test_gpu.py tests/test_gpu_profile.py tests/test_ops.py tests/test_ops_edges.py tests/test_capture.py tests/test_triton_gpu.py
 gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
