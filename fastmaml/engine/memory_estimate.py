@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -187,16 +185,3 @@ def _held(gradient: GradientMethod, steps: int) -> int:
         count = max(1, min(gradient.segments, steps))
         return min(steps, count + math.ceil(steps / count) - 1)
     return steps
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free now on the device."""
-    if device.type == "cuda":
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reusable
-    meminfo = Path("/proc/meminfo")
-    available = re.search(
-        r"MemAvailable:\s+(\d+) kB", meminfo.read_text() if meminfo.exists() else ""
-    )
-    # Where the operating system does not say, assume a small machine.
-    return 1024 * int(available[1]) if available else 4 * 2**30

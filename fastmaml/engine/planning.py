@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.diagnosis import class_count
+from fastmaml.engine.free_memory import free_bytes
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.kept_bytes import kept_bytes, saved
-from fastmaml.engine.memory_estimate import Estimator, free_bytes
+from fastmaml.engine.memory_estimate import Estimator
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fastmaml.assembly import meta_of, plan_of, program_of
 from fastmaml.engine.executors import lanes
+from fastmaml.engine.free_memory import free_bytes
 from fastmaml.engine.inventory import take_inventory
-from fastmaml.engine.memory_estimate import free_bytes
 from fastmaml.engine.planning import Plan
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
