@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from fastmaml.episodes.batch import Episodes
 from fastmaml.evaluation import Evaluation, evaluate
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
+from fastmaml.profiling.steps import needs_closure
 from fastmaml.sweeps.measure import SEED
 from fastmaml.sweeps.reasons import reason_of
 from fastmaml.sweeps.twins import in_configuration
@@ -72,36 +72,72 @@ class Lesson:
     optimizer: Optimizer | None
 
     def learn(self, twin: MAML, steps: int) -> Iterator[Learned]:
-        """Both learners in turn on each meta-batch, then their tests."""
+        """Both learners in turn on each meta-batch, then their tests; what fails says how."""
         torch.manual_seed(SEED)
-        learners = {exact: self._learner(twin, steps, exact) for exact in (True, False)}
-        failures = dict.fromkeys(learners, "")
-        done = 0
-        for episodes in islice(self.train, self.iterations):
-            for exact, (maml, optimizer) in learners.items():
-                if not failures[exact]:
-                    failures[exact] = _step(maml, optimizer, episodes, done)
-            done += 1
-        if done < self.iterations:
-            short = f"the episodes ended after {done} of {self.iterations} meta-batches"
-            failures = dict.fromkeys(learners, short)
-        for exact, (maml, _) in learners.items():
-            failure = failures[exact]
-            found = None if failure else evaluate(maml, iter(self.test), self.episodes, steps)
-            yield Learned(steps, exact, self.iterations, found, failure)
+        students = [_Student(self, twin, steps, exact) for exact in (True, False)]
+        for done in range(self.iterations):
+            try:
+                episodes = next(self.train, None)
+            except Exception as error:
+                why = f"drawing meta-batch {done + 1}: {reason_of(error)}"
+            else:
+                why = f"the episodes ended after {done} of {self.iterations} meta-batches"
+                why *= episodes is None
+            for student in students:
+                student.failure = student.failure or why
+                student.attempt(f"iteration {done + 1}", student.study, episodes)
+            if why:
+                break
+        for student in students:
+            student.attempt("its test", student.sit)
+            yield Learned(steps, student.exact, self.iterations, student.found, student.failure)
 
-    def _learner(self, twin: MAML, steps: int, exact: bool) -> tuple[MAML, Optimizer]:
-        method = None if exact else FirstOrder()
+
+class _Student:
+    """One of the two learners, and how it failed, if it did."""
+
+    def __init__(self, lesson: Lesson, twin: MAML, steps: int, exact: bool) -> None:
+        self.lesson, self.steps, self.exact = lesson, steps, exact
+        self.failure = ""
+        self.found: Evaluation | None = None
+        self.attempt("its beginning", self._begin, twin)
+
+    def attempt(self, what: str, run: Callable[..., None], *arguments: Any) -> None:
+        """Unless it has failed before."""
+        if not self.failure:
+            try:
+                run(*arguments)
+            except Exception as error:
+                self.failure = f"{what}: {reason_of(error)}"
+
+    def study(self, episodes: Episodes) -> None:
+        """One meta-step."""
+        self.optimizer.zero_grad()
+        self.maml(episodes).loss.backward()
+        self.optimizer.step()
+
+    def sit(self) -> None:
+        """The test."""
+        lesson = self.lesson
+        self.found = evaluate(self.maml, iter(lesson.test), lesson.episodes, self.steps)
+
+    def _begin(self, twin: MAML) -> None:
         own = copy.deepcopy(twin)
-        maml = in_configuration(own, method, steps, own.backend, own.executor)
-        wanted = [p for p in maml.parameters() if p.requires_grad]
-        if self.optimizer is None:
-            return maml, Adam(wanted, META_LR)
-        kind = type(self.optimizer)
-        known = inspect.signature(kind).parameters  # some keep defaults that they do not take
-        settings = {k: v for k, v in self.optimizer.defaults.items() if k in known}
-        made: Any = kind
-        return maml, made(wanted, **settings)
+        method = None if self.exact else FirstOrder()
+        self.maml = in_configuration(own, method, self.steps, own.backend, own.executor)
+        wanted = [p for p in self.maml.parameters() if p.requires_grad]
+        self.optimizer = _like(self.lesson.optimizer, wanted)
+
+
+def _like(optimizer: Optimizer | None, parameters: list[Any]) -> Optimizer:
+    """One of the same class and settings, of other parameters."""
+    if optimizer is None:
+        return Adam(parameters, META_LR)
+    kind = type(optimizer)
+    known = inspect.signature(kind).parameters  # some keep defaults that they do not take
+    settings = {k: v for k, v in optimizer.defaults.items() if k in known}
+    made: Callable[..., Optimizer] = kind
+    return made(parameters, **settings)
 
 
 def lesson(
@@ -114,8 +150,13 @@ def lesson(
     """With the test's meta-batches taken, so that all learners meet the same.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or the optimizer's steps need a closure.
     """
+    if optimizer is not None and needs_closure(optimizer):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}, whose step() calls a closure again and "
+            "again: give one that takes a step from the gradient at hand, such as Adam."
+        )
     if test is None:
         raise ValueError(
             f"accuracy={iterations} needs test=: held-out episodes, an Episodes or an iterable of "
@@ -130,14 +171,3 @@ def lesson(
     if not count:
         raise ValueError("test= has no episodes.")
     return Lesson(iterations, train, tuple(batches), count, optimizer)
-
-
-def _step(maml: MAML, optimizer: Optimizer, episodes: Episodes, done: int) -> str:
-    """One meta-step; how it failed."""
-    optimizer.zero_grad()
-    try:
-        maml(episodes).loss.backward()
-    except Exception as error:
-        return f"iteration {done + 1}: {reason_of(error)}"
-    optimizer.step()
-    return ""

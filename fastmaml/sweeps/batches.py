@@ -38,12 +38,20 @@ def enough(first: Episodes, more: Iterator[Episodes], tasks: int) -> tuple[Episo
 
     Further meta-batches are joined to the first while there are some and their shapes agree; then
     its tasks are repeated.
+
+    Raises:
+        ValueError: what comes after the first is no `Episodes`.
     """
     found, why = first, "no more were given"
     while found.tasks < tasks:
         after = next(more, None)
         if after is None:
             break
+        if not isinstance(after, Episodes):
+            raise ValueError(
+                f"episodes gave a {type(after).__name__} after the first meta-batch; give an "
+                "iterable of fastmaml.Episodes."
+            )
         try:
             found = _joined(found, after)
         except (ValueError, RuntimeError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ from fastmaml.sweeps.batches import enough, opened
 from fastmaml.sweeps.grid import METHODS, configurations
 from fastmaml.sweeps.measure import step_seconds
 from fastmaml.sweeps.measuring import Measuring, Progress
+from fastmaml.sweeps.sizes import bytes_of
 from fastmaml.sweeps.sweep import Sweep
 from fastmaml.sweeps.twins import in_configuration, starts_rates_anew, undisturbed
 
@@ -32,7 +34,7 @@ def bench(
     backends: Sequence[str | None] | None = None,
     executors: Sequence[str | None] | None = None,
     vs: Literal["first-order"] | None = None,
-    budget: int | None = None,
+    budget: int | str | None = None,
     repeats: int = 9,
     seconds: float = 30.0,
     accuracy: int | None = None,
@@ -41,14 +43,16 @@ def bench(
     optimizer: Optimizer | None = None,
     title: str = "",
     progress: Progress = lambda line: None,
+    changed: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
     """Measure what a meta-step costs, for every combination of what is given.
 
     Of each: the time of ``maml(episodes).loss.backward()``, median and quartiles; tasks a second;
-    peak memory; how far its meta-gradient is from the exact one; and the first call, recording
-    included. What cannot run is a cell that says why: out of memory, refused with the cause, or
-    left out, on the CPU, where the planner's estimate does not fit in what is free, as the
-    operating system would end the process. Ctrl-C ends the sweep and keeps what is done.
+    peak memory, of the first call and of later ones; how far its meta-gradient is from the exact
+    one; and the time of the first call, recording included. What cannot run is a cell that says
+    why: out of memory, refused with the cause, or left out, on the CPU, where the planner's
+    estimate does not fit in what is free, as the operating system would end the process. Ctrl-C
+    ends the sweep and keeps what is done; `changed` may write it down while it goes on.
 
     Everything runs on copies: your parameters, ``.grad``, modes, buffers and the random state of
     torch and of Python stay as they are. Episodes are taken from an iterable.
@@ -63,7 +67,8 @@ def bench(
         backends: as of `MAML`, with None for its choice; None for that of `maml`.
         executors: likewise.
         vs: "first-order" adds that method, and the table of the exact ones against it.
-        budget: bytes, for which ``str()`` says what fits; see `Sweep.fits`.
+        budget: bytes, or a text such as "8GB", for which ``str()`` says what fits; see
+            `Sweep.fits`.
         repeats: turns of each configuration, taken in rounds on the CPU.
         seconds: that the rounds may take together; there are at least three.
         accuracy: with `vs`, so many meta-steps are trained with each, from the parameters of
@@ -73,52 +78,61 @@ def bench(
         optimizer: for `accuracy`, one with the same class and defaults; None for Adam(1e-3).
         title: of the tables.
         progress: called with a line on what is being measured.
+        changed: called with what is done so far, after every cell and every round.
 
     Raises:
         ValueError: an argument that cannot be obeyed, named in the message.
         Exception: what your model or loss raises on one task with first order in plain PyTorch;
             this is tried first.
 
-    Cost: for each configuration, planning, about five meta-steps and its turns; for each number of
-    steps and tasks an exact meta-step in float64; the memory of one more model, and of another in
-    float64. Not for choosing a method by itself: ``gradient=None`` does that without measuring.
+    Cost: for each configuration, planning three times, about five meta-steps and its turns; for
+    each number of steps and tasks an exact meta-step in float64; the memory of one more model, and
+    of another in float64. Not for choosing a method by itself: ``gradient=None`` does that without
+    measuring.
     """
-    _check(maml, vs, budget, repeats, seconds, accuracy)
+    _check(maml, vs, repeats, seconds, accuracy)
+    size = None if budget is None else _bytes(budget)
     first, more = opened(episodes)
     wanted = configurations(maml, first.tasks, methods, steps, tasks, backends, executors, vs)
     whole, note = enough(first, more, wanted[-1].tasks)
     task = None
     if accuracy is not None:
         task = lesson(accuracy, more, test, test_episodes, optimizer)
-    with undisturbed(maml):
-        twin = copy.deepcopy(maml)
-        step_seconds(in_configuration(twin, FirstOrder(), wanted[0].steps), whole[:1])
-        measuring = Measuring(twin, whole, wanted, repeats, seconds, progress)
-        learned: list[Learned] = []
-        interrupted = False
-        try:
-            measuring.run()
-            for found in _learned(task, twin, sorted({c.steps for c in wanted}), progress):
-                learned.append(found)
-        except KeyboardInterrupt:
-            interrupted = True
-        anew = sorted({c.steps for c in wanted if maml.rates and starts_rates_anew(twin, c.steps)})
-    notes = [*measuring.exact.notes, *([note] if note else [])]
-    if anew:
-        notes.append(f"learned rates begin as the rule says at K={anew}, where they are others")
-    return Sweep(
+    empty = Sweep(
         title=title,
         model=_described(maml),
         device=describe_device(next(maml.parameters()).device),
         versions=versions(),
-        cells=tuple(measuring.cells),
-        learned=tuple(learned),
+        cells=(),
         vs=vs,
-        budget=budget,
-        precision=measuring.exact.precision,
-        notes=tuple(notes),
-        interrupted=interrupted,
+        budget=size,
+        interrupted=True,
     )
+    with undisturbed(maml):
+        twin = copy.deepcopy(maml)
+        step_seconds(in_configuration(twin, FirstOrder(), wanted[0].steps), whole[:1])
+        anew = sorted({c.steps for c in wanted if maml.rates and starts_rates_anew(twin, c.steps)})
+        notes = [note] if note else []
+        if anew:
+            notes.append(f"learned rates begin as the rule says at K={anew}, where they are others")
+        learned: list[Learned] = []
+
+        def so_far() -> Sweep:
+            said = (*measuring.exact.notes, *notes)
+            cells = tuple(measuring.cells)
+            return replace(empty, cells=cells, learned=tuple(learned), notes=said)
+
+        measuring = Measuring(
+            twin, whole, wanted, repeats, seconds, progress, lambda: changed(so_far())
+        )
+        try:
+            measuring.run()
+            for found in _learned(task, twin, sorted({c.steps for c in wanted}), progress):
+                learned.append(found)
+                changed(so_far())
+        except KeyboardInterrupt:
+            return so_far()
+    return replace(so_far(), interrupted=False)
 
 
 def _learned(
@@ -130,15 +144,20 @@ def _learned(
         yield from task.learn(twin, k)
 
 
-def _check(
-    maml: Any, vs: Any, budget: Any, repeats: Any, seconds: Any, accuracy: int | None
-) -> None:
+def _bytes(budget: int | str) -> int:
+    try:
+        return bytes_of(budget)
+    except ValueError as error:
+        raise ValueError(f"budget={budget!r}: {error}") from None
+
+
+def _check(maml: Any, vs: Any, repeats: Any, seconds: Any, accuracy: int | None) -> None:
     if not isinstance(maml, MAML):
         raise ValueError(
             f"maml is a {type(maml).__name__}; give the fastmaml.MAML itself (of a wrapper such as "
             "DistributedDataParallel, its .module)."
         )
-    for name, value in (("repeats", repeats), ("budget", budget), ("accuracy", accuracy)):
+    for name, value in (("repeats", repeats), ("accuracy", accuracy)):
         optional = name != "repeats" and value is None
         if not optional and (type(value) is not int or value < 1):
             raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.sweeps.cells import Cell, Series
-from fastmaml.sweeps.fit import by_series, law_points, memory_law
+from fastmaml.sweeps.fit import by_series, law_points, memory_law, needed
+from fastmaml.sweeps.sizes import size_text
 
 MOST = 100_000
-"""A law of hardly any growth is not believed beyond this."""
+"""A law of some growth, however little, is not believed beyond this."""
 
-_UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+Basis = Literal["measured", "interpolated", "extrapolated"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class Limit:
         series: method, backend and executor.
         axis: what is counted.
         at: the meta-batch's tasks where steps are counted, inner steps where tasks are.
-        largest: the answer; 0 where not even one fits, None where any number does.
+        largest: the answer; 0 where not even one fits, None where any number does, as the law has
+            no growth.
+        more: whether more than `largest` fit by a law that is not believed beyond that.
         basis: "measured": so many were measured to fit; "interpolated": the law says so between
             one that was measured to fit and one that was not; "extrapolated": the law alone.
         at_least: only one number was measured, and all of its bytes were taken to grow in
@@ -40,10 +41,11 @@ class Limit:
     axis: Literal["steps", "tasks"]
     at: int
     largest: int | None
-    basis: Literal["measured", "interpolated", "extrapolated"]
+    basis: Basis
     at_least: bool
     residual: float
     points: int
+    more: bool = False
 
     def __str__(self) -> str:
         return f"{self._amount()} ({self.basis})"
@@ -55,6 +57,7 @@ class Limit:
         if self.largest == 0:
             return f"not even one {unit}"
         bound = "at least" if self.at_least and self.basis != "measured" else "up to"
+        bound = "more than" if self.more else bound
         if self.axis == "steps":
             return f"{bound} K={self.largest:,}"
         return f"{bound} {self.largest:,} {unit}s at once"
@@ -62,13 +65,19 @@ class Limit:
 
 @dataclass(frozen=True)
 class Fits:
-    """What fits in `budget` bytes, besides the model, the data and the optimizer's state."""
+    """What fits in `budget` bytes, besides the model, the data and the optimizer's state.
+
+    The first meta-step is to fit too, which plans and records.
+    """
 
     budget: int
     limits: tuple[Limit, ...]
 
     def __str__(self) -> str:
-        lines = [f"with {size_text(self.budget)} for a meta-step (model, data, optimizer on top):"]
+        lines = [
+            f"with {size_text(self.budget)} for a meta-step, the first one too (model, data, "
+            "optimizer on top):"
+        ]
         groups: dict[str, list[str]] = {}
         several = len({limit.series[1:] for limit in self.limits}) > 1
         for limit in self.limits:
@@ -103,6 +112,7 @@ class Fits:
                 "at_least": limit.at_least,
                 "residual": limit.residual,
                 "points": limit.points,
+                "more": limit.more,
             }
             for limit in self.limits
         ]
@@ -113,8 +123,8 @@ def fits(cells: Iterable[Cell], budget: int) -> Fits:
     """The limits of every series: steps at each number of tasks, tasks at each number of steps."""
     limits: list[Limit] = []
     for series, own in by_series(cells).items():
-        known = [cell for cell in own if cell.peak_bytes and cell.tasks_at_once]
-        law = memory_law(known)
+        known = [cell for cell in own if needed(cell) and cell.tasks_at_once]
+        law = memory_law(known, needed)
         if law is not None:
             limits += _of_steps(series, known, law, budget)
             limits += _of_tasks(series, known, law, budget)
@@ -123,63 +133,55 @@ def fits(cells: Iterable[Cell], budget: int) -> Fits:
 
 
 def _of_steps(series: Series, cells: list[Cell], law: MemoryLaw, budget: int) -> Iterable[Limit]:
+    few = len({cell.configuration.steps for cell in cells}) == 1
     for tasks in sorted({cell.configuration.tasks for cell in cells}):
         own = [cell for cell in cells if cell.configuration.tasks == tasks]
-        peaks = {cell.configuration.steps: cell.peak_bytes or 0 for cell in own}
+        peaks = {cell.configuration.steps: needed(cell) or 0 for cell in own}
         at_once = max(cell.tasks_at_once or 0 for cell in own)
-        largest, basis = _largest(peaks, law.largest_steps(budget, at_once), budget)
-        few = len({cell.configuration.steps for cell in cells}) == 1
-        yield Limit(
-            series, "steps", tasks, largest, basis, few, law.residual, len(law_points(cells))
-        )
+        answer = _largest(peaks, law.largest_steps(budget, at_once), budget)
+        yield _limit(series, "steps", tasks, answer, few, law, cells)
 
 
 def _of_tasks(series: Series, cells: list[Cell], law: MemoryLaw, budget: int) -> Iterable[Limit]:
+    few = len({cell.tasks_at_once for cell in cells}) == 1
     for steps in sorted({cell.configuration.steps for cell in cells}):
         own = [cell for cell in cells if cell.configuration.steps == steps]
-        peaks = {cell.tasks_at_once or 0: cell.peak_bytes or 0 for cell in own}
-        largest, basis = _largest(peaks, law.largest_tasks(budget, steps), budget)
-        few = len({cell.tasks_at_once for cell in cells}) == 1
-        yield Limit(
-            series, "tasks", steps, largest, basis, few, law.residual, len(law_points(cells))
-        )
+        peaks = {cell.tasks_at_once or 0: needed(cell) or 0 for cell in own}
+        answer = _largest(peaks, law.largest_tasks(budget, steps), budget)
+        yield _limit(series, "tasks", steps, answer, few, law, cells)
 
 
-def _largest(
-    peaks: Mapping[int, int], predicted: int | None, budget: int
-) -> tuple[int | None, Literal["measured", "interpolated", "extrapolated"]]:
+class _Answer(NamedTuple):
+    largest: int | None
+    basis: Basis
+    more: bool = False
+
+
+def _limit(
+    series: Series,
+    axis: Literal["steps", "tasks"],
+    at: int,
+    answer: _Answer,
+    few: bool,
+    law: MemoryLaw,
+    cells: list[Cell],
+) -> Limit:
+    points = len(law_points(cells, needed))
+    return Limit(
+        series, axis, at, answer.largest, answer.basis, few, law.residual, points, answer.more
+    )
+
+
+def _largest(peaks: Mapping[int, int], predicted: int | None, budget: int) -> _Answer:
     """The law's answer, kept between what was measured to fit and what was measured not to."""
     over = min((x for x, size in peaks.items() if size > budget), default=math.inf)
     fitting = max((x for x, size in peaks.items() if size <= budget and x < over), default=0)
-    found = math.inf if predicted is None or predicted > MOST else predicted
-    found = min(max(found, fitting), over - 1)
+    found = min(max(math.inf if predicted is None else predicted, fitting), over - 1)
     if found == math.inf:
-        return None, "extrapolated"
+        return _Answer(None, "extrapolated")
     if found == fitting:
         measured = fitting > 0 or over == 1
-        return int(found), "measured" if measured else "extrapolated"
-    return int(found), "interpolated" if fitting > 0 and over < math.inf else "extrapolated"
-
-
-def size_text(size: float) -> str:
-    """Such as "8.0 GB" or "12.3 MB"; 1 GB is 10⁹ bytes."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"
-
-
-def bytes_of(text: str) -> int:
-    """From "8GB" (8·10⁹), "8GiB" (8·2³⁰), "500 MB" or "1e9".
-
-    Raises:
-        ValueError: that is no size.
-    """
-    found = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*)\s*", text.lower())
-    try:
-        size = float(found[1]) * _UNITS[found[2] or "b"] if found else 0.0
-    except (KeyError, ValueError):
-        size = 0.0
-    if size < 1:
-        raise ValueError(f"{text!r} is no size: write a number and a unit, such as 8GB or 500MiB.")
-    return int(size)
+        return _Answer(int(found), "measured" if measured else "extrapolated")
+    if fitting > 0 and over < math.inf:
+        return _Answer(int(found), "interpolated")
+    return _Answer(int(min(found, max(MOST, fitting))), "extrapolated", found > MOST)

@@ -56,18 +56,22 @@ class Series(NamedTuple):
 
 
 class Quartiles(NamedTuple):
-    """The middle of some measurements, and between what the middle half of them lies."""
+    """The middle of some measurements, between what the middle half of them lies, and all."""
 
     low: float
     median: float
     high: float
+    least: float
+    most: float
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
     """Of at least one value; within what was measured."""
+    least, most = min(values), max(values)
     if len(values) == 1:
-        return Quartiles(values[0], values[0], values[0])
-    return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
+        return Quartiles(least, least, least, least, least)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Quartiles(low, median, high, least, most)
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,16 @@ class Cell:
             cause, or "left out: ..." where it was not tried; empty where it ran.
         first_call: seconds of the first meta-step, with all that is planned, recorded or compiled.
         turns: seconds of a meta-step, the median of each turn.
+        in_rounds: whether the turns are those of rounds, in which all other configurations took
+            one too, from the first round on; else they were taken in a row.
         peak_bytes: what a meta-step needs at its peak besides the model and the data; the
             ``.grad`` that it makes is part of it.
-        memory: how `peak_bytes` was measured, or why it was not.
+        first_peak_bytes: the same of the first call, which plans and records.
+        memory: how the two were measured, or why they were not.
         tasks_at_once: how many tasks run at the same time.
         error: |g - e| / |e| of its meta-gradient g and the exact one e.
         cosine: of the angle between the two.
+        exact_in: the precision that the exact one was computed in: "float64", or "own precision".
         explanation: the lines of `MAML.explain`: how it ran, and why.
     """
 
@@ -93,17 +101,26 @@ class Cell:
     refusal: str = ""
     first_call: float | None = None
     turns: tuple[float, ...] = ()
+    in_rounds: bool = False
     peak_bytes: int | None = None
+    first_peak_bytes: int | None = None
     memory: str = ""
     tasks_at_once: int | None = None
     error: float | None = None
     cosine: float | None = None
+    exact_in: str = ""
     explanation: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def seconds(self) -> Quartiles | None:
         """Of a meta-step's forward and backward, over the turns."""
         return quartiles(self.turns) if self.turns else None
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """The most of any call: the first one's, or the later ones'."""
+        sizes = [size for size in (self.peak_bytes, self.first_peak_bytes) if size]
+        return max(sizes, default=None)
 
     @property
     def tasks_per_second(self) -> float | None:
@@ -121,18 +138,25 @@ class Cell:
         return row | {
             "first_call_s": self.first_call,
             "turns_s": list(self.turns),
+            "in_rounds": self.in_rounds,
             "median_s": seconds and seconds.median,
             "quartiles_s": seconds and [seconds.low, seconds.high],
             "tasks_per_second": self.tasks_per_second,
             "peak_bytes": self.peak_bytes,
+            "first_peak_bytes": self.first_peak_bytes,
             "memory": self.memory,
             "tasks_at_once": self.tasks_at_once,
             "gradient_error": finite(self.error),
             "gradient_cosine": finite(self.cosine),
+            "exact_gradient_in": self.exact_in,
             "explanation": list(self.explanation),
         }
 
 
-def finite(x: float | None) -> float | None:
-    """None for what JSON has no number for."""
-    return x if x is not None and math.isfinite(x) else None
+def finite(tree: Any) -> Any:
+    """A tree of dicts and lists with None for the numbers that JSON has no text for."""
+    if isinstance(tree, dict):
+        return {name: finite(x) for name, x in tree.items()}
+    if isinstance(tree, list):
+        return [finite(x) for x in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

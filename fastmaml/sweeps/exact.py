@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,21 @@ from fastmaml.sweeps.measure import check_room, gradient
 from fastmaml.sweeps.reasons import reason_of
 from fastmaml.sweeps.twins import in_configuration
 
+FLOAT64, OWN = "float64", "own precision"
+
 
 class Distance(NamedTuple):
     """How far a meta-gradient g is from the exact one e: |g - e| / |e|, and the cosine."""
 
     error: float
     cosine: float
+
+
+class Reference(NamedTuple):
+    """An exact meta-gradient, as one float64 vector on the CPU, and what it was computed in."""
+
+    gradient: Tensor
+    precision: str
 
 
 class Exact:
@@ -35,32 +45,32 @@ class Exact:
     def __init__(self, twin: MAML) -> None:
         self._twin = twin
         self._double: MAML | None = None
-        self._precise = True
+        self._refused = False
         self.notes: list[str] = []
 
-    @property
-    def precision(self) -> str:
-        """What it is computed in."""
-        return "float64" if self._precise else "in the model's own precision"
-
-    def gradient(self, episodes: Episodes, steps: int) -> Tensor | None:
-        """As one float64 vector on the CPU; None where it cannot be had, which `notes` explain."""
-        if self._precise:
+    def gradient(self, episodes: Episodes, steps: int) -> Reference | None:
+        """Of such meta-steps; None where it cannot be had, which `notes` explain."""
+        at = f"for {steps} steps, {len(episodes)} tasks"
+        if not self._refused:
             try:
                 self._double = self._double or copy.deepcopy(self._twin).double()
-                return self._of(self._double, episodes.to(torch.float64), steps)
+                found = self._of(self._double, episodes.to(torch.float64), steps)
+                return Reference(found, FLOAT64)
             except Exception as error:
                 why = reason_of(error)
-            self._precise, self._double = False, None  # what failed once would again
+                # A model or loss that takes no float64 never will; one without memory for it may.
+                self._refused = _is_about_dtypes(why)
             self.notes.append(
-                f"the exact meta-gradient is computed in the model's own precision, as float64 was "
-                f"impossible ({why})"
+                f"the exact meta-gradient {f'{at} ' * (not self._refused)}is computed in the "
+                f"model's own precision, as float64 was impossible ({why})"
             )
+            if self._refused:
+                self._double = None
         try:
-            return self._of(self._twin, episodes, steps)
+            return Reference(self._of(self._twin, episodes, steps), OWN)
         except Exception as error:
             why = reason_of(error)
-        self.notes.append(f"no exact meta-gradient for {steps} steps, {len(episodes)} tasks: {why}")
+        self.notes.append(f"no exact meta-gradient {at}: {why}")
         return None
 
     @staticmethod
@@ -68,6 +78,11 @@ class Exact:
         maml = in_configuration(twin, None, steps)
         check_room(maml, episodes)
         return gradient(maml, episodes)
+
+
+def _is_about_dtypes(why: str) -> bool:
+    """Whether a failure names the type of numbers, in one of the many ways that there are."""
+    return re.search(r"dtype|scalar type|float|double|half", why, re.IGNORECASE) is not None
 
 
 def distance(found: Tensor, exact: Tensor) -> Distance:

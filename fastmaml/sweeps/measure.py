@@ -17,6 +17,7 @@ from fastmaml.assembly import meta_of, plan_of, program_of
 from fastmaml.engine.executors import lanes
 from fastmaml.engine.free_memory import free_bytes
 from fastmaml.engine.inventory import take_inventory
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.planning import Plan
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
@@ -24,10 +25,6 @@ from fastmaml.profiling import LiveMemory
 
 SEED = 0
 """Of the random numbers that a model draws where meta-gradients are compared."""
-
-FIRST_CALL = 2
-"""A recording is made of an eager run and checked against it: it takes up to twice the memory of
-the replays to come."""
 
 
 class LeftOutError(Exception):
@@ -43,10 +40,18 @@ class Explained(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Peak memory of a meta-step, and how it was measured, or why not."""
+    """Peak memory of a meta-step and of the first one, and how it was measured, or why not."""
 
     size: int | None
+    first: int | None
     how: str
+
+
+class FirstCall(NamedTuple):
+    """Seconds of a first meta-step, and on CUDA the bytes at its peak; on the CPU these are 0."""
+
+    seconds: float
+    size: int
 
 
 def step_seconds(maml: MAML, episodes: Episodes) -> float:
@@ -58,6 +63,17 @@ def step_seconds(maml: MAML, episodes: Episodes) -> float:
     maml(episodes).loss.backward()
     _wait(device)
     return time.perf_counter() - begin
+
+
+def first_call(maml: MAML, episodes: Episodes) -> FirstCall:
+    """Plans and records, or compiles."""
+    device = next(maml.parameters()).device
+    if device.type != "cuda":
+        return FirstCall(step_seconds(maml, episodes), 0)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds = step_seconds(maml, episodes)
+    return FirstCall(seconds, torch.cuda.max_memory_allocated(device) - before)
 
 
 def turn(maml: MAML, episodes: Episodes, seconds: float) -> float:
@@ -91,57 +107,67 @@ def check_room(maml: MAML, episodes: Episodes) -> None:
     plan = plan_of(
         maml, program, meta_of(maml, held), episodes, seeds, maml.gradient, held, maml.executor
     )
-    need = plan.bytes_estimate * (1 if maml.executor == "eager" else FIRST_CALL)
+    need = plan.bytes_first
     free = free_bytes(held.device)
     if need > free:
         raise LeftOutError(f"needs about {need / 1e9:.2g} GB, {free / 1e9:.2g} GB free")
 
 
-def peak(maml: MAML, episodes: Episodes, how: Explained, held: int) -> Peak:
-    """Of one meta-step, the model and the data not counted.
+def peak_allocated(maml: MAML, episodes: Episodes, first: int, held: int) -> Peak:
+    """Of one meta-step on CUDA, the model and the data not counted.
 
     Args:
         maml: which has run such a meta-step before.
         episodes: the meta-batch.
-        how: it runs.
-        held: on CUDA, bytes that the configuration keeps between meta-steps (its CUDA graph).
+        first: bytes at the peak of the first one.
+        held: bytes that the configuration keeps between meta-steps (its CUDA graph).
     """
     device = next(maml.parameters()).device
     maml.zero_grad()
     gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step_seconds(maml, episodes)
-        size = torch.cuda.max_memory_allocated(device) - before + held
-        return Peak(size, "allocated on the GPU" + ", with its CUDA graph" * (held > 0))
-    if maml.executor == "compiled":
-        return Peak(None, "not measured: what Inductor's code allocates is not seen on the CPU")
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step_seconds(maml, episodes)
+    size = torch.cuda.max_memory_allocated(device) - before + held
+    return Peak(size, first, "allocated on the GPU" + ", with its CUDA graph" * (held > 0))
+
+
+def peak(fresh: MAML, episodes: Episodes, how: Explained) -> Peak:
+    """The same on the CPU.
+
+    Args:
+        fresh: a `MAML` without a meta-step behind it.
+        episodes: the meta-batch.
+        how: such a one runs.
+    """
+    gc.collect()
+    if fresh.executor == "compiled":
+        why = "not measured: what Inductor's code allocates is not seen on the CPU"
+        return Peak(None, None, why)
     try:
-        return _live_peak(maml, episodes, how)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # it has run before: this is about being watched
-        return Peak(None, f"not measured: {' '.join(str(error).split())}")
+        return _live_peak(fresh, episodes, how)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # It has run before: this is about being watched.
+        return Peak(None, None, f"not measured: {' '.join(str(error).split())}")
 
 
 def _live_peak(maml: MAML, episodes: Episodes, how: Explained) -> Peak:
     chunk = how.plan.chunk
     if how.tasks_at_once <= chunk:
-        return Peak(_counted(maml, episodes), "live tensors counted")
-    # Chunks on other threads are not seen from here: one chunk of this kind, on this thread.
-    asked, maml.tasks_chunk = maml.tasks_chunk, chunk
-    try:
-        size = _counted(maml, episodes[:chunk])
-    finally:
-        maml.tasks_chunk = asked
+        first, size = _counted(maml, episodes), _counted(maml, episodes)
+        return Peak(size, first, "live tensors counted")
+    # Chunks on other threads are not seen from here: one chunk of this kind, on this thread. The
+    # first call records one, and then replays as many as later ones do.
+    maml.tasks_chunk = chunk
+    first, size = _counted(maml, episodes[:chunk]), _counted(maml, episodes[:chunk])
     times = math.ceil(how.tasks_at_once / chunk)
-    return Peak(times * size, f"live tensors counted of one of {times} chunks at the same time")
+    said = f"live tensors counted of one of {times} chunks at the same time"
+    return Peak(times * size, max(first, times * size), said)
 
 
 def _counted(maml: MAML, episodes: Episodes) -> int:
-    maml(episodes).loss.backward()  # plans, and records where a slice was not seen before
-    maml.zero_grad()
     with LiveMemory() as memory:
         maml(episodes).loss.backward()
     maml.zero_grad()

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.sweeps.cells import Cell, Configuration
-from fastmaml.sweeps.exact import Exact, distance
+from fastmaml.sweeps.exact import Exact, Reference, distance
 from fastmaml.sweeps.measure import (
     check_room,
     explained,
+    first_call,
     gradient,
     peak,
+    peak_allocated,
     reserved,
-    step_seconds,
     turn,
 )
 from fastmaml.sweeps.reasons import reason_of
@@ -41,8 +41,8 @@ class Measuring:
 
     Each configuration first gets its first call, its memory, its meta-gradient and one turn of
     meta-steps. Then, on the CPU, they take turns in rounds, so that a slow moment of the machine
-    hits all alike. On CUDA each takes its turns in a row and is let go: the CUDA graphs of all
-    would not fit at once.
+    hits all alike; those replace the one turn. On CUDA each takes its turns in a row and is let go:
+    the CUDA graphs of all would not fit at once.
 
     Args:
         twin: a copy of the user's.
@@ -51,6 +51,7 @@ class Measuring:
         repeats: turns of each.
         seconds: that the rounds may take together.
         progress: is told what is being measured.
+        done: is called after every cell and every round.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Measuring:
         repeats: int,
         seconds: float,
         progress: Progress,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         self.twin, self.episodes, self.configurations = twin, episodes, configurations
-        self.repeats, self.seconds, self.progress = repeats, seconds, progress
+        self.repeats, self.seconds, self.progress, self.done = repeats, seconds, progress, done
         self.exact = Exact(twin)
         self.cells: list[Cell] = []
         self._running: dict[int, MAML] = {}
@@ -79,10 +81,11 @@ class Measuring:
             exact = self.exact.gradient(episodes, group[0].steps)
             for configuration in group:
                 self._begin(configuration, episodes, exact)
+                self.done()
         self._rounds()
 
     def _begin(
-        self, configuration: Configuration, episodes: Episodes, exact: Tensor | None
+        self, configuration: Configuration, episodes: Episodes, exact: Reference | None
     ) -> None:
         number = len(self.cells)
         c = configuration
@@ -101,7 +104,7 @@ class Measuring:
             del maml
         gc.collect()  # what has failed, or is let go, is not to count in the next one's memory
 
-    def _begun(self, c: Configuration, episodes: Episodes, exact: Tensor | None) -> Any:
+    def _begun(self, c: Configuration, episodes: Episodes, exact: Reference | None) -> Any:
         """The cell with all but the rounds, and the `MAML` that takes part in those."""
 
         def made() -> MAML:
@@ -109,35 +112,44 @@ class Measuring:
 
         check_room(made(), episodes)  # another, so that the first call below has to plan as well
         maml, before = made(), reserved(self._device)
-        first = step_seconds(maml, episodes)
+        first = first_call(maml, episodes)
         how = explained(maml, episodes)
         maml.zero_grad()
-        held = 0 if c.executor == "eager" else reserved(self._device) - before
-        memory = peak(maml, episodes, how, held)
-        apart = None if exact is None else distance(gradient(maml, episodes), exact)
+        if self._device.type == "cuda":
+            held = 0 if c.executor == "eager" else reserved(self._device) - before
+            memory = peak_allocated(maml, episodes, first.size, held)
+        else:
+            memory = peak(made(), episodes, how)
+        apart = None if exact is None else distance(gradient(maml, episodes), exact.gradient)
         turns = self.repeats if self._device.type == "cuda" else 1
         cell = Cell(
             c,
-            first_call=first,
+            first_call=first.seconds,
             turns=tuple(turn(maml, episodes, self._turn) for _ in range(turns)),
             peak_bytes=memory.size,
+            first_peak_bytes=memory.first,
             memory=memory.how,
             tasks_at_once=how.tasks_at_once,
             error=None if apart is None else apart.error,
             cosine=None if apart is None else apart.cosine,
+            exact_in="" if exact is None else exact.precision,
             explanation=how.lines,
         )
         maml.zero_grad()
         return cell, maml
 
     def _rounds(self) -> None:
-        begin = time.perf_counter()
-        for done in range(1, self.repeats):
+        begin, order = time.perf_counter(), random.Random(0)
+        for past in range(self.repeats if self._running else 0):
             spent = time.perf_counter() - begin
-            if done >= LEAST_TURNS and spent * done / (done - 1) > self.seconds:
+            needed = spent * (past + 1) / max(past, 1)
+            if past >= LEAST_TURNS and needed > self.seconds:
                 return
-            self.progress(f"round {done + 1} of {self.repeats}")
-            for number, maml in list(self._running.items()):
+            self.progress(f"round {past + 1} of {self.repeats}")
+            running = list(self._running.items())
+            # What else the machine does may come at regular times: nobody is always at the same.
+            order.shuffle(running)
+            for number, maml in running:
                 cell = self.cells[number]
                 episodes = self.episodes[: cell.configuration.tasks]
                 try:
@@ -146,5 +158,7 @@ class Measuring:
                     self.cells[number] = replace(cell, refusal=reason_of(error))
                     del self._running[number]
                 else:
-                    self.cells[number] = replace(cell, turns=(*cell.turns, found))
+                    turns = (*cell.turns, found) if cell.in_rounds else (found,)
+                    self.cells[number] = replace(cell, turns=turns, in_rounds=True)
                 maml.zero_grad()
+            self.done()

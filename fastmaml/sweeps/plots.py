@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmaml.files import write_whole
 from fastmaml.sweeps.cells import Cell, Series
-from fastmaml.sweeps.fit import Line, by_series, line, memory_law
+from fastmaml.sweeps.fit import Line, by_series, law_points, line, memory_law
 
 COLOURS = ("#c44e52", "#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#64b5cd", "#8c8c8c")
 MARKERS = "osD^vP*X"
@@ -39,7 +39,8 @@ AT_ONCE = _Axis(
 def plot_sweep(path: Path, cells: Sequence[Cell], title: str) -> None:
     """Write a PNG: a row of two panels, time and memory, for each axis with several values.
 
-    Points are medians with quartiles, dashed lines the fitted growth, start + x · slope.
+    Points are medians with quartiles, dashed lines the fitted growth, start + x · slope, of which
+    the legend says how far it is from the points at most.
 
     Args:
         path: of the PNG.
@@ -54,7 +55,7 @@ def plot_sweep(path: Path, cells: Sequence[Cell], title: str) -> None:
 
     measured = [cell for own in by_series(cells).values() for cell in own]
     shown = [x for x in (STEPS, TASKS) if len({x.of(c) for c in measured}) > 1] or [STEPS]
-    figure = Figure(figsize=(12, 4.6 * len(shown)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(12, 5.2 * len(shown)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     for row, axis in zip(figure.subplots(len(shown), 2, squeeze=False), shown, strict=True):
@@ -87,11 +88,10 @@ def _line_of_law(shown: Sequence[Cell], series: Sequence[Cell], axis: _Axis) -> 
         return None
     if axis is STEPS:
         tasks = max(c.tasks_at_once or 0 for c in shown)
-        return Line(
-            (law.shared + tasks * law.fixed) / 1e6, tasks * law.per_step / 1e6, law.residual
-        )
-    slope = law.fixed + axis.fixed(shown[0]) * law.per_step
-    return Line(law.shared / 1e6, slope / 1e6, law.residual)
+        start, slope = law.shared + tasks * law.fixed, tasks * law.per_step
+    else:
+        start, slope = law.shared, law.fixed + axis.fixed(shown[0]) * law.per_step
+    return Line(start / 1e6, slope / 1e6, law.residual, len(law_points(series)))
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ def _panel(axes: Any, cells: Sequence[Cell], axis: _Axis, height: _Height) -> No
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if of_series:
-        axes.legend(frameon=False, fontsize=8)
+    if of_series:  # below, where no point is
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        axes.legend(frameon=False, fontsize=8, ncols=2, **place)
 
 
 def _series(
@@ -151,13 +152,19 @@ def _series(
     spread = [[m - low for low, m, _ in found], [high - m for _, m, high in found]]
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     if fitted is not None:
-        name += f": {fitted.slope:+.3g} {height.unit} a {axis.each}"
+        name += f": {_growth(fitted, height.unit, axis.each)}"
         many = [xs[0] * (xs[-1] / xs[0]) ** (i / 60) for i in range(61)]
         above = [x for x in many if fitted.at(x) > 0]
         axes.plot(above, [fitted.at(x) for x in above], color=colour, ls="--", lw=1, alpha=0.7)
     axes.errorbar(
         xs, middle, spread, color=colour, marker=marker, ms=5, ls="none", capsize=2, label=name
     )
+
+
+def _growth(fitted: Line, unit: str, each: str) -> str:
+    """Such as "+2.31 ms a step, within 4%", which no two points can say."""
+    within = f", within {100 * fitted.residual:.2g}%" if fitted.points > 2 else ", by two points"
+    return f"{fitted.slope:+.3g} {unit} a {each}{within}"
 
 
 def _name(series: Series, several: bool) -> str:

@@ -18,7 +18,8 @@ class Price:
 
     Attributes:
         exact: the configuration of the exact method.
-        time: seconds of the exact method over those of first order, turn by turn.
+        time: seconds of the exact method over those of first order; see `ratios`.
+        paired: whether they are of turns of the same rounds.
         memory: the same of peak bytes.
         error, cosine: of first order's meta-gradient, as in `Cell`.
         accuracy: after meta-training with the exact meta-gradient, at these inner steps.
@@ -31,6 +32,7 @@ class Price:
     memory: float | None
     error: float | None
     cosine: float | None
+    paired: bool = True
     accuracy: Evaluation | None = None
     first_order_accuracy: Evaluation | None = None
     missing: str = ""
@@ -44,6 +46,8 @@ class Price:
             "tasks": c.tasks,
             "time_ratio": self.time and self.time.median,
             "time_ratio_quartiles": self.time and [self.time.low, self.time.high],
+            "time_ratio_range": self.time and [self.time.least, self.time.most],
+            "time_ratio_paired": self.paired,
             "memory_ratio": self.memory,
             "first_order_error": finite(self.error),
             "first_order_cosine": finite(self.cosine),
@@ -70,6 +74,27 @@ def prices(cells: Sequence[Cell], learned: Iterable[Learned]) -> tuple[Price, ..
     )
 
 
+def ratios(exact: Cell, first: Cell) -> Quartiles | None:
+    """The times of one over those of the other; None where one has none.
+
+    Turns of the same round met the same moment of the machine, and are divided by each other. Turns
+    that were taken in a row, each configuration at its own time, are not: then the least of one
+    stands over the most of the other, and so on, which is as far as the ratio may be off.
+    """
+    if exact.in_rounds and first.in_rounds:
+        return quartiles([a / b for a, b in zip(exact.turns, first.turns, strict=False)])
+    a, b = exact.seconds, first.seconds
+    if a is None or b is None:
+        return None
+    return Quartiles(
+        low=a.low / b.high,
+        median=a.median / b.median,
+        high=a.high / b.low,
+        least=a.least / b.most,
+        most=a.most / b.least,
+    )
+
+
 def _but_method(cell: Cell) -> tuple[Any, ...]:
     c = cell.configuration
     return c.steps, c.tasks, c.backend, c.executor
@@ -77,13 +102,12 @@ def _but_method(cell: Cell) -> tuple[Any, ...]:
 
 def _price(exact: Cell, first: Cell, learned: dict[tuple[int, bool], Evaluation | None]) -> Price:
     steps = exact.configuration.steps
-    # Turns of the same round met the same moment of the machine.
-    ratios = [a / b for a, b in zip(exact.turns, first.turns, strict=False)]
     missing = exact.refusal or (first.refusal and f"first order: {first.refusal}")
     sizes = exact.peak_bytes, first.peak_bytes
     return Price(
         exact.configuration,
-        time=quartiles(ratios) if ratios and not missing else None,
+        time=None if missing else ratios(exact, first),
+        paired=exact.in_rounds and first.in_rounds,
         memory=sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
         error=first.error,
         cosine=first.cosine,

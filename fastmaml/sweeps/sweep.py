@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fastmaml.files import write_whole
 from fastmaml.sweeps.accuracy import Learned
 from fastmaml.sweeps.budget import Fits, fits
-from fastmaml.sweeps.cells import Cell
-from fastmaml.sweeps.fit import by_series, memory_law
+from fastmaml.sweeps.cells import Cell, finite
+from fastmaml.sweeps.exact import FLOAT64
+from fastmaml.sweeps.fit import by_series, later, memory_law, needed, time_laws
 from fastmaml.sweeps.price import Price, prices
+from fastmaml.sweeps.sizes import bytes_of
 from fastmaml.sweeps.table import Table, price_table, sweep_table
 
 JSON, PNG = "bench.json", "bench.png"
@@ -23,8 +25,9 @@ JSON, PNG = "bench.json", "bench.png"
 class Sweep:
     """What meta-steps cost by gradient method, inner steps, tasks, backend and executor.
 
-    ``str()`` is the tables. Times are medians over turns, with their quartiles: another sweep of
-    the same on the same machine, in a similar state, is expected to have its medians about there.
+    ``str()`` is the tables. Times are medians over turns, with their quartiles, and move with what
+    else the machine does. Ratios of times are taken within rounds and keep still: of another sweep
+    of the same on the same machine they are expected within the range of this one's turns.
 
     Attributes:
         title: what was given as such.
@@ -35,9 +38,9 @@ class Sweep:
         learned: what accuracies were asked for.
         vs: "first-order" where that table was asked for.
         budget: bytes for which `fits` is part of ``str()``; None for no such part.
-        precision: in what the exact meta-gradient was computed.
         notes: what to know about the sweep.
-        interrupted: whether it was stopped (Ctrl-C); `cells` are those that were done.
+        interrupted: whether it was stopped (Ctrl-C, SIGTERM), or is one that goes on; `cells` are
+            those that were done.
     """
 
     model: str
@@ -47,19 +50,27 @@ class Sweep:
     learned: tuple[Learned, ...] = ()
     vs: str | None = None
     budget: int | None = None
-    precision: str = "float64"
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     title: str = ""
 
-    def fits(self, budget: int) -> Fits:
-        """The most inner steps, and tasks at once, of each method within `budget` bytes.
+    def fits(self, budget: int | str) -> Fits:
+        """The most inner steps, and tasks at once, of each method within `budget` bytes, or "8GB".
 
-        From the measured cells where they tell, else from the law
-        (`fastmaml.engine.memory_law.MemoryLaw`) fitted to them; each answer says which. The bytes
-        are those of a meta-step: the model, the data and the optimizer's state come on top.
+        The first meta-step is to fit as well, which needs more where it is recorded. From the
+        measured cells where they tell, else from the law (`fastmaml.engine.memory_law.MemoryLaw`)
+        fitted to them; each answer says which. The bytes are those of a meta-step: the model, the
+        data and the optimizer's state come on top.
+
+        Raises:
+            ValueError: `budget` is no size.
         """
-        return fits(self.cells, budget)
+        return fits(self.cells, bytes_of(budget))
+
+    @property
+    def precision(self) -> str:
+        """What the exact meta-gradients were computed in; of some, each cell says it."""
+        return " or ".join(sorted({c.exact_in for c in self.cells if c.exact_in})) or FLOAT64
 
     @property
     def second_order(self) -> tuple[Price, ...]:
@@ -69,7 +80,7 @@ class Sweep:
     @property
     def tables(self) -> tuple[Table, ...]:
         """All configurations, and second order against first order where that was asked for."""
-        found = [sweep_table(self.cells, self.precision)]
+        found = [sweep_table(self.cells)]
         if self.vs is not None:
             found.append(price_table(self.second_order))
         return tuple(found)
@@ -101,8 +112,13 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: every turn, the fitted laws, and where it was measured."""
-        laws = {series: memory_law(own) for series, own in by_series(self.cells).items()}
-        return {
+        laws = [
+            {**series._asdict(), "of": of, **asdict(law)}
+            for series, own in by_series(self.cells).items()
+            for of, size in (("later calls", later), ("the largest call", needed))
+            if (law := memory_law(own, size)) is not None
+        ]
+        found: dict[str, Any] = finite({
             "title": self.title,
             "model": self.model,
             "device": self.device,
@@ -112,20 +128,12 @@ class Sweep:
             "cells": [cell.as_dict() for cell in self.cells],
             "second_order": [price.as_dict() for price in self.second_order],
             "learned": [learned.as_dict() for learned in self.learned],
-            "memory_laws": [
-                {
-                    **series._asdict(),
-                    "shared": law.shared,
-                    "fixed": law.fixed,
-                    "per_step": law.per_step,
-                    "residual": law.residual,
-                }
-                for series, law in laws.items()
-                if law is not None
-            ],
+            "memory_laws": laws,
+            "time_laws": [law.as_dict() for law in time_laws(self.cells)],
             "fits": None if self.budget is None else self.fits(self.budget).as_dict(),
             "notes": list(self.notes),
-        }
+        })  # fmt: skip
+        return found
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write ``bench.json`` and ``bench.png`` (time and memory, with the fitted growth).
@@ -140,15 +148,21 @@ class Sweep:
             ImportError: matplotlib is missing for the plot (``pip install "fastmaml[plot]"``); the
                 JSON has been written.
         """
-        from fastmaml.sweeps.plots import plot_sweep
-
         folder = Path(folder)
+        written = [self.save_numbers(folder)]
+        if by_series(self.cells):
+            from fastmaml.sweeps.plots import plot_sweep
+
+            plot_sweep(folder / PNG, self.cells, self.heading)
+            written.append(folder / PNG)
+        return written
+
+    def save_numbers(self, folder: Path | str) -> Path:
+        """Write ``bench.json`` alone, which takes the place of an earlier one in one step."""
+        path = Path(folder) / JSON
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
-        write_whole(folder / JSON, text.encode())
-        if not by_series(self.cells):
-            return [folder / JSON]
-        plot_sweep(folder / PNG, self.cells, self.heading)
-        return [folder / JSON, folder / PNG]
+        write_whole(path, text.encode())
+        return path
 
 
 def _together(lines: tuple[str, ...]) -> list[str]:

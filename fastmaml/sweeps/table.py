@@ -8,6 +8,7 @@ from typing import Any
 
 from fastmaml.evaluation import Evaluation
 from fastmaml.sweeps.cells import Cell, Configuration
+from fastmaml.sweeps.exact import FLOAT64, OWN
 from fastmaml.sweeps.price import Price
 
 
@@ -73,26 +74,32 @@ AXES: tuple[Axis, ...] = (
 """What is shown in a column where it varies, and in the title where it does not."""
 
 
-def sweep_table(cells: Sequence[Cell], precision: str) -> Table:
+OTHERWISE = "*"
+"""Marks errors whose exact meta-gradient was computed in another precision than most."""
+
+
+def sweep_table(cells: Sequence[Cell]) -> Table:
     """Every configuration, with time, memory, error and cold start."""
     varied, fixed = _axes([cell.configuration for cell in cells])
+    several = len({cell.exact_in for cell in cells if cell.exact_in}) > 1
     columns = (
         *("method", "K", *(name for name, _ in varied), "ms", "quartiles", "tasks/s", "peak MB"),
-        *("error", "cosine", "first s"),
+        *("first MB", "error", "cosine", "first s"),
     )
     rows = tuple(
         (
             *(cell.configuration.method, str(cell.configuration.steps)),
             *(of(cell.configuration) for _, of in varied),
-            *_measured(cell),
+            *_measured(cell, several),
         )
         for cell in cells
     )
     notes = [
         "ms: a meta-step, forward and backward, median and quartiles over turns; first s: its "
         "first call",
-        "peak MB: besides the model and the data",
-        f"error: |g - e| / |e| of the meta-gradient g and the exact one e ({precision})",
+        "peak MB: besides the model and the data; first MB: that of the first call, which plans "
+        "and records",
+        f"error: |g - e| / |e| of the meta-gradient g and the exact one e ({_exact_in(cells)})",
     ]
     title = "meta-steps by gradient method and inner steps K" + fixed
     return Table(title, columns, rows, (*notes, *_reasons(cells)))
@@ -105,8 +112,8 @@ def price_table(prices: Sequence[Price]) -> Table:
     metric = next((e.metric for p in prices if (e := p.accuracy or p.first_order_accuracy)), "")
     more = (f"{metric}, exact", "1st order") if learned else ()
     columns = (
-        *("exact method", "K", *(name for name, _ in varied), "time", "quartiles", "memory"),
-        *("1st order's error", "cosine", *more),
+        *("exact method", "K", *(name for name, _ in varied), "time", "quartiles", "range"),
+        *("memory", "1st order's error", "cosine", *more),
     )
     rows = tuple(
         (
@@ -117,8 +124,23 @@ def price_table(prices: Sequence[Price]) -> Table:
         for price in prices
     )
     title = "second order against first order: times as much" + fixed
-    missing = tuple(f"{_where(p.exact)}: {p.missing}" for p in prices if p.missing)
-    return Table(title, columns, rows, missing)
+    return Table(title, columns, rows, tuple(_about_ratios(prices)))
+
+
+def _about_ratios(prices: Sequence[Price]) -> Iterator[str]:
+    """How the spread was had, and what is missing."""
+    timed = [price for price in prices if price.time is not None]
+    if any(price.paired for price in timed):
+        yield (
+            "time: of the turns of a round, median; range: from the least round to the most, in "
+            "which the median of another run is expected"
+        )
+    if not all(price.paired for price in timed):
+        yield (
+            "time: of medians, as turns were not taken in rounds; range: from the least turn over "
+            "first order's most to the most over its least"
+        )
+    yield from (f"{_where(p.exact)}: {p.missing}" for p in prices if p.missing)
 
 
 def _axes(configurations: Sequence[Configuration]) -> tuple[list[Axis], str]:
@@ -129,16 +151,24 @@ def _axes(configurations: Sequence[Configuration]) -> tuple[list[Axis], str]:
     return varied, f" ({', '.join(fixed)})" if fixed else ""
 
 
-def _measured(cell: Cell) -> tuple[str, ...]:
+def _exact_in(cells: Sequence[Cell]) -> str:
+    found = {cell.exact_in for cell in cells if cell.exact_in}
+    if len(found) > 1:
+        return f"{FLOAT64}; {OTHERWISE}: in the model's own precision"
+    return "in the model's own precision" if found == {OWN} else FLOAT64
+
+
+def _measured(cell: Cell, several: bool) -> tuple[str, ...]:
     seconds = cell.seconds
     if cell.refusal or seconds is None:
-        return (cell.refusal.partition(":")[0] or "-", *("-",) * 6)
+        return (cell.refusal.partition(":")[0] or "-", *("-",) * 7)
     return (
         number(1e3 * seconds.median),
         f"{number(1e3 * seconds.low)}–{number(1e3 * seconds.high)}",
         number(cell.tasks_per_second),
         "-" if cell.peak_bytes is None else number(cell.peak_bytes / 1e6),
-        _error(cell.error),
+        "-" if cell.first_peak_bytes is None else number(cell.first_peak_bytes / 1e6),
+        _error(cell.error) + OTHERWISE * (several and cell.exact_in == OWN),
         _cosine(cell.cosine),
         number(cell.first_call),
     )
@@ -149,6 +179,7 @@ def _ratios(price: Price) -> tuple[str, ...]:
     return (
         "-" if time is None else f"{time.median:.2f}",
         "-" if time is None else f"{time.low:.2f}–{time.high:.2f}",
+        "-" if time is None else f"{time.least:.2f}–{time.most:.2f}",
         "-" if memory is None else f"{memory:.2f}",
         _error(price.error),
         _cosine(price.cosine),
