@@ -81,9 +81,9 @@ def glue(found: dict[str, Any]) -> str:
     )
     note = (
         f"Accuracy in per cent on the same {s['test_query']} development rows of each task, "
-        f"balanced (chance: 50), with 95% intervals over {s['draws']} draws of the support set, which the "
-        f"choice of those rows is not in, by examples a class ({found['model']}). Meta-training: "
-        f"{', '.join(found['train'])}, {s['support']} support examples, {s['inner_steps']} inner "
+        f"balanced (chance: 50), with 95% intervals over {s['draws']} draws of the support set, "
+        f"which the choice of those rows is not in, by examples a class ({found['model']}). "
+        f"Meta-training: {', '.join(found['train'])}, {s['support']} support examples, {s['inner_steps']} inner "
         f"steps. {trained}."
     )
     return f"{accuracies(found)}\n\n{note}"
