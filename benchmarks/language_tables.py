@@ -83,8 +83,8 @@ def glue(found: dict[str, Any]) -> str:
         f"Accuracy in per cent on the same {s['test_query']} development rows of each task, "
         f"balanced (chance: 50), with 95% intervals over {s['draws']} draws of the support set, "
         f"which the choice of those rows is not in, by examples a class ({found['model']}). "
-        f"Meta-training: {', '.join(found['train'])}, {s['support']} support examples, {s['inner_steps']} inner "
-        f"steps. {trained}."
+        f"Meta-training: {', '.join(found['train'])}, {s['support']} support examples, "
+        f"{s['inner_steps']} inner steps. {trained}."
     )
     return f"{accuracies(found)}\n\n{note}"
 
