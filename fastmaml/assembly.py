@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastmaml.arguments import rate_key
 from fastmaml.engine.diagnosis import check_labels, explain_failure, signature
 from fastmaml.engine.executors import chosen_backend, lanes
+from fastmaml.engine.fingerprint import autocast_state
 from fastmaml.engine.forward import Loss, TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inventory import Inventory
@@ -99,7 +100,7 @@ def plan_of(
     parallel = lanes(executor, seeds.device)
     key = (
         signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted),
-        program.forward.backend, parallel,
+        program.forward.backend, parallel, autocast_state(seeds.device.type),
     )  # fmt: skip
     plans = maml._plans
     if key in plans:
