@@ -81,7 +81,7 @@ def vs_first_order(found: Result) -> str:
         header = [
             one["title"],
             "K",
-            "time, of first order's (interval)",
+            "time, of first order's (least to most of the turns)",
             "in a second run",
             "within",
             "peak memory, of first order's",
@@ -92,7 +92,7 @@ def vs_first_order(found: Result) -> str:
         parts.append(table(header, [price_row(a, b) for a, b in pairs]))
     ratios, times = hits(subjects, "prices"), hits(subjects, "cells")
     parts.append(
-        f"Of the second run's ratios {ratios} lie within the interval that the first run stated, "
+        f"Of the second run's ratios {ratios} lie within what the first run stated, "
         f"of its times themselves {times}. {note(found)}"
     )
     return "\n\n".join(parts)
