@@ -245,9 +245,11 @@ def _missing_time(report: Report) -> list[str]:
     off = report.marked_seconds / report.step_seconds.median - 1
     if abs(off) <= MISSED:
         return []
+    much = f"{off:.0%} more" if off > 0 else f"{-off:.0%} less"
+    marks = "the marks cost that much, or " * (off > 0)
     return [
-        f"the phases add up to {abs(off):.0%} {'more' if off > 0 else 'less'} than the plain step "
-        "takes: the marks cost that much here, or the machine had other work; read their shares"
+        f"the phases add up to {much} than the plain step takes: {marks}the machine had other "
+        "work; read the shares rather than the times"
     ]
 
 
