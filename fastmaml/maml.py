@@ -84,8 +84,7 @@ class MAML(nn.Module):
             as in MAML. "module": they do as the module's own mode says; in training mode the
             model's running statistics are then the mean over tasks of what the query pass left.
         memory_budget: bytes that a meta-step may use, for the choices above; None is half of
-            what is free. The first call is held against it, which runs eagerly while it is recorded
-            and needs more than those to come; trying the model out on two tasks before is not.
+            what is free. Also of the first call, which records; not of the trial before it.
         check_finite: raise `NonFiniteLoss` where a loss or the meta-gradient is NaN or infinite.
             It reads one number back from the device. Switch it off for float16 with a GradScaler,
             which expects to meet infinities; note that the meta-gradient is computed before the
