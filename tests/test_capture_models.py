@@ -118,8 +118,11 @@ def test_a_mask_from_outside_is_read_live() -> None:
     mask = torch.tensor([True, False, True, False])
     both = pair(odd(lambda m, y: torch.cat([y[mask], 2 * y[~mask]]).sin()))
     agree(*both, vectors())
-    mask.copy_(torch.tensor([False, False, True, True]))
-    agree(*both, vectors())
+    for other in ([False, False, True, True], [True, False, False, False]):  # another count, too
+        mask.copy_(torch.tensor(other))
+        agree(*both, vectors())
+    agree(*both, vectors(seed=4))
+    assert recordings(both[0]) == 1
 
 
 def test_pythons_random_numbers_are_not_frozen() -> None:

@@ -77,6 +77,9 @@ def test_what_is_learned_is_no_stranger() -> None:
     for rule in (fm.rules.MetaSGD(0.1), fm.rules.SGD(nn.Parameter(torch.tensor(0.1)))):
         learner = fm.MAML(model, rule=rule, steps=2, loss=F.mse_loss, scope="head")
         learner(vectors()).loss.backward()
+        assert all(p.grad is not None for p in learner.rates.parameters())
+        assert model[2].weight.grad is not None
+        assert model[0].weight.grad is None
 
 
 def test_a_tasks_own_head_is_no_stranger() -> None:

@@ -48,12 +48,18 @@ class Recording:
         layout: of the results.
         operations: how many calls a replay makes, views not counted.
         small: whether the operations are too small for more than one thread.
+        fixed: see `Tape`.
     """
 
     run: Function
     layout: Layout
     operations: int
     small: bool
+    fixed: Sequence[tuple[Tensor, int]] = ()
+
+    def stale(self) -> bool:
+        """Whether a tensor that must not change did."""
+        return any(x._version != version for x, version in self.fixed)
 
 
 class Captured:
@@ -146,6 +152,9 @@ class Captured:
             autocast_state(flat.seeds.device.type),
             flat.kind(),
         )
+        known = self._kept.get(key)
+        if isinstance(known, Recording) and known.stale():
+            del self._kept[key]
         if key not in self._kept:
             self._count(hash(key))
             try:
@@ -192,6 +201,7 @@ class Captured:
 
         with torch.enable_grad():
             tape, results = record(function, tensors)
+        fixed = tape.fixed
         # Inductor places results itself, and takes fewer of the views that are written through.
         tape = cleaned(tape, in_place=self.prepare is compiled)
         _check(compiled(tape), tensors, results)
@@ -200,7 +210,7 @@ class Captured:
             run = CudaGraph(run)
         operations = operation_count(tape)
         small = element_count(tape) < SMALL * operations
-        return Recording(run, layout[0], operations, small)
+        return Recording(run, layout[0], operations, small, fixed)
 
     def _replayed(self, flat: Flat) -> MetaResult:
         size, tasks = flat.program.chunk, flat.tasks

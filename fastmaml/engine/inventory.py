@@ -40,8 +40,12 @@ def take_inventory(model: nn.Module) -> Inventory:
     look = Look()
 
     # Not a function that calls itself: its closure would be a cycle, for the collector to free.
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
         settings.append(look.module(module))
         training.append(module.training)
         for name, parameter in module._parameters.items():
@@ -52,4 +56,6 @@ def take_inventory(model: nn.Module) -> Inventory:
             if buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
                 found.buffers[prefix + name] = buffer
+        inner = [(f"{prefix}{name}.", m) for name, m in module._modules.items() if m is not None]
+        waiting += reversed(inner)
     return found._replace(settings=tuple(settings), training=tuple(training))

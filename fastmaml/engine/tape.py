@@ -83,6 +83,8 @@ class Tape:
         owner: for each value, the value that owns its memory.
         geometry: for each value, its shape, strides and dtype.
         written: owners that some operation writes to.
+        fixed: tensors from outside on which shapes may depend, with their versions: once one of
+            them was written to, the tape is no longer right.
     """
 
     inputs: int
@@ -92,6 +94,7 @@ class Tape:
     owner: list[int] = field(default_factory=list)
     geometry: list[Geometry] = field(default_factory=list)
     written: set[int] = field(default_factory=set)
+    fixed: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
 def record(
@@ -181,7 +184,11 @@ class _Recorder(TorchDispatchMode):
             return True
         on_cpu = all(x.device.type == "cpu" for x in (args[0], *masks))
         owners = {self.tape.owner[self.number(mask)] for mask in masks}
-        return on_cpu and owners.isdisjoint(self._from_inputs())
+        known = on_cpu and owners.isdisjoint(self._from_inputs())
+        if known:
+            outside = (x for x in self.tape.constants.values() if not x.is_inference())
+            self.tape.fixed = [(x, x._version) for x in outside]
+        return known
 
     def _from_inputs(self) -> set[int]:
         """The owners of memory that depends on the inputs."""
