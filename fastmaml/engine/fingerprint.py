@@ -91,7 +91,8 @@ class Look:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             if hooks := module.__dict__[name]:
                 found.append((name, tuple(hooks)))
-        found.append(self._method(kind.forward, kind, 1))
+        if not _of_a_library(kind.__module__):
+            found.append(self._method(kind.forward, kind, 1))
         return tuple(found)
 
     def _function(self, function: types.FunctionType, depth: int) -> Any:
@@ -201,6 +202,7 @@ def _root(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
+@functools.lru_cache(maxsize=4096)
 def _of_a_library(module: str | None) -> bool:
     """Whether code of this module reads no variables of the user's."""
     root = _root(module)
