@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -308,6 +309,24 @@ def test_fit_says_how_far_off_it_is() -> None:
     points = [*POINTS[:-1], (4, 10, POINTS[-1][2] * 3 // 2)]
     found = MemoryLaw.fit(points)
     assert found.residual == max(abs(found.peak(t, k) / size - 1) for t, k, size in points) > 0.1
+
+
+def test_the_law_is_the_same_to_the_last_bit_in_any_order() -> None:
+    """As two reports of one sweep must be."""
+    points = [(1, 1, 15_208), (1, 2, 17_544), (1, 5, 21_003), (3, 1, 44_120), (3, 5, 66_661)]
+    laws = {MemoryLaw.fit(order) for order in itertools.permutations(points)}
+    assert len(laws) == 1
+
+
+def test_the_least_squares_are_the_least() -> None:
+    """Where no coefficient is held at 0: no step from them in any direction does better."""
+    points = [(t, k, LAW.peak(t, k) + 50_000 * ((t + k) % 3)) for t, k, _ in POINTS]
+    found = MemoryLaw.fit(points)
+    rows = torch.tensor([[1 / n, t / n, t * k / n] for t, k, n in points], dtype=torch.float64)
+    x = torch.tensor([found.shared, found.fixed, found.per_step], dtype=torch.float64)
+    assert bool((x > 0).all())
+    slope = rows.T @ (rows @ x - 1) * x  # against relative changes of each
+    assert float(slope.abs().max()) < 1e-12
 
 
 def test_no_coefficient_is_negative() -> None:

@@ -6,8 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-
-import torch
+from fractions import Fraction
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,11 @@ class MemoryLaw:
                 f"MemoryLaw.fit(points={points}): give at least one point "
                 "(tasks_at_once, steps, bytes), each with more than 0 bytes."
             )
-        rows = [[1.0, tasks, tasks * steps] for tasks, steps, _ in points]
-        sizes = torch.tensor([float(size) for _, _, size in points], dtype=torch.float64)
-        found = _non_negative(torch.tensor(rows, dtype=torch.float64) / sizes.unsqueeze(1))
-        law = MemoryLaw(*found)
+        weighed = [
+            [Fraction(1 / size) * column for column in (1, tasks, tasks * steps)]
+            for tasks, steps, size in points
+        ]
+        law = MemoryLaw(*_non_negative(weighed))
         return replace(law, residual=max(abs(law.peak(t, k) / size - 1) for t, k, size in points))
 
 
@@ -99,25 +99,44 @@ def _largest(room: float, each: float) -> int | None:
     return None if each == 0 else math.floor(room / each)
 
 
-def _non_negative(matrix: torch.Tensor) -> tuple[float, float, float]:
-    """x >= 0 with the least |matrix·x - 1|².
+def _non_negative(rows: list[list[Fraction]]) -> list[float]:
+    """x >= 0 with the least |rows·x - 1|².
 
     With three columns every choice of those that are not 0 can be tried: the best solution without
-    a negative entry is the constrained one.
+    a negative entry is the constrained one. In exact arithmetic: columns that say the same are told
+    from those that nearly do, and the law is the same to the last bit in any order of points, which
+    LAPACK does not promise even for equal operands at other places in memory.
     """
-    ones = torch.ones(len(matrix), dtype=matrix.dtype)
-    best, least = [0.0] * matrix.shape[1], math.inf
-    columns = range(matrix.shape[1])[::-1]  # the last are preferred where several do as well
-    scale = matrix.norm(dim=0)
+    columns = range(len(rows[0]))
+    gram = [[sum((row[i] * row[j] for row in rows), Fraction()) for j in columns] for i in columns]
+    sums = [sum((row[i] for row in rows), Fraction()) for i in columns]
+    best, most = [0.0] * len(columns), Fraction()
     for count in range(1, len(columns) + 1):
-        for chosen in map(list, itertools.combinations(columns, count)):
-            part = matrix[:, chosen] / scale[chosen]
-            if not bool((scale[chosen] > 0).all()) or torch.linalg.matrix_rank(part) < count:
+        # The last columns are preferred where several do as well.
+        for chosen in itertools.combinations(reversed(columns), count):
+            x = _solve([[*(gram[i][j] for j in chosen), sums[i]] for i in chosen])
+            if x is None or min(x) < 0:
                 continue
-            x = torch.linalg.lstsq(part, ones).solution / scale[chosen]
-            error = float((matrix[:, chosen] @ x - ones).square().sum())
-            if bool((x >= 0).all()) and error < least - 1e-18 * len(matrix):
-                best, least = [0.0] * len(best), error
-                for column, value in zip(chosen, x.tolist(), strict=True):
-                    best[column] = value
-    return best[0], best[1], best[2]
+            # |rows·x - 1|² is the number of rows less this, where x is the best of its columns.
+            met = sum((sums[i] * value for i, value in zip(chosen, x, strict=True)), Fraction())
+            if met > most:
+                values = dict(zip(chosen, map(float, x), strict=True))
+                best, most = [values.get(i, 0.0) for i in columns], met
+    return best
+
+
+def _solve(system: list[list[Fraction]]) -> list[Fraction] | None:
+    """The solution of a positive semi-definite system; None where it has several.
+
+    Args:
+        system: rows of [matrix | right-hand side].
+    """
+    for i, row in enumerate(system):
+        if row[i] == 0:  # of such a matrix: what is left of this row and column is 0 as well
+            return None
+        row[:] = [value / row[i] for value in row]
+        for other in system:
+            if other is not row:
+                factor = other[i]
+                other[:] = [a - factor * b for a, b in zip(other, row, strict=True)]
+    return [row[-1] for row in system]
