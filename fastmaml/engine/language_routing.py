@@ -113,9 +113,7 @@ def embedding(
     rows = next((rows for table, rows in mode.rows if table is weight), None)
     ids = input if rows is None else torch.searchsorted(rows, input)
     backend = mode.native("task_embedding", weight)
-    if backend is None or not (
-        weight.requires_grad if __import__("os").environ.get("OLD") else _needs_gradient(weight)
-    ):
+    if backend is None or not _needs_gradient(weight):
         found = func(ids, weight)
     else:
         flat = ids.reshape(1, -1).long()
