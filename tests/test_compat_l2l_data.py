@@ -63,7 +63,11 @@ def check(x: Tensor, y: Tensor, ways: int = 3, samples: int = 4) -> None:
     assert sorted(names[:, 0].tolist()) == list(range(ways))
 
 
-@pytest.mark.parametrize("data", [tensors(), Items(), Items(torch.tensor), Items(str)], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [tensors(), Items(), Items(torch.tensor), Items(str)],
+    ids=["tensors", "integers", "scalars", "names"],
+)
 def test_bookkeeping(data: Any) -> None:
     meta = l2l.data.MetaDataset(data)
     assert len(meta) == CLASSES * EACH
@@ -125,7 +129,9 @@ def test_unions_and_filters() -> None:
     assert len(task[0]) == 4 * CLASSES
 
 
-@pytest.mark.parametrize("data", [tensors(), Items(), Items(torch.tensor)], ids=str)
+@pytest.mark.parametrize(
+    "data", [tensors(), Items(), Items(torch.tensor)], ids=["tensors", "integers", "scalars"]
+)
 def test_tasks(data: Any) -> None:
     random.seed(0)
     meta = l2l.data.MetaDataset(data)

@@ -19,6 +19,7 @@ from fastmaml.engine.head_layer import HeadLayer, Listener
 from fastmaml.engine.layer_checkpoint import checkpointed
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
+from fastmaml.engine.shared_passes import Kept, SharedPass
 from fastmaml.episodes.batch import Batch
 from fastmaml.rules.base import Tensors
 
@@ -73,6 +74,7 @@ class TaskForward:
         step: int,
         query: bool = False,
         rows: Tensors | None = None,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Any, Tensors]:
         """Per-task losses ``[tasks]``, outputs ``[tasks, ...]`` and buffers as the pass left them.
 
@@ -85,9 +87,11 @@ class TaskForward:
             query: whether `batch` is the query set.
             rows: ``[tasks, rows]``, for tables among `adapted` that hold only some rows of the
                 model's: which.
+            kept: what passes over this set with these shared parameters have in common, if they
+                are to share it.
         """
         keys = step_keys(seeds, step, query)
-        one = partial(self._one, shared)
+        one = partial(self._one, shared, kept)
         own = (adapted, batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
         result: tuple[Tensor, Any, Tensors] = self.by_task(one, own)
         return result
@@ -100,15 +104,16 @@ class TaskForward:
         batch: Batch,
         seeds: Tensor,
         rows: Tensors,
+        kept: Kept | None = None,
     ) -> Tensors:
         """The parameters ``[tasks, *shape]`` that a head begins with, for such a support set.
 
         Args:
             layer: which head, and the names of its parameters.
-            adapted, shared, batch, seeds, rows: as for a call, without the head's parameters.
+            adapted, shared, batch, seeds, rows, kept: as for a call, without the head's parameters.
         """
         keys = step_keys(seeds, 0, False)
-        one = partial(self._head_of_one, layer, shared)
+        one = partial(self._head_of_one, layer, shared, kept)
         found: Tensors = self.by_task(one, (adapted, batch.inputs, batch.targets, keys, rows))
         return found
 
@@ -138,6 +143,7 @@ class TaskForward:
     def _one(
         self,
         shared: Tensors,
+        kept: Kept | None,
         adapted: Tensors,
         inputs: Any,
         targets: Any,
@@ -146,8 +152,10 @@ class TaskForward:
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
         """One task."""
-        with self.surroundings(key, adapted, rows):
-            output = call(self.model, {**self.constants(buffers), **shared, **adapted}, inputs)
+        tensors = {**self.constants(buffers), **shared}
+        same = tensors, inputs, targets
+        with self.surroundings(key, adapted, rows, kept, same):
+            output = call(self.model, {**tensors, **adapted}, inputs)
             loss = self.loss(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -161,6 +169,7 @@ class TaskForward:
         self,
         layer: HeadLayer,
         shared: Tensors,
+        kept: Kept | None,
         adapted: Tensors,
         inputs: Any,
         targets: Any,
@@ -171,9 +180,10 @@ class TaskForward:
         weight = self.frozen[layer.weight].detach()
         features = weight.new_empty(0, weight.shape[1])
         if layer.head.needs_features:
-            tensors = {**self.constants({}), **shared, **adapted, layer.weight: weight}
-            with self.surroundings(key, adapted, rows), Listener(weight) as heard:
-                call(self.model, tensors, inputs)
+            tensors = {**self.constants({}), **shared}
+            same = tensors, inputs, targets
+            with self.surroundings(key, adapted, rows, kept, same), Listener(weight) as heard:
+                call(self.model, {**tensors, **adapted, layer.weight: weight}, inputs)
             features = heard.features(layer.weight)
         weight, bias = layer.head.start(weight, features, targets)
         return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})
@@ -185,14 +195,23 @@ class TaskForward:
             buffers = {n: b.clone() for n, b in self.buffers.items()}
         return {**self.frozen, **buffers}
 
-    def surroundings(self, key: Tensor, adapted: Tensors, rows: Tensors) -> ExitStack:
-        """What is active while the model runs."""
+    def surroundings(
+        self,
+        key: Tensor,
+        adapted: Tensors,
+        rows: Tensors,
+        kept: Kept | None = None,
+        same: Any = (),
+    ) -> ExitStack:
+        """What is active while the model runs; `same` has tensors alike in every pass of `kept`."""
         stack = ExitStack()
         tables = [(adapted[name], found) for name, found in rows.items()]
         routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
         stack.enter_context(routing)
         if self.host is not None:
             stack.enter_context(self.host.inside(partial(checkpointed, routing)))
+        if kept is not None:
+            stack.enter_context(SharedPass(kept, routing, same))
         return stack
 
 

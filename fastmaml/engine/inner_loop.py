@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.row_tables import gathered
+from fastmaml.engine.shared_passes import Kept, SharedPasses
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Carry, Meta, Query, detached
 from fastmaml.rules.base import Rule, Tensors
@@ -50,6 +51,7 @@ class InnerLoop:
         buffers: filled with the buffers ``[tasks, *shape]`` that the last query pass left.
         head: a layer that begins anew for every task.
         rows: ``[tasks, rows]``, for embeddings that adapt in some rows only: which.
+        passes: what its support passes share; None where each is to run whole.
     """
 
     forward: TaskForward
@@ -61,13 +63,15 @@ class InnerLoop:
     buffers: Tensors = field(default_factory=dict)
     head: HeadLayer | None = None
     rows: Tensors = field(default_factory=dict)
+    passes: SharedPasses | None = None
 
     def start(self, meta: Meta) -> Carry:
         """θ for every task (a view, not a copy), a head of its own, and the rule's first state."""
         parameters = self._for_every_task(meta)
         if self.head is not None:
             # From other views of θ: the inner gradient is that at fixed head, not through it.
-            given = (meta.shared, self.episodes.support, self.seeds, self.rows)
+            shared, support = meta.shared, self.episodes.support
+            given = (shared, support, self.seeds, self.rows, self._kept(shared))
             parameters |= self.forward.head(self.head, self._for_every_task(meta), *given)
         return Carry(parameters, self.rule.init(parameters))
 
@@ -82,7 +86,14 @@ class InnerLoop:
     def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """``[tasks]``."""
         given = (parameters, shared, self.episodes.support, self.seeds, step)
-        return self.forward(*given, rows=self.rows)[0]
+        return self.forward(*given, rows=self.rows, kept=self._kept(shared))[0]
+
+    def _kept(self, shared: Tensors) -> Kept | None:
+        """What support passes with these shared parameters have in common, if it is worth it."""
+        own = () if self.head is None else self.head.names
+        body = shared or self.forward.frozen.keys() - own
+        again = self.steps + (self.head is not None and self.head.head.needs_features) > 1
+        return self.passes.of(shared) if self.passes is not None and body and again else None
 
     def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """The sum over tasks, whose gradient with respect to a task's parameters is that task's."""
@@ -94,7 +105,7 @@ class InnerLoop:
             parameters, shared = carry.parameters, meta.shared
             if not create_graph:
                 parameters = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-                shared = detached(shared)
+                shared = self.passes.detached(shared) if self.passes else detached(shared)
             else:  # a head may begin as a constant
                 parameters = {n: _differentiable(p) for n, p in parameters.items()}
             loss = self.support_loss(step, parameters, shared)
@@ -117,6 +128,8 @@ class InnerLoop:
     def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
         """One inner step."""
         gradient = self.gradient(step, carry, meta, create_graph=create_graph)
+        if self.passes and step == self.steps - 1:
+            self.passes.clear()
         return self.update(step, carry, gradient, meta)
 
     def observed(self, step: int) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
+from fastmaml.engine.metering import Meter
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder, Reptile
 from fastmaml.gradients.base import Meta, leaves_of
@@ -42,8 +43,17 @@ def saved(run: Callable[[], Any], ignored: set[int]) -> int:
             sizes[pointer] = size
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        kept = run()  # alive until the count is done, or storages would be counted twice
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            kept = run()  # alive until the count is done, or storages would be counted twice
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(
+            error
+        ):  # torch.func refuses them, in a model that uses it
+            raise
+        with Meter() as meter:
+            kept = run()  # all that is left, its result included
+        return meter.live
     del kept
     return sum(sizes.values())
 

@@ -14,8 +14,10 @@ from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.shared_passes import SharedPasses
 from fastmaml.engine.task_function import TaskFunction
 from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import FirstOrder
 from fastmaml.gradients.base import GradientMethod, Meta, MetaGradient, Query, add, detached
 from fastmaml.rules.base import Rule, Tensors
 
@@ -104,7 +106,7 @@ def meta_step(
 def adapt(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Tensors:
     """The adapted parameters ``[tasks, *shape]``, no graphs."""
     objective = Objective(torch.ones_like(seeds), [0.0] * (program.steps + 1))
-    program = replace(program, tables=())  # whole parameters are wanted
+    program = replace(program, tables=(), gradient=FirstOrder())  # whole parameters are wanted
     with torch.no_grad():
         loop = inner_loop(program, episodes, seeds, objective)
         carry = loop.start(detached(meta))
@@ -119,9 +121,11 @@ def inner_loop(
     """The loop of one chunk; a chunk of one task runs plainly, whatever the program says."""
     batched = program.forward.batched and len(seeds) > 1
     forward = replace(program.forward, batched=batched)
+    shares = program.repeatable and program.gradient.steps_once
     return InnerLoop(
         forward, program.rule, program.steps, episodes, seeds, objective, head=program.head,
         rows={table.name: table.rows(episodes) for table in program.tables},
+        passes=SharedPasses() if shares else None,
     )  # fmt: skip
 
 

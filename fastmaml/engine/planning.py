@@ -130,7 +130,7 @@ def make_plan(
     watch.check_inputs()
     drew = watch.drew()
     tables = find_tables(alone, meta, episodes[:1], seeds[:1])
-    alone = replace(alone, tables=tables)
+    alone = replace(alone, tables=tables, repeatable=not drew)
     kept = kept_bytes(alone, meta, episodes[:1], seeds[:1])
     size = _chunk(tasks, chunk, sum(kept), seeds.device, free, lanes)
 

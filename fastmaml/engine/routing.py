@@ -97,6 +97,8 @@ class Routing(TorchFunctionMode):
         self.rows = rows
         self.own_statistics = own_statistics
         self.draws = 0
+        self.nested = 0
+        """In how many checkpointed layers this is, which run once more later."""
         self.ops = None if backend == "reference" else OpRouting(backend, own_statistics, fuses)
 
     def __torch_function__(
@@ -140,9 +142,11 @@ class Routing(TorchFunctionMode):
         """With another key and number of draws; `keep` counts what is drawn meanwhile."""
         before = self.key, self.draws
         self.key, self.draws = key, draws
+        self.nested += 1
         try:
             yield
         finally:
+            self.nested -= 1
             self.key = before[0]
             self.draws = self.draws if keep else before[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_map
@@ -36,6 +36,7 @@ class AdjointScan(GradientMethod):
     """
 
     segments: int | None = None
+    steps_once: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.segments is not None and not (isinstance(self.segments, int) and self.segments > 0):
