@@ -18,9 +18,9 @@ PEERS ?=
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
 
-# One thread: the tests' tensors are small, and a second one would only wait for the first.
+# A process a core, four at most, each on one thread: the tests' tensors are small.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -45,6 +45,7 @@ bench: $(STAMP)
 	$(BENCH)/convergence.py
 	$(BENCH)/cold_start.py
 	$(BENCH)/memory_growth.py
+	$(BENCH)/partial_scopes.py
 	$(BENCH)/profiles.py --rounds 3 $(if $(BERT),--model $(BERT))
 	$(BENCH)/vs_first_order.py --seconds 12
 	$(BENCH)/meta_step.py --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
@@ -61,6 +62,7 @@ bench-quick: $(STAMP)
 	$(BENCH)/convergence.py --quick
 	$(BENCH)/cold_start.py --quick
 	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(QUICK)/memory_growth.json --png $(QUICK)/memory_growth.png
+	$(BENCH)/partial_scopes.py --quick --subjects conv4-head --steps 1 3
 	$(BENCH)/profiles.py --quick --subjects digits
 	$(BENCH)/vs_first_order.py --quick --subjects mlp
 	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(QUICK)/meta_step.json $(if $(PEERS),--peers $(PEERS))
@@ -78,6 +80,7 @@ gpu:
 	.venv-gpu/bin/python benchmarks/ops.py --device cuda --json $(OUT)/ops.json
 	.venv-gpu/bin/python benchmarks/triton_kernels.py --json $(OUT)/triton_kernels.json
 	.venv-gpu/bin/python benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
+	.venv-gpu/bin/python benchmarks/partial_scopes.py --device cuda --json $(OUT)/partial_scopes.json
 	.venv-gpu/bin/python benchmarks/run_suites.py --device cuda --json $(OUT)/suites.json
 	.venv-gpu/bin/python benchmarks/sampling.py --device cuda --json $(OUT)/sampling.json
 	.venv-gpu/bin/python benchmarks/growth.py --device cuda --json $(OUT)/growth.json --png $(OUT)/growth.png

@@ -132,6 +132,25 @@ def hits(subjects: list[Result], rows: str) -> str:
     return f"{sum(found)} of {len(found)}"
 
 
+def partial_scopes(found: Result) -> str:
+    """What an inner step costs where a part adapts, beside loops by hand."""
+    names = list(dict.fromkeys(n for row in found["rows"] for n in row["contestants"]))
+    header = ["model", "adapts", "K", *(f"{name}, ms" for name in names)]
+    header += [f"{name}, MiB" for name in names]
+    rows = []
+    for row in found["rows"]:
+        cells = [row["contestants"].get(name) for name in names]
+        times = ["" if c is None else f"{1e3 * c['median_s']:.3g}" for c in cells]
+        sizes = ["" if c is None else f"{c['peak_bytes'] / MIB:.3g}" for c in cells]
+        rows.append([row["title"], row["adapts"], str(row["steps"]), *times, *sizes])
+    worst = max(error for row in found["rows"] for error in row["errors"].values())
+    text = (
+        f"Second order; medians of {found['rounds']} turns, and the peak of live tensors in a "
+        f"meta-step. Meta-gradients in float64 were at most {worst:.0e} apart. {note(found)}"
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
 def example(name: str) -> Callable[[Result], str]:
     """The whole report of one subject, as it was printed."""
 

@@ -20,6 +20,17 @@ import fastmaml as fm
 sys.path.append(str(ROOT / "tests"))  # the plain loop that the tests hold everything to
 from hand_loop import Parameters, batch_loss, sgd_step
 
+__all__ = [
+    "Parameters",
+    "batch_loss",
+    "meta_gradient",
+    "own_gradient",
+    "problem_of",
+    "relative",
+    "setup_of",
+    "sgd_step",
+]
+
 
 def setup_of(work: Workload, device: str, dtype: str = "float32") -> Setup:
     """What a contestant is given: the same weights and episodes each time."""

@@ -177,7 +177,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "bench-example": measured("vs_first_order", evidence_tables.example("vs_first_order")),
         "vs-first-order": measured("vs_first_order", evidence_tables.vs_first_order),
     },
-    "docs/guide.md": {"sampling": measured("sampling", rate_tables.sampling)},
+    "docs/guide.md": {
+        "sampling": measured("sampling", rate_tables.sampling),
+        "partial-scopes": measured("partial_scopes", evidence_tables.partial_scopes),
+    },
     "docs/execution.md": {"ops": measured("ops", rate_tables.ops)},
 }
 

@@ -103,3 +103,24 @@ def test_op_timings_count_what_is_slower() -> None:
     text = rate_tables.ops({"rows": rows, "device": "a machine", "threads": 1, "torch": "2"})
     assert "| `task_x` | 2 x [3] | cpp | 4 (2.0x, 0.5x) | 3 (3.0x, 2.0x) |" in text
     assert "In 1 of 2 it is slower" in text
+
+
+def test_partial_scopes_beside_loops(tmp_path: Path) -> None:
+    """Equal gradients, and memory that does not grow with the steps."""
+    import evidence_tables
+
+    path = tmp_path / "partial_scopes.json"
+    given = ("--quick", "--subjects", "conv4-head", "--steps", "2", "6", "--json", str(path))
+    run("partial_scopes", *given)
+    found = result(path)
+    two, six = found["rows"]
+    for row in (two, six):
+        assert row["errors"].keys() == row["contestants"].keys()
+        assert max(row["errors"].values()) < 1e-12
+    peaks = {n: six["contestants"][n]["peak_bytes"] / c["peak_bytes"]
+             for n, c in two["contestants"].items()}  # fmt: skip
+    assert peaks["fastmaml"] < 1.05
+    assert peaks["loop by hand"] > 2
+    text = evidence_tables.partial_scopes(found)
+    assert text.count("| the head | 6 |") == 1
+    assert "A quick run" in text

@@ -134,6 +134,18 @@ def test_everything_adapts_so_nothing_is_watched(monkeypatch: pytest.MonkeyPatch
     learner(Body(), Unrolled(), steps=1)(vectors())
 
 
+def test_explain_says_so() -> None:
+    def said(gradient: GradientMethod, **options: Any) -> str:
+        lines = str(learner(Body(), gradient, **options).explain(vectors())).splitlines()
+        return " ".join(line for line in lines if line.startswith("support set:"))
+
+    assert said(Unrolled()) == (
+        "support set: what no adapted parameter reaches runs once, not at every inner step"
+    )
+    assert "every inner step runs whole" in said(Checkpointed())
+    assert said(Unrolled(), steps=1) == said(Unrolled(), scope="all") == ""
+
+
 def test_evaluation_and_adaptation_share_too() -> None:
     maml = learner(Body(), Checkpointed(), executor="eager", backend="reference", tasks_chunk=3)
     episodes = vectors()
@@ -195,6 +207,44 @@ def test_equals_the_textbook() -> None:
     torch.testing.assert_close(
         found.gradient, torch.cat([g.flatten() for g in expected]), rtol=0, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("path", ALL_PATHS)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_functions_of_a_task_share_too(path: str, chunk: int) -> None:
+    """Calls with the same inputs; those in between with others do not disturb."""
+    require(path)
+    torch.manual_seed(0)
+    maml = learner(Body(), Unrolled(), tasks_chunk=chunk, **ALL_PATHS[path])
+
+    @maml.per_task
+    def adapt(learner: Any, support: fm.Batch, query: fm.Batch) -> Any:
+        for _ in range(STEPS):
+            learner.adapt(F.cross_entropy(learner(support.inputs), support.targets))
+            learner(query.inputs)
+        first = F.cross_entropy(learner(query.inputs), query.targets)
+        with torch.no_grad():
+            x = query.inputs * 1
+            before = learner(x)
+            x.mul_(2)  # the same tensor with other numbers
+            more = (learner(x) - before).square().sum()
+        return first * more
+
+    def gradient() -> Tensor:
+        maml.zero_grad()
+        adapt(vectors()).loss.backward()
+        return torch.cat([p.grad.flatten() for p in maml.parameters()])  # type: ignore[union-attr]
+
+    gradient()
+    with Count(torch.tanh) as tanh:
+        found = gradient()
+    if path == "eager-reference":
+        assert tanh.calls * chunk == 3 * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GradientMethod, "steps_once", False)
+        maml = learner(copy.deepcopy(maml.module), Unrolled(), executor="eager", tasks_chunk=chunk)
+        adapt = maml.per_task(adapt.function)
+        assert float((found - gradient()).norm() / found.norm()) < 1e-12
 
 
 def test_prototypes_use_the_first_pass() -> None:

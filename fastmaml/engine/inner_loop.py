@@ -88,12 +88,16 @@ class InnerLoop:
         given = (parameters, shared, self.episodes.support, self.seeds, step)
         return self.forward(*given, rows=self.rows, kept=self._kept(shared))[0]
 
-    def _kept(self, shared: Tensors) -> Kept | None:
-        """What support passes with these shared parameters have in common, if it is worth it."""
+    def kept(self, shared: Tensors, inputs: Any = ()) -> Kept | None:
+        """What passes with these shared parameters have in common, where there can be something."""
         own = () if self.head is None else self.head.names
         body = shared or self.forward.frozen.keys() - own
-        again = self.steps + (self.head is not None and self.head.head.needs_features) > 1
-        return self.passes.of(shared) if self.passes is not None and body and again else None
+        return self.passes.of(shared, inputs) if self.passes is not None and body else None
+
+    def _kept(self, shared: Tensors) -> Kept | None:
+        """The same of the support set, where there are several passes over it."""
+        several = self.steps + (self.head is not None and self.head.head.needs_features) > 1
+        return self.kept(shared) if several else None
 
     def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """The sum over tasks, whose gradient with respect to a task's parameters is that task's."""

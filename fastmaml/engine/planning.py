@@ -162,6 +162,7 @@ def make_plan(
             _about_tasks(size, tasks, chunk, lanes, refusal),
             weighed.about(),
             gradient_why,
+            *_about_sharing(program, meta, chosen, drew),
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why}",
             *about_tables(tables, meta, episodes),
             *([] if program.forward.host is None else program.forward.host.notes()),
@@ -233,6 +234,19 @@ def _about_tasks(size: int, tasks: int, asked: int | None, lanes: int, refusal: 
     spread = f", {lanes} such chunks at the same time" * (lanes > 1 and size < tasks)
     obeyed = ", as asked" * bool(asked)
     return f"tasks: {size} of {tasks} at a time under vmap{obeyed}{spread}"
+
+
+def _about_sharing(program: Program, meta: Meta, chosen: GradientMethod, drew: bool) -> list[str]:
+    """A line, where only a part of the model adapts and there are several inner steps."""
+    own = () if program.head is None else program.head.names
+    if program.steps < 2 or drew or not (meta.shared or program.forward.frozen.keys() - own):
+        return []
+    if chosen.steps_once:
+        return ["support set: what no adapted parameter reaches runs once, not at every inner step"]
+    return [
+        "support set: every inner step runs whole, and again for its derivative; Unrolled() runs "
+        "once what no adapted parameter reaches"
+    ]
 
 
 def _method(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fastmaml.engine.routing import Routing
 from fastmaml.rules.base import Tensors
@@ -60,7 +60,7 @@ class SharedPasses:
 
     def __init__(self) -> None:
         self._detached: dict[int, tuple[Tensors, Tensors]] = {}
-        self._kept: dict[int, tuple[Tensors, Kept]] = {}
+        self._kept: dict[Token, tuple[Any, Kept]] = {}
 
     def detached(self, shared: Tensors) -> Tensors:
         """The same parameters without a graph, and the same ones every time."""
@@ -68,9 +68,18 @@ class SharedPasses:
             self._detached[id(shared)] = shared, {n: x.detach() for n, x in shared.items()}
         return self._detached[id(shared)][1]
 
-    def of(self, shared: Tensors) -> Kept:
-        """What passes with these shared parameters have in common."""
-        return self._kept.setdefault(id(shared), (shared, Kept()))[1]
+    def of(self, shared: Tensors, inputs: Any = ()) -> Kept:
+        """What passes with these shared parameters, over these inputs, have in common.
+
+        Args:
+            shared: the very same dict in every such pass.
+            inputs: a tree of which the tensors are the very same ones.
+        """
+        leaves, spec = tree_flatten(inputs)
+        own = (
+            (id(x), _version(x)) if isinstance(x, Tensor) else (type(x), repr(x)) for x in leaves
+        )
+        return self._kept.setdefault((id(shared), *own, spec), ((shared, inputs), Kept()))[1]
 
     def clear(self) -> None:
         """Let go of what the steps so far had in common."""
@@ -243,6 +252,13 @@ def _is_tensor(x: Any) -> bool:
 
 class _NotAlikeError(Exception):
     """Something that a call is given is not known from the pass before."""
+
+
+def _version(x: Tensor) -> int:
+    """How often it was written to, whatever it is a batch of."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return x._version
 
 
 def _plain(x: Tensor, level: int | None) -> tuple[Tensor, int | None]:

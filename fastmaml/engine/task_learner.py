@@ -163,11 +163,13 @@ class TaskLearner:
         forward = self._loop.forward
         key = step_keys(self._seed, self.calls, query=False)
         self._calls[0] += 1
-        tensors, model = self._tensors(), forward.model
+        same = {**forward.constants({}), **self._meta.shared}
+        tensors, model = {**same, **self._adapted()}, forward.model
         if steps:
             tensors = {f"whole.{name}": x for name, x in tensors.items()}
             model = _Within(model, steps)
-        with forward.surroundings(key, {}, {}):
+        kept = self._loop.kept(self._meta.shared, (steps, inputs, named))
+        with forward.surroundings(key, {}, {}, kept, (same, inputs, named)):
             return functional(model, tensors, inputs, named)
 
     def _part(self, steps: Steps, name: str) -> Any:
