@@ -140,8 +140,8 @@ def partial_scopes(found: Result) -> str:
     rows = []
     for row in found["rows"]:
         cells = [row["contestants"].get(name) for name in names]
-        times = ["" if c is None else f"{1e3 * c['median_s']:.3g}" for c in cells]
-        sizes = ["" if c is None else f"{c['peak_bytes'] / MIB:.3g}" for c in cells]
+        times = ["" if c is None else digits(1e3 * c["median_s"]) for c in cells]
+        sizes = ["" if c is None else digits(c["peak_bytes"] / MIB) for c in cells]
         rows.append([row["title"], row["adapts"], str(row["steps"]), *times, *sizes])
     worst = max(error for row in found["rows"] for error in row["errors"].values())
     text = (
@@ -149,6 +149,11 @@ def partial_scopes(found: Result) -> str:
         f"meta-step. Meta-gradients in float64 were at most {worst:.0e} apart. {note(found)}"
     )
     return f"{table(header, rows)}\n\n{text}"
+
+
+def digits(x: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def example(name: str) -> Callable[[Result], str]:
