@@ -47,12 +47,11 @@ def saved(run: Callable[[], Any], ignored: set[int]) -> int:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             kept = run()  # alive until the count is done, or storages would be counted twice
     except RuntimeError as error:
-        if "saved tensor hooks" not in str(
-            error
-        ):  # torch.func refuses them, in a model that uses it
+        if "saved tensor hooks" not in str(error):
             raise
+        # torch.func refuses such hooks in a model that uses it: what is left counts, all of it.
         with Meter() as meter:
-            kept = run()  # all that is left, its result included
+            kept = run()
         return meter.live
     del kept
     return sum(sizes.values())
