@@ -31,7 +31,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What README and docs show, on this machine: under half an hour on two cores that do nothing else.
+# What README and docs show, on this machine: about half an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods
 # are timed beside each other, two elsewhere. Omniglot is looked for in FASTMAML_DATA or
 # ../shared/data; `ops.py`, `meta_step.py --slow`, `language_memory.py` and training runs are apart.
@@ -45,7 +45,7 @@ bench: $(STAMP)
 	$(BENCH)/convergence.py
 	$(BENCH)/cold_start.py
 	$(BENCH)/memory_growth.py
-	$(BENCH)/partial_scopes.py
+	$(BENCH)/partial_scopes.py --rounds 5
 	$(BENCH)/profiles.py --rounds 3 $(if $(BERT),--model $(BERT))
 	$(BENCH)/vs_first_order.py --seconds 12
 	$(BENCH)/meta_step.py --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
