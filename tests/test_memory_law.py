@@ -146,6 +146,17 @@ def test_a_head_alone(frozen: bool, gradient: GradientMethod, steps: int, execut
     check(maml, episodes)
 
 
+@pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
+def test_the_last_layer_alone(gradient: GradientMethod, steps: int, executor: str) -> None:
+    """The layers below run once, or at every step, as the method has it."""
+    require(executor)
+    model, episodes = problem("transformer", 4)
+    given = {"scope": "*layers.1.*", "gradient": gradient, "steps": steps}
+    check(make(model, **given, **EXECUTORS[executor]), episodes)
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "segments": {"gradient": Checkpointed(segments=2), "steps": 6},
     "truncated": {"gradient": Truncated(last=2), "steps": 5},
