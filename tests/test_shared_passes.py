@@ -1,86 +1,26 @@
-"""What does not depend on adapted parameters is computed once for all inner steps, and no more."""
+"""What does not depend on adapted parameters is computed once for all inner steps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from anil import ALL_PATHS, STEPS, Body, Count, learner, same_as_whole_passes, vectors
 from language_models import bert
 from language_models import episodes as texts
-from outcomes import PATHS, outcome, require
+from outcomes import outcome, require
 from problems import tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, Truncated, Unrolled
 from fastmaml.gradients.base import GradientMethod
 
-STEPS = 4
 METHODS = [Unrolled(), Truncated(2), FirstOrder()]
-ALL_PATHS = {"eager-reference": {"executor": "eager", "backend": "reference"}, **PATHS}
-
-
-class Body(nn.Module):
-    """Two layers with something in between, and a head."""
-
-    def __init__(self, between: Callable[[Tensor], Tensor] = torch.relu) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 6)
-        self.between = between
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(self.between(self.first(x)))))
-
-
-def vectors(tasks: int = 3) -> fm.Episodes:
-    """A classification of vectors."""
-    return fm.Episodes(*(
-        fm.Batch(tensor(tasks, n, 5, seed=n), (tensor(tasks, n, seed=n + 1) * 9).long() % 3)
-        for n in (6, 7)
-    ))  # fmt: skip
-
-
-def learner(model: nn.Module, gradient: GradientMethod, **options: Any) -> fm.MAML:
-    given = {"lr": 0.5, "steps": STEPS, "scope": "head", "loss": F.cross_entropy, **options}
-    return fm.MAML(model.double(), gradient=gradient, **given)
-
-
-class Count(TorchFunctionMode):
-    """Counts the calls of a function, from below: those that are really made."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function, self.calls = function, 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.calls += func is self.function
-        return func(*args, **(kwargs or {}))
-
-
-def same_as_whole_passes(
-    monkeypatch: pytest.MonkeyPatch,
-    model: nn.Module,
-    gradient: GradientMethod,
-    episodes: fm.Episodes,
-    **options: Any,
-) -> None:
-    """Sharing changes nothing but the order of sums."""
-    shared = outcome(learner(copy.deepcopy(model), gradient, **options), episodes)
-    with monkeypatch.context() as patch:
-        patch.setattr(GradientMethod, "steps_once", False)
-        plain = {"executor": "eager", "backend": "reference"}
-        whole = outcome(learner(model, gradient, **{**options, **plain}), episodes)
-    shared.check_close(whole, 1e-12)
 
 
 # ------------------------------------------------------------------ how often
@@ -261,125 +201,6 @@ def test_prototypes_use_the_first_pass() -> None:
         outcome(maml, episodes)
     assert tanh.calls == 2
     found.check_close(outcome(learner(model, Checkpointed(), **plain), episodes), 1e-12)
-
-
-# ------------------------------------------------------------------ what must not be shared
-
-
-def _hooked(x: Tensor) -> Tensor:
-    x = x * 1
-    if x.requires_grad:
-        x.register_hook(lambda g: -2 * g)
-    return x
-
-
-def _written_unseen(x: Tensor) -> Tensor:
-    x = x * 1
-    x.data.add_(1)
-    return x
-
-
-def _equal_calls(x: Tensor) -> Tensor:
-    a, b = x.sin(), x.sin()
-    b.mul_(2)
-    return a + b
-
-
-def _views(x: Tensor) -> Tensor:
-    x = x.clone()
-    first = x[..., :3]
-    first.add_(1)
-    return x * first.sum()
-
-
-class _Cube(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
-def _without_gradient(x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y = torch.sin(x)
-    return x * y
-
-
-def _transformed(x: Tensor) -> Tensor:
-    return torch.func.grad(lambda z: (z * x).sin().sum())(x)
-
-
-def _signed_zero(x: Tensor) -> Tensor:
-    return x + (1 / (x * 0.0).abs().mul(0.0).add(0.0).add(1)) * torch.atan2(x * 0.0, x * -0.0)
-
-
-class _Counted(nn.Module):
-    """Its buffer says how often it was called, which every pass begins anew."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("times", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.times.add_(1)
-        return x * self.times
-
-
-BETWEEN: dict[str, Callable[[], Any]] = {
-    "in place": lambda: nn.ReLU(inplace=True),
-    "dropout": lambda: nn.Dropout(0.5),
-    "random": lambda: lambda x: x * torch.rand_like(x[0]),
-    "random, no tensor": lambda: lambda x: x * torch.rand(6, dtype=torch.float64),
-    "batch norm": lambda: nn.BatchNorm1d(6),
-    "layer norm": lambda: nn.LayerNorm(6),
-    "a hook": lambda: _hooked,
-    "written unseen": lambda: _written_unseen,
-    "equal calls": lambda: _equal_calls,
-    "views": lambda: _views,
-    "a function of its own": lambda: _Cube.apply,
-    "no gradient": lambda: _without_gradient,
-    "a transform": lambda: _transformed,
-    "signed zeros": lambda: _signed_zero,
-    "a buffer": _Counted,
-    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
-    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 6)),
-    "several results": lambda: lambda x: x.split(3, -1)[1].repeat(1, 2) + x.max(-1, True)[0],
-    "attention": lambda: nn.TransformerEncoderLayer(6, 2, 4, 0.0, batch_first=True),
-    "attention, dropout": lambda: nn.TransformerEncoderLayer(6, 2, 4, 0.3, batch_first=True),
-}
-ONE_BY_ONE = {"random", "random, no tensor"}
-"""vmap cannot draw for each task."""
-
-
-@pytest.mark.parametrize("gradient", [Unrolled(), FirstOrder()], ids=str)
-@pytest.mark.parametrize("name", BETWEEN)
-def test_whatever_the_model_does(
-    monkeypatch: pytest.MonkeyPatch, name: str, gradient: GradientMethod
-) -> None:
-    for chunk in (1, 3):
-        torch.manual_seed(0)
-        model = Body(BETWEEN[name]())
-        same_as_whole_passes(monkeypatch, model, gradient, vectors(), tasks_chunk=chunk)
-
-
-def test_masks_are_drawn_anew_at_every_step() -> None:
-    """Dropout in the body: what comes after a mask differs from step to step."""
-    maml = learner(Body(nn.Dropout(0.5)), Unrolled(), executor="eager", backend="reference")
-    maml(vectors())
-    with Count(torch.tanh) as tanh, Count(F.linear) as linear:
-        maml(vectors())
-    assert tanh.calls == STEPS + 1
-    assert linear.calls == 2 + 2 * (STEPS + 1)
 
 
 # ------------------------------------------------------------------ transformers
