@@ -80,7 +80,8 @@ def test_explain_says_so() -> None:
         return " ".join(line for line in lines if line.startswith("support set:"))
 
     assert said(Unrolled()) == (
-        "support set: what no adapted parameter reaches runs once, not at every inner step"
+        "support set: what no adapted parameter reaches runs once, not at every inner step "
+        "(but what is random, written in place or checkpointed, and all after it)"
     )
     assert "every inner step runs whole" in said(Checkpointed())
     assert said(Unrolled(), steps=1) == said(Unrolled(), scope="all") == ""

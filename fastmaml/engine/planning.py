@@ -242,7 +242,10 @@ def _about_sharing(program: Program, meta: Meta, chosen: GradientMethod, drew: b
     if program.steps < 2 or drew or not (meta.shared or program.forward.frozen.keys() - own):
         return []
     if chosen.steps_once:
-        return ["support set: what no adapted parameter reaches runs once, not at every inner step"]
+        return [
+            "support set: what no adapted parameter reaches runs once, not at every inner step "
+            "(but what is random, written in place or checkpointed, and all after it)"
+        ]
     return [
         "support set: every inner step runs whole, and again for its derivative; Unrolled() runs "
         "once what no adapted parameter reaches"
