@@ -21,6 +21,7 @@ from fastmaml.engine.fingerprint import autocast_state, fingerprint
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
 from fastmaml.episodes.batch import Episodes
@@ -233,8 +234,14 @@ def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor])
 
     On the CPU that is the same bits; elsewhere kernels may add in another order.
     """
-    with torch._C._AutoDispatchBelowAutograd():
-        found = run(*tensors)
+    try:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = run(*tensors)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UncapturableError(f"its replay fails with {why}") from error
     for x, y in zip(found, expected, strict=True):
         same = x.shape == y.shape and (
             torch.equal(x.nan_to_num(), y.nan_to_num())

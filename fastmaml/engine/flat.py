@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from fastmaml.engine.tape import Geometry, Operation, Ref, Tape, View
+from fastmaml.engine.memory_reuse import made_by, read_by, require_own_memory, reuse_memory
+from fastmaml.engine.tape import Operation, Ref, Tape, View
 
 Replay = Callable[..., list[Tensor]]
 
@@ -30,7 +31,8 @@ def cleaned(tape: Tape, in_place: bool = True) -> Tape:
     _compute_constants(tape)
     _drop_unused(tape)
     if in_place:
-        _reuse_memory(tape)
+        reuse_memory(tape)
+        require_own_memory(tape)
     return tape
 
 
@@ -41,23 +43,8 @@ def operation_count(tape: Tape) -> int:
 
 def element_count(tape: Tape) -> int:
     """How many numbers the calls of a replay make."""
-    made = (v for step in tape.steps if isinstance(step, Operation) for v in _makes(step))
+    made = (v for step in tape.steps if isinstance(step, Operation) for v in made_by(step))
     return sum(math.prod(tape.geometry[v].size) for v in made)
-
-
-def _refs(tree: Any) -> list[int]:
-    leaves = tree_leaves(tree, is_leaf=lambda x: isinstance(x, Ref))
-    return [x.value for x in leaves if isinstance(x, Ref)]
-
-
-def _reads(step: Any) -> list[int]:
-    if isinstance(step, Operation):
-        return _refs((step.arguments, step.keywords))
-    return [step[1].source]
-
-
-def _makes(step: Any) -> list[int]:
-    return step.made() if isinstance(step, Operation) else [step[0]]
 
 
 def _renamed(step: Any, names: dict[int, int]) -> Any:
@@ -82,12 +69,13 @@ def _share_equal_steps(tape: Tape) -> None:
     """
     seen: dict[Any, list[int]] = {}
     names: dict[int, int] = {}
-    last = {tape.owner[v]: i for i, step in enumerate(tape.steps) for v in _reads(step)}
+    roots: dict[int, int] = {}
+    last = {tape.owner[v]: i for i, step in enumerate(tape.steps) for v in read_by(step)}
     last.update({tape.owner[v]: len(tape.steps) for v in tape.outputs})
     kept = []
     for i, step in enumerate(tape.steps):
         step = _renamed(step, names)
-        touched = {tape.owner[v] for v in (*_reads(step), *_makes(step))}
+        touched = {tape.owner[v] for v in (*read_by(step), *made_by(step))}
         if touched & tape.written or (
             isinstance(step, Operation) and step.function._schema.is_mutable
         ):
@@ -98,15 +86,24 @@ def _share_equal_steps(tape: Tape) -> None:
             wanted = repr(tree_map(lambda r: r is not None, step.results))
             key = (step.function, repr((step.arguments, step.keywords)), wanted)
         if key in seen and all(last.get(tape.owner[v], -1) >= i for v in seen[key]):
-            for new, old in zip(_makes(step), seen[key], strict=True):
+            for new, old in zip(made_by(step), seen[key], strict=True):
                 names[new] = old
                 root, own = tape.owner[old], tape.owner[new]
                 last[root] = max(last[root], last.get(own, -1))
+                roots[own] = root
         else:
-            seen[key] = _makes(step)
+            seen[key] = made_by(step)
             kept.append(step)
     tape.steps = kept
     tape.outputs = [names.get(v, v) for v in tape.outputs]
+    # Views of a result that is not made any more are views of the one that is.
+    tape.owner[:] = [_root(roots, owner) for owner in tape.owner]
+
+
+def _root(roots: dict[int, int], owner: int) -> int:
+    while roots.get(owner, owner) != owner:
+        owner = roots[owner]
+    return owner
 
 
 def _compute_constants(tape: Tape) -> None:
@@ -114,8 +111,8 @@ def _compute_constants(tape: Tape) -> None:
     values: dict[int, Tensor] = {}
     kept = []
     for step in tape.steps:
-        touched = {tape.owner[v] for v in (*_reads(step), *_makes(step))}
-        if touched & tape.written or not all(v in values for v in _reads(step)):
+        touched = {tape.owner[v] for v in (*read_by(step), *made_by(step))}
+        if touched & tape.written or not all(v in values for v in read_by(step)):
             kept.append(step)
             continue
         if isinstance(step, Operation):
@@ -131,7 +128,7 @@ def _compute_constants(tape: Tape) -> None:
         else:
             values[step[0]] = look(values[step[1].source], *step[1][1:])
     tape.steps = kept
-    used = {v for step in kept for v in _reads(step)} | set(tape.outputs)
+    used = {v for step in kept for v in read_by(step)} | set(tape.outputs)
     tape.constants.update({v: x for v, x in values.items() if v in used})
 
 
@@ -142,11 +139,11 @@ def _drop_unused(tape: Tape) -> None:
     for step in reversed(tape.steps):
         mutable = isinstance(step, Operation) and step.function._schema.is_mutable
         # Memory that is written to is needed as a whole, from its first use on.
-        writes = mutable and any(tape.owner[v] in written for v in _reads(step))
-        if writes or any(v in needed or tape.owner[v] in written for v in _makes(step)):
+        writes = mutable and any(tape.owner[v] in written for v in read_by(step))
+        if writes or any(v in needed or tape.owner[v] in written for v in made_by(step)):
             kept.append(step)
-            needed.update(_reads(step))
-            written |= {tape.owner[v] for v in (*_reads(step), *_makes(step))} & tape.written
+            needed.update(read_by(step))
+            written |= {tape.owner[v] for v in (*read_by(step), *made_by(step))} & tape.written
     tape.steps = kept[::-1]
     tape.constants = {v: x for v, x in tape.constants.items() if v in needed}
 
@@ -176,53 +173,6 @@ def _look_through_empty_sums(tape: Tape) -> None:
             tape.owner[:] = [root if owner == made else owner for owner in tape.owner]
 
 
-def _dense(geometry: Geometry) -> bool:
-    """Whether elements fill their memory without gaps or overlaps, in any order."""
-    expected = 1
-    for stride, size in sorted(zip(geometry.stride, geometry.size, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-IN_PLACE = {
-    torch.ops.aten.add.Tensor: torch.ops.aten.add_.Tensor,
-    torch.ops.aten.sub.Tensor: torch.ops.aten.sub_.Tensor,
-    torch.ops.aten.mul.Tensor: torch.ops.aten.mul_.Tensor,
-    torch.ops.aten.mul.Scalar: torch.ops.aten.mul_.Scalar,
-    torch.ops.aten.div.Scalar: torch.ops.aten.div_.Scalar,
-    torch.ops.aten.neg.default: torch.ops.aten.neg_.default,
-}
-_COMMUTES = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor}
-
-
-def _reuse_memory(tape: Tape) -> None:
-    """Sums and products go to the memory of an operand that nothing needs afterwards."""
-    outside = {*range(tape.inputs), *tape.constants, *(tape.owner[v] for v in tape.outputs)}
-    last: dict[int, int] = {}
-    for i, step in enumerate(tape.steps):
-        last.update({tape.owner[v]: i for v in _reads(step)})
-    for i, step in enumerate(tape.steps):
-        if not isinstance(step, Operation) or step.function not in IN_PLACE or step.keywords:
-            continue
-        refs = [x for x in step.arguments if isinstance(x, Ref)]
-        for ref in refs[: 2 if step.function in _COMMUTES else 1]:
-            made, owner = step.results, tape.owner[ref.value]
-            free = last[owner] == i and owner not in outside and owner not in tape.written
-            if not free or made is None or tape.geometry[made] != tape.geometry[ref.value]:
-                continue
-            if not _dense(tape.geometry[made]) or [r.value for r in refs].count(ref.value) > 1:
-                continue
-            if any(tape.owner[r.value] == owner for r in refs if r != ref):
-                continue
-            others = [x for x in step.arguments if x is not ref]
-            tape.steps[i] = step._replace(
-                function=IN_PLACE[step.function], arguments=(ref, *others)
-            )
-            break
-
-
 def look(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
     """The memory of `x` seen otherwise."""
     return torch.as_strided(x, size, stride, x.storage_offset() + offset)
@@ -231,22 +181,25 @@ def look(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> 
 def compiled(tape: Tape) -> Replay:
     """A Python function of the inputs that runs the tape and lets go of each value after its use.
 
-    Call it with gradients disabled: it holds no graph.
+    Call it with gradients disabled: it holds no graph. Its results are the caller's to change, so
+    one that is an input or a constant is a copy.
     """
     scope: dict[str, Any] = {"look": look, "as_strided": torch.as_strided}
     names = [f"v{i}" for i in range(len(tape.owner))]
     for value, x in tape.constants.items():
         scope[names[value]] = x
-    last = {v: i for i, step in enumerate(tape.steps) for v in (*_makes(step), *_reads(step))}
+    last = {v: i for i, step in enumerate(tape.steps) for v in (*made_by(step), *read_by(step))}
     # Inputs are the caller's; constants stay.
     kept = {*tape.outputs, *tape.constants, *range(tape.inputs)}
     lines = [f"def replay({', '.join(names[: tape.inputs])}):"]
     for i, step in enumerate(tape.steps):
         lines.append("    " + _line(step, names, scope))
-        over = [v for v in {*_makes(step), *_reads(step)} if last[v] == i and v not in kept]
+        over = [v for v in {*made_by(step), *read_by(step)} if last[v] == i and v not in kept]
         if over:
             lines.append(f"    del {', '.join(names[v] for v in sorted(over))}")
-    lines.append(f"    return [{', '.join(names[v] for v in tape.outputs)}]")
+    own = tape.outside()
+    results = [f"{names[v]}.clone()" if tape.owner[v] in own else names[v] for v in tape.outputs]
+    lines.append(f"    return [{', '.join(results)}]")
     exec("\n".join(lines), scope)  # our own text: operations by number, arguments by name
     replay: Replay = scope["replay"]
     return replay

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmaml.engine.events import Event, Place, to_compute, without_repeats
-from fastmaml.engine.flat import IN_PLACE
+from fastmaml.engine.memory_reuse import IN_PLACE
 
 
 class Peak(NamedTuple):

@@ -96,6 +96,10 @@ class Tape:
     written: set[int] = field(default_factory=set)
     fixed: list[tuple[Tensor, int]] = field(default_factory=list)
 
+    def outside(self) -> set[int]:
+        """The owners of memory that a replay finds and must leave as it is, views included."""
+        return {self.owner[v] for v in (*range(self.inputs), *self.constants)}
+
 
 def record(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], tape: Tape | None = None
