@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastmaml.arguments import rate_key
+from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import check_labels, explain_failure, signature
 from fastmaml.engine.executors import chosen_backend, lanes
-from fastmaml.engine.fingerprint import autocast_state
 from fastmaml.engine.forward import Loss, TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inventory import Inventory
 from fastmaml.engine.meta_step import Program
 from fastmaml.engine.planning import Plan, make_plan
+from fastmaml.engine.plans import Plans, environment, key_of
 from fastmaml.engine.scope import Scope, adapted_names, select
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
 from fastmaml.integrations.transformers_host import find_host
 from fastmaml.rules.base import Rule, Tensors
-
-PLANS_KEPT = 16
 
 
 class Settings(Protocol):
@@ -42,7 +41,7 @@ class Settings(Protocol):
     memory_budget: int | None
     rates: nn.ParameterDict
     _rate_names: list[str]
-    _plans: OrderedDict[Any, Plan]
+    _plans: Plans[Plan]
 
 
 def meta_of(maml: Settings, held: Inventory) -> Meta:
@@ -79,7 +78,7 @@ def program_of(
         backend=backend, host=find_host(maml.module),
     )  # fmt: skip
     method = maml.gradient or Unrolled()
-    return Program(forward, maml.rule, method, steps, 1, settings=held.settings, head=maml.head)
+    return Program(forward, maml.rule, method, steps, 1, head=maml.head, call=held.call)
 
 
 def _no_loss(*_: Any) -> Tensor:
@@ -99,13 +98,12 @@ def plan_of(
     """The plan for such episodes, made when they are first seen; `executor` will run it."""
     parallel = lanes(executor, seeds.device)
     key = (
-        signature(episodes), held.training, gradient, program.steps, tuple(meta.adapted),
-        program.forward.backend, parallel, autocast_state(seeds.device.type),
+        signature(episodes), held.training, key_of(gradient), program.steps, tuple(meta.adapted),
+        program.forward.backend, parallel, environment(seeds.device.type), settings_key(program),
     )  # fmt: skip
-    plans = maml._plans
-    if key in plans:
-        plans.move_to_end(key)
-        return plans[key]
+    if (plan := maml._plans.find(key, held.call)) is not None:
+        return plan
+    program = replace(program, depends=Dependencies())
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
             plan = make_plan(
@@ -123,7 +121,10 @@ def plan_of(
         explain_failure(error, maml.module, maml.loss, episodes)
         raise
     check_labels(maml.loss, plan.classes, episodes)
-    plans[key] = plan
-    if len(plans) > PLANS_KEPT:
-        plans.popitem(last=False)
-    return plan
+    return maml._plans.keep(key, plan)
+
+
+def settings_key(program: Program) -> Any:
+    """What a plan is for, besides the model as it is: what a `MAML` was given."""
+    forward = program.forward
+    return key_of((forward.model, forward.loss, forward.own_statistics, program.rule, program.head))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -30,9 +29,10 @@ from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
 from fastmaml.engine.forward import Loss
 from fastmaml.engine.head_layer import find_head_layer
-from fastmaml.engine.inventory import Inventory, take_inventory
+from fastmaml.engine.inventory import Inventory, Stock
 from fastmaml.engine.meta_step import MetaResult, Program, adapt
 from fastmaml.engine.planning import Plan
+from fastmaml.engine.plans import Plans
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.scope import Scope, adapted_names
 from fastmaml.engine.surroundings import Surroundings
@@ -89,6 +89,8 @@ class MAML(nn.Module):
             It reads one number back from the device. Switch it off for float16 with a GradScaler,
             which expects to meet infinities; note that the meta-gradient is computed before the
             scaler's factor is known, so that float16 may underflow where bfloat16 does not.
+        spot_checks: run one chunk of calls 2, 4, 8, ... of a recording eagerly as well, and raise
+            `StaleRecordingError` where the two differ by more than rounding.
 
     Raises:
         ValueError: an argument that cannot be obeyed, named in the message.
@@ -119,6 +121,7 @@ class MAML(nn.Module):
         batch_norm: Literal["batch", "module"] = "batch",
         memory_budget: int | None = None,
         check_finite: bool = True,
+        spot_checks: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -131,8 +134,9 @@ class MAML(nn.Module):
         require_choice("executor", executor, (None, *EXECUTORS))
         require_choice("backend", backend, (None, *ops.BACKENDS))
         self.executor, self.backend = executor, backend
-        self._execute = make_executor(executor)
-        self._execute_evaluation = make_executor(evaluating(executor))
+        self.spot_checks = spot_checks
+        self._execute = make_executor(executor, spot_checks)
+        self._execute_evaluation = make_executor(evaluating(executor), spot_checks)
         require_choice("batch_norm", batch_norm, ("batch", "module"))
         self.scope = scope
         self.head = find_head_layer(model, head)
@@ -148,7 +152,8 @@ class MAML(nn.Module):
         rates = self.rule.rates({n: named[n].detach() for n in adapted}, steps)
         self.rates = rate_parameters(rates)
         self._rate_names = list(rates)
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._plans: Plans[Plan] = Plans()
+        self._stock = Stock()
         self._progress = Progress()
         if isinstance(self.gradient, Reptile) and (rates or self._meta().shared):
             raise ValueError(
@@ -186,7 +191,7 @@ class MAML(nn.Module):
     ) -> MetaOutput:
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
-        held = take_inventory(self.module)
+        held = self._stock.take(self.module)
         episodes, meta, seeds, program = self._prepare(
             episodes, self.steps, gradient, held, self.executor
         )
@@ -231,7 +236,7 @@ class MAML(nn.Module):
 
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
-            held, executor = take_inventory(self.module), evaluating(self.executor)
+            held, executor = self._stock.take(self.module), evaluating(self.executor)
             # No meta-gradient is wanted here, so nothing need have a second derivative.
             episodes, meta, seeds, program = self._prepare(
                 episodes, steps, FirstOrder(), held, executor
@@ -280,7 +285,7 @@ class MAML(nn.Module):
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
         """Print and return what would run for such episodes, what was refused, and why."""
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
-        held = take_inventory(self.module)
+        held = self._stock.take(self.module)
         meta = self._meta(held)
         seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
         program = program_of(self, held, steps, self.executor)
@@ -316,9 +321,12 @@ class MAML(nn.Module):
         learner = copy.copy(self)
         learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
         learner.module = clone_module(self.module)
-        learner._execute = make_executor(self.executor)
-        learner._execute_evaluation = make_executor(evaluating(self.executor))
-        learner._plans = OrderedDict()  # `_progress` is immutable: a clone goes on from here
+        learner._execute = make_executor(self.executor, self.spot_checks)
+        learner._execute_evaluation = make_executor(evaluating(self.executor), self.spot_checks)
+        learner._plans, learner._stock = (
+            Plans(),
+            Stock(),
+        )  # `_progress` is immutable: a clone goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None
         if allow_nograd is not None:
@@ -374,7 +382,7 @@ class MAML(nn.Module):
 
     def _meta(self, held: Inventory | None = None) -> Meta:
         """The meta-parameters as they are now; frozen ones are not among them."""
-        return meta_of(self, held or take_inventory(self.module))
+        return meta_of(self, held or self._stock.take(self.module))
 
     def _prepare(
         self,
@@ -387,7 +395,7 @@ class MAML(nn.Module):
         """Check the episodes, decide how `executor` runs them, and draw their seeds."""
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
-        held = held or take_inventory(self.module)
+        held = held or self._stock.take(self.module)
         check_device(held.device, episodes)
         episodes = without_inference_mode(episodes)
         meta, seeds = self._meta(held), task_seeds(episodes.tasks, held.device)

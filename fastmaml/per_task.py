@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -14,15 +13,16 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.arguments import task_weights, weights_by_step
-from fastmaml.assembly import PLANS_KEPT, program_of
+from fastmaml.assembly import program_of, settings_key
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.compilers import outside_compilers
+from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import check_device, check_finite, check_reach, signature
 from fastmaml.engine.executors import lanes, make_executor
 from fastmaml.engine.flattening import Flat, flattened
-from fastmaml.engine.inventory import take_inventory
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.planning import plan_function
+from fastmaml.engine.plans import Plans, environment
 from fastmaml.engine.printing import HeldBack
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.surroundings import Surroundings
@@ -50,6 +50,8 @@ class _Plan:
     backend: str
     chunk: int
     unreached: str
+    depends: Dependencies
+    restless: str
     recorded: bool = True
 
     def applied(self, program: Program, function: TaskFunction) -> Program:
@@ -59,8 +61,9 @@ class _Plan:
             batched=self.batched, backend=self.backend,
         )  # fmt: skip
         return replace(
-            program, forward=forward, chunk=self.chunk, function=function, unreached=self.unreached
-        )
+            program, forward=forward, chunk=self.chunk, function=function,
+            unreached=self.unreached, depends=self.depends,
+        )  # fmt: skip
 
 
 @final
@@ -103,8 +106,8 @@ class PerTask:
             )
         functools.update_wrapper(self, function, updated=())
         self.maml, self.function = maml, function
-        self._execute = make_executor(maml.executor)
-        self._plans: OrderedDict[Any, _Plan] = OrderedDict()
+        self._execute = make_executor(maml.executor, maml.spot_checks)
+        self._plans: Plans[_Plan] = Plans()
         self._told = False
 
     def __call__(self, *arguments: Any, **keywords: Any) -> MetaOutput:
@@ -132,7 +135,7 @@ class PerTask:
 
     def _run(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> MetaOutput:
         maml, learns = self.maml, torch.is_grad_enabled()
-        held = take_inventory(maml.module)
+        held = maml._stock.take(maml.module)
         batches = len(arguments) == 1 and isinstance(arguments[0], Episodes)
         packed = arguments[0] if batches and not keywords else None
         episodes, spec = (packed, None) if packed else _packed(arguments, keywords)
@@ -145,14 +148,15 @@ class PerTask:
         weights, by_step = task_weights(None, held.first, len(seeds)), weights_by_step(None, 1)
         given = (meta, episodes, seeds, weights, by_step, None)
 
-        kind = (signature(episodes), held.training, first_order, learns)
-        if kind not in self._plans:
+        kind = (
+            signature(episodes), spec, held.training, first_order, learns,
+            environment(held.device.type), settings_key(program), program.forward.backend,
+        )  # fmt: skip
+        plan = self._plans.find(kind, held.call)
+        if plan is None:
             with same:
-                self._plans[kind] = self._planned(replace(program, function=function), *given)
-            if len(self._plans) > PLANS_KEPT:
-                self._plans.popitem(last=False)
-        plan = self._plans[kind]
-        self._plans.move_to_end(kind)
+                program = replace(program, function=function, depends=Dependencies())
+                plan = self._plans.keep(kind, self._planned(program, *given))
         program = plan.applied(program, function)
         execute = self._execute if plan.recorded else meta_step
 
@@ -185,7 +189,10 @@ class PerTask:
                 "a per-task function runs one task at a time: %s%s", refusal, _way_out(refusal)
             )
         forward = program.forward
-        plan = _Plan(own, forward.batched, forward.backend, program.chunk, program.unreached)
+        plan = _Plan(
+            own, forward.batched, forward.backend, program.chunk, program.unreached,
+            program.depends, program.depends.restless,
+        )  # fmt: skip
         if not isinstance(self._execute, Captured):
             return plan
         try:
@@ -199,7 +206,8 @@ class PerTask:
             _log.warning("%s; it runs eagerly at every call.%s", what, _way_out(what))
             # Called one by one from Python, the ops of a backend cost more than they save.
             backend = plan.backend if maml.backend else "reference"
-            return replace(plan, backend=backend, recorded=False)
+            restless = program.depends.restless
+            return replace(plan, backend=backend, restless=restless, recorded=False)
         return plan
 
     def _record(self, execute: Captured, flat: Flat) -> None:

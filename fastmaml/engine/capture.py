@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.cuda_graph import CudaGraph
-from fastmaml.engine.fingerprint import autocast_state, fingerprint
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.out_of_memory import is_out_of_memory
+from fastmaml.engine.plans import Identity, environment, key_of
+from fastmaml.engine.sight import Sight
+from fastmaml.engine.spot_checks import StaleRecordingError, due, spot_check
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
 from fastmaml.episodes.batch import Episodes
@@ -40,7 +42,7 @@ REMEMBERED = 64
 _log = logging.getLogger("fastmaml")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Recording:
     """A chunk of the meta-step.
 
@@ -50,6 +52,7 @@ class Recording:
         operations: how many calls a replay makes, views not counted.
         small: whether the operations are too small for more than one thread.
         fixed: see `Tape`.
+        calls: how often it was used.
     """
 
     run: Function
@@ -57,6 +60,7 @@ class Recording:
     operations: int
     small: bool
     fixed: Sequence[tuple[Tensor, int]] = ()
+    calls: int = 0
 
     def stale(self) -> bool:
         """Whether a tensor that must not change did."""
@@ -74,14 +78,18 @@ class Captured:
         prepare: turns a cleaned tape and example inputs into what runs.
         required: raise where a meta-step cannot be captured; else it runs eagerly, which is
             logged once.
+        spot_checks: run calls 2, 4, 8, ... of a recording eagerly, too (see `spot_checks`).
 
     A copy (`copy.deepcopy`, pickling) begins without recordings.
     """
 
     def __init__(
-        self, prepare: Callable[[Tape], Function] = compiled, required: bool = False
+        self,
+        prepare: Callable[[Tape], Function] = compiled,
+        required: bool = False,
+        spot_checks: bool = True,
     ) -> None:
-        self.prepare, self.required = prepare, required
+        self.prepare, self.required, self.spot_checks = prepare, required, spot_checks
         self._kept: OrderedDict[Any, Recording | UncapturableError] = OrderedDict()
         self._misses_in_a_row = self._returned = 0
         self._gone: OrderedDict[int, None] = OrderedDict()
@@ -104,6 +112,8 @@ class Captured:
 
         Raises:
             RuntimeError: it cannot be captured, and that is required; the message says why.
+            StaleRecordingError: a spot check found that its recording is not what the model
+                computes.
         """
         arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
         try:
@@ -131,7 +141,8 @@ class Captured:
         return f"executor: captured, {found.operations} operations for a chunk of tasks"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"prepare": self.prepare, "required": self.required}
+        names = ("prepare", "required", "spot_checks")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -143,16 +154,19 @@ class Captured:
             UncapturableError: there can be none, or each of the last meta-steps needed another.
         """
         program = flat.program
-        forward = program.forward
+        forward, depends = program.forward, program.depends
+        if depends.refusal:
+            raise UncapturableError(depends.refusal)
         key = (
-            program.settings,
-            fingerprint((forward.loss, program.rule, program.gradient)),
-            fingerprint((program.head, program.tables)),
+            Identity(depends),
+            key_of((program.gradient, program.tables)),
             None if program.function is None else program.function.key(),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
-            autocast_state(flat.seeds.device.type),
+            environment(flat.seeds.device.type),
             flat.kind(),
         )
+        if not depends.hold(program.call):
+            raise UncapturableError(f"{depends.guards.changed()} changed before it ran")
         known = self._kept.get(key)
         if isinstance(known, Recording) and known.stale():
             del self._kept[key]
@@ -200,8 +214,13 @@ class Captured:
             layout[:] = [how]
             return found
 
-        with torch.enable_grad():
+        with torch.enable_grad(), Sight() as sight:
             tape, results = record(function, tensors)
+        depends = flat.program.depends
+        depends.settle()
+        flat.program.watched(sight)
+        if depends.refusal:
+            raise UncapturableError(depends.refusal)
         fixed = tape.fixed
         # Inductor places results itself, and takes fewer of the views that are written through.
         tape = cleaned(tape, in_place=self.prepare is compiled)
@@ -226,7 +245,26 @@ class Captured:
 
         own = self.prepare is compiled and flat.seeds.device.type == "cpu"
         small = own and recordings[0].small
-        return layout.result(run_chunks(run, len(chunks), layout.split, own, small))
+        result = layout.result(run_chunks(run, len(chunks), layout.split, own, small))
+        for recording in dict.fromkeys(recordings):
+            recording.calls += 1
+            if self.spot_checks and due(recording.calls):
+                # Another chunk at each time, of those that it is for.
+                own_chunks = [c for c, r in zip(chunks, recordings, strict=True) if r is recording]
+                self._check(own_chunks[recording.calls.bit_length() % len(own_chunks)], recording)
+        return result
+
+    def _check(self, flat: Flat, recording: Recording) -> None:
+        """Hold a recording against an eager run."""
+
+        def anew() -> Function:
+            return self._record(flat).run
+
+        try:
+            spot_check(flat, recording.layout, recording.run, anew)
+        except StaleRecordingError:
+            self._kept.clear()
+            raise
 
 
 def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

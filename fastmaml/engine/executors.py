@@ -17,13 +17,13 @@ Executor = Callable[..., MetaResult]
 EXECUTORS = ("eager", "captured", "compiled")
 
 
-def make_executor(name: str | None) -> Executor:
+def make_executor(name: str | None, spot_checks: bool = True) -> Executor:
     """The executor of this name; None captures where that is possible."""
     if name == "eager":
         return meta_step
     if name == "compiled":
-        return Captured(compiled_by_inductor, required=True)
-    return Captured(required=name == "captured")
+        return Captured(compiled_by_inductor, required=True, spot_checks=spot_checks)
+    return Captured(required=name == "captured", spot_checks=spot_checks)
 
 
 def evaluating(executor: str | None) -> str | None:

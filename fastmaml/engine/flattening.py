@@ -53,6 +53,11 @@ class Flat:
         """All tensors, in order."""
         return [x for x in (*self.shared, *self.own) if isinstance(x, Tensor)]
 
+    def meta(self) -> Meta:
+        """The meta-parameters."""
+        meta: Meta = unflatten(self.shared, self.specs[0])[0]
+        return meta
+
     def kind(self) -> Any:
         """Everything but the numbers in the tensors."""
         leaves = (

@@ -1,24 +1,29 @@
-"""Everything that a model holds, in one walk: a meta-step looks at it anew each time."""
+"""Everything that a model holds: a meta-step looks at it anew each time."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.fingerprint import Look
-
 
 class Inventory(NamedTuple):
-    """A model's tensors, each once under its first name, and its settings."""
+    """A model's tensors, each once under its first name; not to be changed.
+
+    It stands for the call of the user's for which it was taken, too.
+    """
 
     parameters: dict[str, nn.Parameter]
     buffers: dict[str, Tensor]
-    settings: tuple[Any, ...]
-    """See `fingerprint`."""
     training: tuple[bool, ...]
     """The mode of every submodule."""
+    call: object
+    """Another one at each time."""
 
     @property
     def first(self) -> nn.Parameter:
@@ -31,14 +36,83 @@ class Inventory(NamedTuple):
         return self.first.device
 
 
-def take_inventory(model: nn.Module) -> Inventory:
-    """The model's `named_parameters()`, `named_buffers()` and settings, in their order."""
-    found = Inventory({}, {}, (), ())
-    settings: list[Any] = []
-    training: list[bool] = []
-    seen: set[int] = set()
-    look = Look()
+_PARTS = itemgetter("_parameters", "_buffers", "_modules")
 
+
+@dataclass
+class _Walk:
+    """A walk through a model: the dicts that it looked into, and what it found there."""
+
+    model: nn.Module
+    modules: list[dict[str, Any]] = field(default_factory=list)
+    """The attributes of every module."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    entries: list[Any] = field(default_factory=list)
+    """The names and values of all parts."""
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def still(self) -> bool:
+        """Whether another walk would find the very same."""
+        parts = self.parts
+        return (
+            all(map(is_, chain.from_iterable(map(_PARTS, self.modules)), parts))
+            and list(map(len, parts)) == self.sizes
+            and all(map(is_, self.now(), self.entries))
+        )
+
+    def now(self) -> Iterator[Any]:
+        """What the parts hold."""
+        return chain(chain.from_iterable(self.parts), *map(dict.values, self.parts))
+
+
+@final
+class Stock:
+    """Takes the inventory of a model again and again; what is as it was is not walked through.
+
+    A copy begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._walk: _Walk | None = None
+
+    def __reduce__(self) -> Any:
+        return Stock, ()
+
+    def take(self, model: nn.Module) -> Inventory:
+        """The model's `named_parameters()`, `named_buffers()` and modes, in their order."""
+        walk = self._walk
+        if walk is None or walk.model is not model or not walk.still():
+            walk = self._walk = _walk(model)
+        training = tuple([m["training"] for m in walk.modules])
+        return Inventory(walk.parameters, walk.buffers, training, object())
+
+
+def take_inventory(model: nn.Module) -> Inventory:
+    """As `Stock.take`, once."""
+    return Stock().take(model)
+
+
+def _walk(model: nn.Module) -> _Walk:
+    found = _Walk(model)
+    seen: set[int] = set()
+    for prefix, module in _modules(model):
+        found.modules.append(module.__dict__)
+        parts = _PARTS(module.__dict__)
+        found.parts += parts
+        for into, part in zip((found.parameters, found.buffers), parts, strict=False):
+            for name, x in part.items():
+                if x is not None and id(x) not in seen:
+                    seen.add(id(x))
+                    into[prefix + name] = x  # type: ignore[index]
+    found.sizes, found.entries = list(map(len, found.parts)), list(found.now())
+    return found
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with the prefix of what it holds, as `named_modules()` has them."""
+    seen: set[int] = set()
     # Not a function that calls itself: its closure would be a cycle, for the collector to free.
     waiting: list[tuple[str, nn.Module]] = [("", model)]
     while waiting:
@@ -46,16 +120,6 @@ def take_inventory(model: nn.Module) -> Inventory:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        settings.append(look.module(module))
-        training.append(module.training)
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.parameters[prefix + name] = parameter
-        for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in seen:
-                seen.add(id(buffer))
-                found.buffers[prefix + name] = buffer
+        yield prefix, module
         inner = [(f"{prefix}{name}.", m) for name, m in module._modules.items() if m is not None]
         waiting += reversed(inner)
-    return found._replace(settings=tuple(settings), training=tuple(training))

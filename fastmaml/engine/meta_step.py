@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.shared_passes import SharedPasses
+from fastmaml.engine.sight import Sight
 from fastmaml.engine.task_function import TaskFunction
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder
@@ -33,7 +35,8 @@ class Program:
         steps: the number of inner steps.
         chunk: how many tasks run at a time.
         repeatable: whether it gives the same numbers when it runs again.
-        settings: of the model, as `Inventory` has them.
+        depends: what it depends on besides its arguments, as far as that is known.
+        call: of the user's, see `Inventory`.
         head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
         tables: embeddings that adapt in the rows that a task looks up.
         function: runs in place of the inner loop, where the user wrote one.
@@ -46,11 +49,19 @@ class Program:
     steps: int
     chunk: int
     repeatable: bool = True
-    settings: tuple[Any, ...] = ()
+    depends: Dependencies = field(default_factory=Dependencies)
+    call: Any = None
     head: HeadLayer | None = None
     tables: tuple[RowTable, ...] = ()
     function: TaskFunction | None = None
     unreached: str = ""
+
+    def watched(self, sight: Sight) -> None:
+        """Depend on what was seen to run, too."""
+        model, inner = self.forward.model, self.function
+        own = None if inner is None else inner.function
+        roots = (model, self.forward.loss, self.rule, self.gradient, self.head, own)
+        self.depends.add(sight, roots, (*model.parameters(), *model.buffers()))
 
 
 class MetaResult(NamedTuple):

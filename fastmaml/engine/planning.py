@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
 from fastmaml.engine.inner_loop import Objective
@@ -17,6 +18,7 @@ from fastmaml.engine.memory_estimate import Estimator
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.sight import Sight
 from fastmaml.engine.table_search import about_tables, find_tables
 from fastmaml.engine.trials import batches, runs
 from fastmaml.engine.watching import Watch
@@ -58,6 +60,8 @@ class Plan:
         tables: embeddings that adapt in the rows that a task looks up.
         unreached: about a trainable tensor that would get no meta-gradient; nothing if there is
             none.
+        depends: what it holds for.
+        restless: what of that changes whenever the model runs.
     """
 
     gradient: GradientMethod
@@ -75,6 +79,8 @@ class Plan:
     reasons: tuple[str, ...]
     tables: tuple[RowTable, ...] = ()
     unreached: str = ""
+    depends: Dependencies = field(default_factory=Dependencies)
+    restless: str = ""
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -90,6 +96,7 @@ class Plan:
             forward=forward,
             tables=self.tables,
             unreached=self.unreached,
+            depends=self.depends,
         )
 
 
@@ -125,11 +132,14 @@ def make_plan(
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
-    with Watch(episodes, seeds.device, _own(program, meta)) as watch:
+    with Watch(episodes, seeds.device, _own(program, meta)) as watch, Sight() as sight:
         alone, outputs, backend_why = runs(alone, meta, episodes[:1], seeds[:1], fixed_backend)
     watch.check_inputs()
-    drew = watch.drew()
+    program.watched(sight)
     tables = find_tables(alone, meta, episodes[:1], seeds[:1])
+    program.depends.settle()
+    drew = _unrepeatable(watch.drew(), program.depends.restless)
+    tables = () if drew else tables
     alone = replace(alone, tables=tables, repeatable=not drew)
     kept = kept_bytes(alone, meta, episodes[:1], seeds[:1])
     size = _chunk(tasks, chunk, sum(kept), seeds.device, free, lanes)
@@ -137,6 +147,10 @@ def make_plan(
     estimator = Estimator(meta, episodes, seeds[:2], tasks, steps, lanes)
     watched = partial(estimator.sample, chunk=size) if size > 1 else None
     alone, refusal, why, found = batches(alone, meta, episodes, seeds[:2], fixed_backend, watched)
+    program.depends.settle()
+    restless = program.depends.restless
+    if restless and not drew:  # it takes more runs to see that
+        drew, alone = _unrepeatable(False, restless), replace(alone, tables=(), repeatable=False)
     backend, backend_why = alone.forward.backend, backend_why or why
     forward = replace(alone.forward, batched=not refusal)
     ready = replace(alone, forward=forward, chunk=1 if refusal else size)
@@ -162,13 +176,15 @@ def make_plan(
             _about_tasks(size, tasks, chunk, lanes, refusal),
             weighed.about(),
             gradient_why,
-            *_about_sharing(program, meta, chosen, drew),
+            *_about_sharing(program, meta, chosen, bool(drew)),
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why}",
-            *about_tables(tables, meta, episodes),
+            *about_tables(alone.tables, meta, episodes),
             *([] if program.forward.host is None else program.forward.host.notes()),
         ),
-        tables=tables,
+        tables=alone.tables,
         unreached=watch.unreached(),
+        depends=program.depends,
+        restless=restless,
     )
 
 
@@ -187,9 +203,11 @@ def plan_function(
     Raises:
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
-    with Watch(episodes, seeds.device, _own(program, meta)) as watch:
+    with Watch(episodes, seeds.device, _own(program, meta)) as watch, Sight() as sight:
         alone, _, _ = runs(program, meta, episodes[:1], seeds[:1], fixed_backend)
+    program.watched(sight)
     alone, refusal, _, _ = batches(alone, meta, episodes[:2], seeds[:2], fixed_backend)
+    program.depends.settle()
     weights = torch.ones(1, device=seeds.device)
     loop = inner_loop(alone, episodes[:1], seeds[:1], Objective(weights, [0.0, 1.0]))
     function = alone.function
@@ -225,6 +243,16 @@ def _chunk(
     return math.ceil(tasks / math.ceil(tasks / fitting))  # rather than a small rest at the end
 
 
+def _unrepeatable(drew: bool, restless: str) -> str:
+    """Why running the model again may give other numbers; empty where it does not."""
+    if drew:
+        return (
+            "the model draws random numbers in a way that cannot be drawn again (dropout and "
+            "torch's common random functions can)"
+        )
+    return f"the model reads {restless}, which changes whenever it runs" if restless else ""
+
+
 def _about_tasks(size: int, tasks: int, asked: int | None, lanes: int, refusal: str) -> str:
     """A line."""
     if refusal:
@@ -253,22 +281,19 @@ def _about_sharing(program: Program, meta: Meta, chosen: GradientMethod, drew: b
 
 
 def _method(
-    asked: GradientMethod | None, unrolled: int, free: int, drew: bool
+    asked: GradientMethod | None, unrolled: int, free: int, drew: str
 ) -> tuple[GradientMethod, str]:
     """The gradient method, and why; `unrolled` is what the largest call would need of Unrolled."""
     if drew and isinstance(asked, AdjointScan):
         raise ValueError(
-            f"gradient={asked} runs inner steps again, but the model draws random numbers in a way "
-            "that cannot be drawn again (dropout and torch's common random functions can): the "
-            "meta-gradient would be wrong. Use gradient=Unrolled()."
+            f"gradient={asked} runs inner steps again, but {drew}: the meta-gradient would be "
+            "wrong. Use gradient=Unrolled()."
         )
     if asked is not None:
         return asked, f"gradient: {asked}, as asked"
     if drew:
-        return Unrolled(), (
-            "gradient: Unrolled(), as the model draws random numbers that a method which runs "
-            "steps again could not draw again"
-        )
+        why = "as a method which runs steps again could not be right"
+        return Unrolled(), f"gradient: Unrolled(), {why}: {drew}"
     if unrolled <= free:
         return Unrolled(), (
             f"gradient: Unrolled(), the fastest exact method, as the {mib(unrolled)} of its first "

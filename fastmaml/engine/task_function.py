@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastmaml.engine.fingerprint import fingerprint
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.inner_loop import InnerLoop
 from fastmaml.engine.op_routing import OpRouting
@@ -61,7 +60,7 @@ class TaskFunction:
 
     def key(self) -> Any:
         """What a recording of it depends on."""
-        return fingerprint(self.function), self.spec, self.batches, self.first_order, self.learns
+        return self.spec, self.batches, self.first_order, self.learns
 
     def query(self, loop: InnerLoop, meta: Meta, calls: list[int] | None = None) -> Query:
         """What the function returns for every task; `calls` gets how often it calls the model."""

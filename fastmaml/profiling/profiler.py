@@ -211,7 +211,7 @@ def _followed(step: Step, phased: MAML, executor: PhasedExecutor, threads: int) 
 
 def _setting(measured: _Measured, executor: PhasedExecutor, threads: int) -> Mapping[str, Any]:
     maml = measured.maml
-    plan = next(reversed(maml._plans.values()))
+    plan = maml._plans.values()[-1]
     replays = executor.replays
     said = "eager"
     if executor.opaque:

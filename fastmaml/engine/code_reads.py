@@ -1,0 +1,132 @@
+"""What a function's code may read from outside of itself, from its bytecode."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_BY_NAME = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller"})
+_WHOLE = frozenset(
+    {
+        "vars",
+        "dir",
+        "__dict__",
+        "__getattribute__",
+        "getmembers",
+        "getattr_static",
+        "asdict",
+        "astuple",
+        "fields",
+        "copy",
+        "deepcopy",
+        "replace",
+        "model_dump",
+    }
+)
+_DUPLICATES = frozenset({"COPY", "DUP_TOP"})
+_READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
+_LOADS = {
+    "LOAD_GLOBAL": "STORE_GLOBAL",
+    "LOAD_NAME": "STORE_NAME",
+    "LOAD_DEREF": "STORE_DEREF",
+}
+_BUILT = frozenset({"FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING", "BINARY_OP", "BINARY_ADD"})
+
+
+@dataclass(frozen=True)
+class CodeReads:
+    """The names in a function's code, and in the functions that are written inside it.
+
+    A name that is only counted up (``self.calls += 1``) is none that is read.
+
+    Attributes:
+        of_globals: looked up among the module's globals (or built-in).
+        of_cells: looked up in what the function closes over.
+        of_attributes: looked up on objects; those of modules and methods are told apart when they
+            are looked up. Constant names that ``getattr`` is given are among them.
+        imports: modules that the code itself imports when it runs.
+        strings: constants that may name something (for ``globals()["name"]``).
+        whole: whether it may look at all attributes of an object, or at some by names that are
+            made up as it runs.
+        of_all_globals: whether it asks for the dict of globals.
+    """
+
+    of_globals: frozenset[str]
+    of_cells: frozenset[str]
+    of_attributes: frozenset[str]
+    imports: frozenset[str]
+    strings: frozenset[str]
+    whole: bool
+    of_all_globals: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def code_reads(code: types.CodeType) -> CodeReads:
+    """Of `code`."""
+    found: dict[str, set[str]] = {name: set() for name in (*_LOADS, "attributes", "imports")}
+    strings: set[str] = set()
+    whole = False
+    for each in _nested(code):
+        strings.update(_strings(each.co_consts))
+        steps = list(dis.get_instructions(each))
+        for i, step in enumerate(steps):
+            name = step.opname
+            if name in _LOADS:
+                if not _only_counts(steps, i):
+                    found[name].add(step.argval)
+                whole |= step.argval in _BY_NAME and _made_up(steps, i)
+            elif name in _READS and not (i and steps[i - 1].opname in _DUPLICATES):
+                found["attributes"].add(step.argval)
+                whole |= step.argval in _BY_NAME and _made_up(steps, i)
+            elif name == "IMPORT_NAME":
+                found["imports"].add(step.argval)
+    of_globals = frozenset(found["LOAD_GLOBAL"] | found["LOAD_NAME"])
+    attributes = frozenset(found["attributes"])
+    if (of_globals | attributes) & _BY_NAME:
+        attributes |= {part for text in strings for part in text.split(".")}
+    return CodeReads(
+        of_globals,
+        frozenset(found["LOAD_DEREF"]),
+        attributes,
+        frozenset(found["imports"]),
+        frozenset(strings),
+        whole or bool((of_globals | attributes) & _WHOLE),
+        bool(of_globals & {"globals", "eval", "exec"}),
+    )
+
+
+def _only_counts(steps: Sequence[dis.Instruction], i: int) -> bool:
+    """Whether it is ``name += constant``, for a global or an enclosing function's variable."""
+    loaded, following = steps[i], steps[i + 1 : i + 4]
+    if len(following) < 3:
+        return False
+    constant, operation, store = following
+    in_place = operation.opname.startswith("INPLACE_") or operation.argrepr.endswith("=")
+    same = store.opname == _LOADS[loaded.opname] and store.argval == loaded.argval
+    return constant.opname.startswith("LOAD_CONST") and in_place and same
+
+
+def _made_up(steps: Sequence[dis.Instruction], i: int) -> bool:
+    """Whether the name that ``getattr`` is given from here may be no constant."""
+    named = False
+    for step in steps[i + 1 :]:
+        if step.opname.startswith("CALL"):
+            break
+        if step.opname in _BUILT:
+            return True
+        named |= step.opname.startswith("LOAD_CONST") and isinstance(step.argval, str)
+    return not named
+
+
+def _strings(constants: Sequence[object]) -> set[str]:
+    return {x for x in constants if isinstance(x, str) and x.replace(".", "_").isidentifier()}
+
+
+def _nested(code: types.CodeType) -> list[types.CodeType]:
+    found = [code]
+    for each in found:  # grows while it is walked
+        found += [x for x in each.co_consts if isinstance(x, types.CodeType)]
+    return found

@@ -1,0 +1,421 @@
+"""What a recording, or a plan, depends on besides its arguments: from what ran to guards."""
+
+from __future__ import annotations
+
+import array
+import collections
+import functools
+import gc
+import os
+import random
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from fastmaml.engine.code_reads import CodeReads, code_reads
+from fastmaml.engine.guards import Guards
+from fastmaml.engine.module_guards import guard_module
+from fastmaml.engine.outside_world import about_call, about_names
+from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, own_code, root
+
+MOST = 2**16
+"""So many entries may be looked at in every call."""
+
+LARGEST = 2**16
+"""An array of more bytes than this is not compared at every call."""
+
+Names = frozenset[str] | None
+"""Of the attributes that matter; None stands for all."""
+
+_OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
+
+_NOTHING = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size,
+    slice, range, property, types.BuiltinFunctionType, types.MethodWrapperType,
+    types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
+    types.MemberDescriptorType, types.CodeType,
+)  # fmt: skip
+
+
+class UnguardableError(Exception):
+    """Something is read that cannot be watched; the message says what."""
+
+
+@final
+class Dependencies:
+    """What functions that ran depend on, and whether it is as it was.
+
+    Of an object, that is each attribute whose name is in the code of a function that saw it: its
+    own, and those of the classes where it is looked up before it is found; and so on from what is
+    found there, with the same names. Of a module of a library and of other objects that only
+    libraries read, all attributes.
+
+    Attributes:
+        guards: what is checked.
+        restless: what changes by itself whenever the model runs, and is read there, too; empty if
+            there is nothing. It is not guarded.
+        unguardable: what is read that nothing can watch; empty if there is nothing.
+    """
+
+    def __init__(self) -> None:
+        self.guards = Guards()
+        self.inputs: set[int] = set()
+        self.restless = self.unguardable = ""
+        self._codes: set[types.CodeType] = set()
+        self._seen: set[Any] = set()
+        self._wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]] = {}
+        self._alive: list[Any] = []  # an address must not be used again meanwhile
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing that depends on all this may be used again without running; mostly empty."""
+        if self.restless:
+            return f"{self.restless} is read while it runs, and changes whenever it runs"
+        return self.unguardable
+
+    def hold(self, call: Any = None) -> bool:
+        """Whether everything is as it was; asked once a call (`Guards.hold`)."""
+        return self.guards.hold(call)
+
+    def settle(self) -> None:
+        """Note, and guard no more, what changed by running again."""
+        while (label := self.guards.forget_changed()) is not None:
+            self.restless = self.restless or label
+
+    def add(self, sight: Sight, roots: Iterable[Any], inputs: Iterable[Tensor]) -> None:
+        """What was seen to run, and what libraries read of these objects.
+
+        Args:
+            sight: of a run.
+            roots: the model, the loss and so on.
+            inputs: tensors whose identity does not matter, as they are read at every call.
+        """
+        self.inputs |= {id(x) for x in inputs}
+        try:
+            self._add(sight, roots)
+        except UnguardableError as error:
+            self.unguardable = str(error)
+        self._enter()
+
+    def _add(self, sight: Sight, roots: Iterable[Any]) -> None:
+        for x in roots:
+            self.visit(x, None, type(x).__name__)
+        pools = dict(sight.pools)
+        if new := pools.keys() - self._codes:
+            self._codes |= new
+            for function in gc.get_referrers(*new):  # a frame does not say whose code it runs
+                if isinstance(function, types.FunctionType) and function.__code__ in new:
+                    self.visit(function, frozenset(), function.__qualname__)
+        for code, pool in pools.items():
+            self._ran(code, pool)
+
+    def _enter(self) -> None:
+        """Guard the entries of dicts that were asked for, those of a dict together."""
+        for of, label, names, entered in self._wanted.values():
+            if new := names - entered:
+                entered |= new
+                self.guards.items(of, new, label)
+
+    def _ran(self, code: types.CodeType, pool: Pool) -> None:
+        reads = code_reads(code)
+        self._from_globals(pool.globals, reads)
+        names = reads.of_attributes | {code.co_name}
+        for x in pool.alive():
+            self.visit(x, names, type(x).__name__)
+            if reads.whole and not isinstance(x, type | types.ModuleType | types.FunctionType):
+                self._attributes(x, None, type(x).__name__)
+
+    def _from_globals(self, of: dict[str, Any], reads: CodeReads) -> None:
+        names = reads.of_globals
+        if reads.of_all_globals:
+            names |= reads.strings & of.keys()
+        _require(about_names(names | reads.of_attributes, of))
+        self._entries(of, names, f"{of.get('__name__')}.", reads.of_attributes)
+        package = of.get("__package__") or ""
+        for name in reads.imports:
+            for whole in (name, f"{package}.{name}", package):
+                self.visit(sys.modules.get(whole), reads.of_attributes, whole)
+        if {"environ", "getenv"} & (names | reads.of_attributes):
+            self._dict(vars(os.environ)["_data"], frozenset(), "os.environ")
+
+    def _entries(
+        self, of: Mapping[str, Any], names: Iterable[str], label: str, within: Names
+    ) -> None:
+        """Entries of a dict, which functions read that read attributes of these names."""
+        wanted = self._wanted.setdefault(id(of), (of, label, set(), set()))[2]
+        names = list(names)
+        wanted.update(names)
+        for name in names:
+            if name in of:
+                _require(about_call(of[name], within or frozenset()))
+                self.visit(of[name], within, f"{label}{name}")
+
+    def _count(self) -> None:
+        if len(self.guards) > MOST:
+            raise UnguardableError(
+                f"it depends on more than {MOST:,} settings, too many to look at in every call"
+            )
+
+    # ------------------------------------------------------------------------------- by kind
+
+    def visit(self, x: Any, names: Names, label: str) -> None:
+        """What `x` holds, as far as functions look at attributes of these names."""
+        if isinstance(x, _NOTHING):
+            return
+        key = (id(x), names)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._alive.append(x)
+        self._kind(x)(x, names, label)
+
+    def _kind(self, x: Any) -> Callable[[Any, Names, str], None]:
+        for kinds, method in _METHODS:
+            if isinstance(x, kinds):
+                return functools.partial(method, self)
+        kind = type(x)
+        if kind.__module__ == "numpy":
+            return self._array if hasattr(x, "tobytes") else self._ignored
+        if isinstance(x, random.Random) or kind.__module__.startswith("numpy.random"):
+            return self._generator
+        if isinstance(x, collections.abc.Iterator):
+            return self._iterator
+        return self._object
+
+    def _ignored(self, x: Any, names: Names, label: str) -> None:
+        """Nothing in it can change."""
+
+    def _tensor(self, x: Tensor, names: Names, label: str) -> None:
+        left_behind = x.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
+        if id(x) not in self.inputs and not left_behind and has_memory:
+            self.guards.place(x, label)
+
+    def _module(self, x: nn.Module, names: Names, label: str) -> None:
+        guard_module(self, x, names, label)
+
+    def _function(self, x: types.FunctionType, names: Names, label: str) -> None:
+        own = own_code(x.__code__, x.__module__)
+        if not own and not x.__closure__:
+            return
+        reads = code_reads(x.__code__)
+        within = reads.of_attributes
+        if (id(x), "itself") not in self._seen:
+            self._seen.add((id(x), "itself"))
+            self.guards.read(lambda: (x.__code__, x.__defaults__, x.__kwdefaults__), f"{label}()")
+            if own:
+                self._from_globals(x.__globals__, reads)
+                self._cells(x, reads, label)
+            self.visit(x.__defaults__, within, label)
+            self.visit(x.__kwdefaults__, within, label)
+            self.visit(x.__dict__.get("__wrapped__"), within, label)
+        if names is None or names & x.__dict__.keys() or x.__dict__:
+            self._entries(x.__dict__, x.__dict__ if names is None else names, f"{label}.", names)
+
+    def _cells(self, x: types.FunctionType, reads: CodeReads, label: str) -> None:
+        for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
+            if name in reads.of_cells or name == "__class__":
+                self.guards.read(functools.partial(_content, cell), f"{label}'s {name}")
+                self.visit(_content(cell), reads.of_attributes, name)
+
+    def _method(self, x: types.MethodType, names: Names, label: str) -> None:
+        self.visit(x.__func__, names, label)
+        self.visit(x.__self__, names, label)
+        if isinstance(x.__func__, types.FunctionType):
+            self.visit(x.__self__, code_reads(x.__func__.__code__).of_attributes, label)
+
+    def _partial(self, x: functools.partial[Any], names: Names, label: str) -> None:
+        self.visit(x.func, names, label)
+        self.visit(x.args, names, label)
+        self._dict(x.keywords, names, label)
+
+    def _wrapper(self, x: Any, names: Names, label: str) -> None:
+        self.visit(x.__func__, names, label)
+
+    def _python_module(self, x: types.ModuleType, names: Names, label: str) -> None:
+        names = names or frozenset()
+        if of_a_library(x.__name__):
+            # What a library has under a name may be exchanged; what it holds is its own.
+            own = x.__dict__
+            for name in names:
+                _require(about_call(own.get(name), names))
+            wanted = self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2]
+            wanted.update(n for n in names if n in own)
+        else:
+            self._entries(x.__dict__, names & x.__dict__.keys(), f"{label}.", names)
+
+    def _class(self, x: type, names: Names, label: str) -> None:
+        for name in names or ():
+            self._class_attribute(x, name, names, f"{x.__name__}.")
+        for function in of_function_class(x):
+            self.visit(function, names, label)
+
+    def _class_attribute(self, kind: type, name: str, within: Names, label: str) -> None:
+        """Where a name is looked up in classes, up to where it is found."""
+        for each in kind.__mro__:
+            if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
+                return
+            self._entries(each.__dict__, (name,), label, within)
+            if name in each.__dict__:
+                return
+
+    def _sequence(self, x: Any, names: Names, label: str) -> None:
+        if not isinstance(x, tuple) and (id(x), "entries") not in self._seen:
+            self._seen.add((id(x), "entries"))
+            self.guards.row(x, label)
+            self._count()
+        for i, y in enumerate(x):
+            self.visit(y, names, f"{label}[{i}]")
+        self._beside(x, names, label)
+
+    def _set(self, x: Any, names: Names, label: str) -> None:
+        self.guards.read(functools.partial(frozenset, x), label)
+        for y in x:
+            self.visit(y, names, label)
+        self._beside(x, names, label)
+
+    def _dict(self, x: Any, names: Names, label: str) -> None:
+        if x is sys.modules:
+            return
+        if (id(x), "entries") not in self._seen:
+            self._seen.add((id(x), "entries"))
+            self._alive.append(x)
+            self.guards.whole(x, label)
+            self._count()
+        for key, y in x.items():
+            self.visit(y, names, f"{label}[{key!r}]")
+        self._beside(x, names, label)
+
+    def _beside(self, x: Any, names: Names, label: str) -> None:
+        """The attributes of a user's own kind of container."""
+        if type(x).__module__ not in ("builtins", "collections", "types"):
+            self._attributes(x, names, label)
+
+    def _bytes(self, x: Any, names: Names, label: str) -> None:
+        self.guards.read(functools.partial(bytes, x), label)
+
+    def _array(self, x: Any, names: Names, label: str) -> None:
+        if x.nbytes > LARGEST:
+            raise UnguardableError(
+                f"{label} is a numpy array of {x.nbytes:,} bytes, too large to look at in every "
+                "call: make it a buffer"
+            )
+        if x.dtype.hasobject:
+            self.guards.row(x.ravel(), label)
+        elif getattr(x, "ndim", 0) or hasattr(x, "flags"):
+            self.guards.read(functools.partial(_array_content, x), label)
+
+    def _generator(self, x: Any, names: Names, label: str) -> None:
+        self.guards.read(functools.partial(_drawn, x), label)
+
+    def _iterator(self, x: Any, names: Names, label: str) -> None:
+        self._attributes(x, names, label)
+        if not hasattr(x, "__dict__"):
+            raise UnguardableError(f"{label} is a {type(x).__name__}, whose state cannot be seen")
+
+    def _weak(self, x: Any, names: Names, label: str) -> None:
+        self.guards.read(x, label)
+        self.visit(x(), names, label)
+
+    def _object(self, x: Any, names: Names, label: str) -> None:
+        if (names is None and _opaque(type(x))) or type(x).__module__.startswith("fastmaml.engine"):
+            return
+        self._attributes(x, None if _transparent(type(x)) else names, label)
+        if callable(x) and not isinstance(call := type(x).__call__, types.WrapperDescriptorType):
+            self.visit(call, names, label)
+
+    def _attributes(self, x: Any, names: Names, label: str) -> None:
+        """The attributes of any object."""
+        if (id(x), "kind") not in self._seen:
+            self._seen.add((id(x), "kind"))
+            self._alive.append(x)
+            self.guards.kind(x)
+        label = f"{label}." if label else ""
+        own = getattr(x, "__dict__", None)
+        if isinstance(own, dict):
+            self._entries(own, list(own) if names is None else names, label, names)
+            if names is None:
+                self.guards.read(functools.partial(len, own), label[:-1])
+        for slot in _slots(type(x)):
+            if (names is None or slot in names) and hasattr(x, slot):
+                self.guards.read(functools.partial(_slot, x, slot), f"{label}{slot}")
+                self.visit(getattr(x, slot), names, f"{label}{slot}")
+        for name in names or ():
+            if not isinstance(own, dict) or name not in own:
+                self._class_attribute(type(x), name, names, label)
+
+
+_METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
+    (Tensor, Dependencies._tensor),
+    (nn.Module, Dependencies._module),
+    (types.FunctionType, Dependencies._function),
+    (types.MethodType, Dependencies._method),
+    (functools.partial, Dependencies._partial),
+    ((staticmethod, classmethod), Dependencies._wrapper),
+    (type, Dependencies._class),
+    (types.ModuleType, Dependencies._python_module),
+    ((list, tuple, collections.deque), Dependencies._sequence),
+    ((set, frozenset), Dependencies._set),
+    ((dict, types.MappingProxyType), Dependencies._dict),
+    ((bytearray, memoryview, array.array), Dependencies._bytes),
+    (torch.Generator, Dependencies._generator),
+    (weakref.ref, Dependencies._weak),
+)
+
+
+def _require(nothing: str) -> None:
+    if nothing:
+        raise UnguardableError(nothing)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty one
+        return None
+
+
+def _array_content(x: Any) -> tuple[Any, ...]:
+    return x.dtype.str, x.shape, x.strides, x.tobytes()
+
+
+def _slot(x: Any, name: str) -> Any:
+    return getattr(x, name, None)
+
+
+def _slots(kind: type) -> list[str]:
+    """The names of attributes that objects of a class have without a dict."""
+    found: list[str] = []
+    for each in kind.__mro__:
+        if not of_a_library(each.__module__):
+            slots = each.__dict__.get("__slots__", ())
+            found += [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _drawn(x: Any) -> Any:
+    """How far a generator of random numbers is, so that what it drew is never used twice."""
+    if isinstance(x, torch.Generator):
+        return x.get_state().numpy().tobytes()
+    if isinstance(x, random.Random):
+        return x.getstate()
+    return str(getattr(getattr(x, "bit_generator", x), "state", None) or x.get_state())
+
+
+def _transparent(kind: type) -> bool:
+    """Whether such objects are there for what they hold, which a library's code reads."""
+    return of_a_library(kind.__module__) and kind.__name__ in (
+        "SimpleNamespace", "Namespace", "UserDict", "UserList", "UserString", "ChainMap", "Counter",
+    )  # fmt: skip
+
+
+def _opaque(kind: type) -> bool:
+    """Whether such objects are machinery, as locks, loggers and paths."""
+    inside = root(kind.__module__) in ("torch", "numpy", "functorch")
+    machinery = inside or root(kind.__module__) in sys.stdlib_module_names
+    return machinery and not _transparent(kind)

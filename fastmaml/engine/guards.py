@@ -1,0 +1,241 @@
+"""A flat list of what must be as it was, checked at every call."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import starmap
+from operator import is_, itemgetter
+from typing import Any, final
+
+from torch import Tensor
+
+_MISSING = object()
+PLAIN = frozenset({bool, int, str, bytes, type(None)})
+
+Items = tuple[Mapping[str, Any], Callable[[Any], Any], tuple[str, ...], list[Any], str]
+Whole = tuple[Mapping[Any, Any], list[Any], list[Any], str]
+Row = tuple[Any, list[Any], str]
+Read = tuple[Callable[[], Any], Any, str]
+Place = tuple[Tensor, int, tuple[int, ...], str]
+Changed = tuple[str, Callable[[], None]]
+"""What changed, and what to call for it not to be looked at again."""
+
+
+@final
+class Guards:
+    """What something depends on, and what was seen there.
+
+    Objects count by identity, and are kept alive so that no other one gets their address; numbers
+    and strings by value. What is checked first is identity, for all entries of a container at once;
+    the rest is for entries that are not the very same.
+
+    One check of a call is enough: `hold` remembers the call for which everything was as it was.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[Items] = []
+        self._absent: list[tuple[Any, frozenset[str], str]] = []
+        self._wholes: list[Whole] = []
+        self._rows: list[Row] = []
+        self._reads: list[Read] = []
+        self._places: list[Place] = []
+        self._objects: list[Any] = []
+        self._kinds: list[type] = []
+        self._holders: list[Any] = []
+        self._dicts: list[Any] = []
+        self._empty: list[Any] = []
+        self._entries = 0
+        self._held: Any = None
+
+    def __len__(self) -> int:
+        return self._entries
+
+    def items(self, of: Mapping[str, Any], names: Iterable[str], label: str) -> None:
+        """These entries of a dict, or that they are not there."""
+        found = tuple(sorted(n for n in names if n in of))
+        if missing := frozenset(names) - frozenset(found):
+            self._absent.append((of.keys(), missing, label))
+        if found:
+            seen = [of[n] for n in found]
+            get = itemgetter(*found) if len(found) > 1 else _single(found[0])
+            self._items.append((of, get, found, seen, label))
+            self._entries += len(found)
+
+    def whole(self, of: Mapping[Any, Any], label: str) -> None:
+        """All keys and values of a dict."""
+        self._wholes.append((of, list(of), list(of.values()), label))
+        self._entries += len(of)
+
+    def row(self, of: Any, label: str) -> None:
+        """All entries of a sequence."""
+        self._rows.append((of, list(of), label))
+        self._entries += len(of)
+
+    def read(self, function: Callable[[], Any], label: str) -> None:
+        """What a function returns, by value."""
+        self._reads.append((function, function(), label))
+        self._entries += 1
+
+    def place(self, x: Tensor, label: str) -> None:
+        """Where a tensor's elements are; their values may change."""
+        self._places.append((x, x.data_ptr(), x.stride(), label))
+        self._entries += 1
+
+    def kind(self, x: Any) -> None:
+        """Of what class an object is, and in what dict it has its attributes."""
+        self._objects.append(x)
+        self._kinds.append(type(x))
+        if hasattr(x, "__dict__"):
+            self._holders.append(x)
+            self._dicts.append(vars(x))
+
+    def empty(self, of: Any) -> None:
+        """That a dict has no entries."""
+        self._empty.append(of)
+
+    def hold(self, call: Any = None) -> bool:
+        """Whether everything is as it was.
+
+        Args:
+            call: any object that stands for the call of the user's during which this is asked.
+        """
+        if call is not None and call is self._held:
+            return True
+        if self.changed() is not None:
+            return False
+        self._held = call
+        return True
+
+    def changed(self) -> str | None:
+        """What is not as it was; None if everything is."""
+        found = self._changed()
+        return None if found is None else found[0]
+
+    def forget_changed(self) -> str | None:
+        """As `changed`, which is not looked at any more from now on."""
+        found = self._changed()
+        if found is None:
+            return None
+        label, forget = found
+        forget()
+        return label
+
+    def _changed(self) -> Changed | None:
+        if any(map(len, self._empty)):
+            one = next(x for x in self._empty if x)
+            return "a module's hooks", partial(_remove, self._empty, one)
+        if not all(map(is_, map(type, self._objects), self._kinds)):
+            return self._changed_kind(self._objects, self._kinds, type, "class")
+        if not all(map(is_, map(vars, self._holders), self._dicts)):
+            return self._changed_kind(self._holders, self._dicts, vars, "__dict__")
+        for absent in self._absent:
+            if not absent[0].isdisjoint(absent[1]):
+                name = sorted(absent[1].intersection(absent[0]))[0]
+                return f"{absent[2]}{name}", partial(_remove, self._absent, absent)
+        for i, (of, get, _, seen, _) in enumerate(self._items):
+            try:
+                if all(map(is_, get(of), seen)):
+                    continue
+            except KeyError:
+                pass
+            if found := self._changed_item(i):
+                return found
+        return self._changed_containers() or self._changed_values()
+
+    def _changed_kind(
+        self, objects: list[Any], seen: list[Any], look: Callable[[Any], Any], what: str
+    ) -> Changed:
+        i = next(i for i, (x, y) in enumerate(zip(objects, seen, strict=True)) if look(x) is not y)
+
+        def forget() -> None:
+            del objects[i], seen[i]
+
+        return f"the {what} of a {type(objects[i]).__name__}", forget
+
+    def _changed_item(self, i: int) -> Changed | None:
+        """Which entry is another one; None where they are alike, and are then known as they are."""
+        of, _, names, seen, label = self._items[i]
+        found = [of.get(name, _MISSING) for name in names]
+        for j, (name, x, y) in enumerate(zip(names, found, seen, strict=True)):
+            if not same(x, y):
+                return f"{label}{name}", partial(self._forget_item, i, j)
+        seen[:] = found
+        return None
+
+    def _forget_item(self, i: int, j: int) -> None:
+        of, _, names, seen, label = self._items.pop(i)
+        if rest := [n for n in names if n != names[j]]:
+            kept = {n: seen[names.index(n)] for n in rest}
+            self.items(of, rest, label)
+            self._items[-1][3][:] = [kept[n] for n in self._items[-1][2]]
+
+    def _changed_containers(self) -> Changed | None:
+        for whole in self._wholes:
+            of, keys, values, label = whole
+            if len(of) != len(keys) or not all(map(is_, of.values(), values)):
+                if len(of) != len(keys) or not _alike(list(of.values()), values):
+                    return label, partial(_remove, self._wholes, whole)
+                values[:] = of.values()
+            if not all(map(is_, of, keys)) and list(of) != keys:
+                return label, partial(_remove, self._wholes, whole)
+        for line in self._rows:
+            row, values, label = line
+            if len(row) != len(values) or not all(map(is_, row, values)):
+                if len(row) != len(values) or not _alike(list(row), values):
+                    return label, partial(_remove, self._rows, line)
+                values[:] = row
+        return None
+
+    def _changed_values(self) -> Changed | None:
+        for read in self._reads:
+            function, value, label = read
+            found = function()
+            if found is not value and not same(found, value):
+                return label, partial(_remove, self._reads, read)
+        for place in self._places:
+            x, pointer, stride, label = place
+            if x.data_ptr() != pointer or x.stride() != stride:
+                return label, partial(_remove, self._places, place)
+        return None
+
+
+def _single(name: str) -> Callable[[Any], Any]:
+    return lambda of: (of[name],)
+
+
+def _remove(entries: list[Any], one: Any) -> None:
+    """By identity: entries hold tensors, which compare element by element."""
+    del entries[next(i for i, x in enumerate(entries) if x is one)]
+
+
+def _alike(found: list[Any], seen: list[Any]) -> bool:
+    return all(starmap(same, zip(found, seen, strict=True)))
+
+
+def same(x: Any, y: Any) -> bool:
+    """Whether two values are the same object, or equal numbers, strings, or tuples of such."""
+    if x is y:
+        return True
+    kind = type(x)
+    if kind is not type(y):
+        return False
+    if kind in PLAIN:
+        return bool(x == y)
+    if kind is float:
+        return struct.pack("d", x) == struct.pack("d", y)  # 0.0 is no -0.0, and nan is nan
+    if kind is complex:
+        return same(x.real, y.real) and same(x.imag, y.imag)
+    if kind is tuple:
+        return len(x) == len(y) and all(map(same, x, y))
+    return _of_values(kind) and bool(x == y)
+
+
+def _of_values(kind: type) -> bool:
+    """Whether what is compared of such objects is all that they are."""
+    if kind.__module__ == "torch":
+        return kind.__name__ in ("Size", "device", "dtype")
+    if kind.__module__ == "numpy":
+        return kind.__name__ not in ("ndarray", "matrix")
+    return kind in (frozenset, range, slice, bytearray)

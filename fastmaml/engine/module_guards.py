@@ -1,0 +1,102 @@
+"""What a meta-step depends on in a module, whoever wrote it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from fastmaml.engine.guards import Guards
+from fastmaml.engine.sight import of_a_library, root
+
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FUNCTIONS = ("forward", "_call_impl", "__getattr__")
+
+
+class Visitor(Protocol):
+    """`Dependencies`."""
+
+    guards: Guards
+    inputs: set[int]
+    _seen: set[Any]
+
+    def visit(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...  # noqa: D102
+
+    def _attributes(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...
+
+    def _dict(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...
+
+    def _entries(self, of: Any, names: Any, label: str, within: Any) -> None: ...
+
+    def _class_attribute(self, kind: type, name: str, within: Any, label: str) -> None: ...
+
+
+def guard_module(to: Visitor, module: nn.Module, names: frozenset[str] | None, label: str) -> None:
+    """Its class, mode, parts, hooks and settings, and whose tensors it has.
+
+    Args:
+        to: gets the guards.
+        module: any.
+        names: of the attributes that the user's functions read; None for the model itself.
+        label: how it is called.
+    """
+    if (id(module), "module") not in to._seen:
+        to._seen.add((id(module), "module"))
+        _once(to, module, label)
+    if names:
+        own = names - _OF_EVERY_MODULE
+        to._attributes(module, own, label)
+
+
+def _once(to: Visitor, module: nn.Module, label: str) -> None:
+    attributes = module.__dict__
+    to.guards.kind(module)
+    to._seen.add((id(module), "kind"))
+    for name in _HOOKS:
+        hooks = attributes.get(name)
+        if hooks:
+            to._dict(hooks, frozenset(), f"{label}.{name}")
+        elif hooks is not None:
+            to.guards.empty(hooks)
+    for tensors in (module._parameters, module._buffers):
+        if all(x is None or id(x) in to.inputs for x in tensors.values()):
+            continue  # they are read anew at every call, and named then
+        to._dict(tensors, frozenset(), label)
+    if module._modules:
+        to.guards.whole(module._modules, f"{label}'s modules")
+        for name, inner in module._modules.items():
+            to.visit(inner, None, f"{label}.{name}" if label else name)
+    to.guards.items(attributes, ("training",), f"{label}.")
+    kind = type(module)
+    for name in _FUNCTIONS:
+        to._class_attribute(kind, name, frozenset(), f"{kind.__name__}.")
+    if _by_names(kind):
+        to._entries(attributes, ("forward",), f"{label}.", frozenset())
+    else:
+        _settings(to, module, label)
+
+
+def _by_names(kind: type) -> bool:
+    """Whether only the user's own code reads what such a module holds."""
+    for each in kind.__mro__:
+        if of_a_library(each.__module__) and each is not nn.Module:
+            if root(each.__module__) in ("abc", "typing", "builtins", "collections"):
+                continue
+            return False
+    return True
+
+
+def _settings(to: Visitor, module: nn.Module, label: str) -> None:
+    """All that a library's own module keeps, as its code may read it."""
+    deep = root(type(module).__module__) != "torch"
+    own = {n: x for n, x in module.__dict__.items() if n not in _OF_EVERY_MODULE}
+    plain = own if deep else {n: x for n, x in own.items() if _plain(x)}
+    to._entries(module.__dict__, plain, f"{label}.", None)
+    # A name that is new: a forward() of its own, say.
+    to.guards.read(lambda: len(module.__dict__), label)
+
+
+def _plain(x: Any) -> bool:
+    """Whether torch's own modules do not make it anew, as lists of their tensors."""
+    return not (isinstance(x, list) and x and not isinstance(x[0], bool | int | float | str))

@@ -1,0 +1,125 @@
+"""Plans that were made, each as long as what it depends on is as it was."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, Protocol, TypeVar, final
+
+import torch
+
+from fastmaml.engine.dependencies import Dependencies
+from fastmaml.engine.guards import PLAIN
+from fastmaml.engine.sight import root
+
+PLANS_KEPT = 16
+
+
+class Depending(Protocol):
+    """A plan.
+
+    Attributes:
+        depends: on what.
+        restless: what it had of `Dependencies.restless` when it was made.
+    """
+
+    @property
+    def depends(self) -> Dependencies: ...  # noqa: D102
+
+    @property
+    def restless(self) -> str: ...  # noqa: D102
+
+
+P = TypeVar("P", bound=Depending)
+
+
+@final
+class Plans(Generic[P]):
+    """The plans of a `MAML`; the one that was not used for longest goes first.
+
+    There can be several of one kind: a setting may change to and fro. A copy (`copy.deepcopy`,
+    pickling) begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, P] = OrderedDict()
+        self._variants: dict[Any, list[int]] = {}
+
+    def __reduce__(self) -> Any:
+        return Plans, ()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def values(self) -> list[P]:
+        """All of them, the one that was used last at the end."""
+        return list(self._kept.values())
+
+    def find(self, key: Any, call: Any) -> P | None:
+        """A plan of this kind that holds.
+
+        Args:
+            key: of the kind.
+            call: see `Guards.hold`.
+        """
+        for number in reversed(self._variants.get(key, ())):
+            plan = self._kept[key, number]
+            if plan.restless == plan.depends.restless and plan.depends.hold(call):
+                self._kept.move_to_end((key, number))
+                return plan
+        return None
+
+    def keep(self, key: Any, plan: P) -> P:
+        """Keep one, which is returned."""
+        variants = self._variants.setdefault(key, [])
+        number = variants[-1] + 1 if variants else 0
+        variants.append(number)
+        self._kept[key, number] = plan
+        while len(self._kept) > PLANS_KEPT:
+            (other, gone), _ = self._kept.popitem(last=False)
+            self._variants[other].remove(gone)
+            if not self._variants[other]:
+                del self._variants[other]
+        return plan
+
+
+@final
+class Identity:
+    """Stands for one object, which it keeps alive, in a key."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Identity and other.of is self.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+def key_of(x: Any) -> Any:
+    """What stands for a setting in a key: our own dataclasses count by value, others by identity.
+
+    A user's own may say that they are equal and do different things.
+    """
+    kind = type(x)
+    if kind in PLAIN or kind is float:
+        return kind, repr(x)  # -0.0 is not 0.0, nor is True 1
+    if kind is tuple:
+        return kind, *map(key_of, x)
+    if is_dataclass(kind) and root(kind.__module__) == "fastmaml":
+        return kind, *[key_of(getattr(x, f.name)) for f in fields(kind)]
+    return Identity(x)
+
+
+def environment(device: str) -> tuple[Any, ...]:
+    """PyTorch's own settings that decide about results."""
+    return (
+        torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+    )

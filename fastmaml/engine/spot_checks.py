@@ -1,0 +1,136 @@
+"""Running a meta-step eagerly now and then, to see that its recording still says the same.
+
+What a recording depends on is guarded (`dependencies`). This is the net below: calls 2, 4, 8, ...
+of a recording also run eagerly, for one chunk of tasks. So whatever was not foreseen stays hidden
+for at most as many calls as there were before it, at the price of log2(calls) eager chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.flattening import Flat, Layout, laid_out
+from fastmaml.engine.randomness import foreign_state
+
+ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4}
+"""Differences up to this share of a result's norm are no reason to look further."""
+
+COARSE = 2e-2
+"""The same for narrower dtypes."""
+
+
+class StaleRecordingError(RuntimeError):
+    """A recording does not give what the model gives now."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two runs of one meta-step differ most.
+
+    Attributes:
+        of: which result, in words.
+        size: the norm of the difference, as a share of the result's norm (for a gradient, of all
+            gradients').
+    """
+
+    of: str
+    size: float
+
+
+def due(calls: int) -> bool:
+    """Whether this call of a recording, counted from 1, is to be checked."""
+    return calls > 1 and calls & (calls - 1) == 0
+
+
+def spot_check(
+    flat: Flat, layout: Layout, run: Callable[..., list[Tensor]], record: Callable[[], Any]
+) -> None:
+    """Raise unless a recording gives what the eager run gives.
+
+    Where the two differ by more than rounding, a new recording decides: at a kink (max-pooling,
+    ReLU) rounding alone can tip an element over, and then the two recordings agree.
+
+    Args:
+        flat: one chunk's arguments.
+        layout: of the results.
+        run: the recording.
+        record: makes another one, of the same arguments: its function.
+
+    Raises:
+        StaleRecordingError: it is not what the model computes now.
+    """
+    tensors = flat.tensors()
+    with torch._C._AutoDispatchBelowAutograd():
+        found = run(*tensors)
+    state = foreign_state()
+    with torch.enable_grad():
+        expected, now = laid_out(flat.run(tensors))
+    if foreign_state() != state:
+        _refuse("it now draws random numbers from Python or numpy")
+    if now != layout:
+        _refuse("its results are other ones")
+    worst = difference(found, expected, layout, flat)
+    if worst is None:
+        return
+    again = record()
+    with torch._C._AutoDispatchBelowAutograd():
+        anew = again(*tensors)
+    if difference(found, anew, layout, flat) is not None:
+        _refuse(f"{worst.of} is off by {worst.size:.1e} of its norm")
+
+
+def _refuse(what: str) -> None:
+    raise StaleRecordingError(
+        f"the recording of this meta-step is no longer what the model computes: {what}. Something "
+        "that the model, the loss or the rule depends on changed without being seen. Calls since "
+        'the last check may have had the same fault. Use executor="eager" for this model, or make '
+        "what changes an attribute, an argument or a buffer; and please report it."
+    )
+
+
+def difference(
+    found: Sequence[Tensor], expected: Sequence[Tensor], layout: Layout, flat: Flat
+) -> Difference | None:
+    """The largest one beyond rounding."""
+    whole = _norm(expected[layout.split :])
+    worst = None
+    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+        if x.shape != y.shape or x.dtype != y.dtype:
+            return Difference(_name(i, layout, flat), float("inf"))
+        error = _norm([_gap(x, y)])
+        if error == 0:
+            continue
+        scale = max(_norm([y]), whole if i >= layout.split else 0.0)
+        size = error / scale if scale else float("inf")
+        beyond = size > ROUNDING.get(
+            y.dtype, COARSE if y.is_floating_point() else ROUNDING[torch.float64]
+        )
+        if beyond and (worst is None or size > worst.size):
+            worst = Difference(_name(i, layout, flat), size)
+    return worst
+
+
+def _gap(x: Tensor, y: Tensor) -> Tensor:
+    """The difference; none where both are the same, infinite or no numbers."""
+    if not x.is_floating_point() and not x.is_complex():
+        return (x != y).float()
+    return torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    floats = (x for x in tensors if x.is_floating_point() or x.is_complex() or x.numel())
+    return sum(float(x.abs().double().square().sum()) for x in floats) ** 0.5
+
+
+def _name(i: int, layout: Layout, flat: Flat) -> str:
+    """Which result, in words."""
+    if i < layout.split:
+        return "the loss" if i == 0 else "an output of the model"
+    names = [n for part in flat.meta() for n in part]
+    reached = [n for n, tensor in zip(names, layout.sums[0], strict=True) if tensor]
+    return f"the meta-gradient of {reached[i - layout.split]}"
