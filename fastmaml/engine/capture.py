@@ -59,12 +59,12 @@ class Recording:
     layout: Layout
     operations: int
     small: bool
-    fixed: Sequence[tuple[Tensor, int]] = ()
+    fixed: Sequence[tuple[Tensor, Tensor]] = ()
     calls: int = 0
 
     def stale(self) -> bool:
         """Whether a tensor that must not change did."""
-        return any(x._version != version for x, version in self.fixed)
+        return any(not torch.equal(x, before) for x, before in self.fixed)
 
 
 class Captured:

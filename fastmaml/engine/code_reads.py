@@ -40,7 +40,8 @@ _BUILT = frozenset({"FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING", "BINARY_OP"
 class CodeReads:
     """The names in a function's code, and in the functions that are written inside it.
 
-    A name that is only counted up (``self.calls += 1``) is none that is read.
+    A name that is only counted up (``self.calls += 1``) or appended to (``log.append(x)``) is none
+    that is read.
 
     Attributes:
         of_globals: looked up among the module's globals (or built-in).
@@ -78,7 +79,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 if not _only_counts(steps, i):
                     found[name].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
-            elif name in _READS and not (i and steps[i - 1].opname in _DUPLICATES):
+            elif name in _READS and not _only_written(steps, i):
                 found["attributes"].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
             elif name == "IMPORT_NAME":
@@ -98,9 +99,21 @@ def code_reads(code: types.CodeType) -> CodeReads:
     )
 
 
+def _only_written(steps: Sequence[dis.Instruction], i: int) -> bool:
+    """Whether it is the attribute of ``x.name += ...`` or of ``x.name.append(...)``."""
+    return (i > 0 and steps[i - 1].opname in _DUPLICATES) or _appended(steps, i)
+
+
+def _appended(steps: Sequence[dis.Instruction], i: int) -> bool:
+    following = steps[i + 1] if i + 1 < len(steps) else None
+    return following is not None and following.opname in _READS and following.argval == "append"
+
+
 def _only_counts(steps: Sequence[dis.Instruction], i: int) -> bool:
-    """Whether it is ``name += constant``, for a global or an enclosing function's variable."""
+    """Whether it is ``name += constant`` or ``name.append(...)``, of a variable from outside."""
     loaded, following = steps[i], steps[i + 1 : i + 4]
+    if _appended(steps, i):
+        return True
     if len(following) < 3:
         return False
     constant, operation, store = following

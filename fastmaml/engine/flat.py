@@ -88,9 +88,10 @@ def _share_equal_steps(tape: Tape) -> None:
         if key in seen and all(last.get(tape.owner[v], -1) >= i for v in seen[key]):
             for new, old in zip(made_by(step), seen[key], strict=True):
                 names[new] = old
-                root, own = tape.owner[old], tape.owner[new]
-                last[root] = max(last[root], last.get(own, -1))
-                roots[own] = root
+                root, own = _root(roots, tape.owner[old]), _root(roots, tape.owner[new])
+                last[root] = max(last.get(root, -1), last.get(own, -1))
+                if own != root:
+                    roots[own] = root
         else:
             seen[key] = made_by(step)
             kept.append(step)
@@ -101,7 +102,7 @@ def _share_equal_steps(tape: Tape) -> None:
 
 
 def _root(roots: dict[int, int], owner: int) -> int:
-    while roots.get(owner, owner) != owner:
+    while owner in roots:
         owner = roots[owner]
     return owner
 

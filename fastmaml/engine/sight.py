@@ -66,7 +66,8 @@ class Pool:
         try:
             self.objects[id(x)] = weakref.ref(x)
         except TypeError:
-            self.objects[id(x)] = functools.partial(_same, x)
+            if not of_a_library(type(x).__module__):  # else an iterator of this run, say
+                self.objects[id(x)] = functools.partial(_same, x)
 
     def alive(self) -> list[Any]:
         """Those that are still there."""

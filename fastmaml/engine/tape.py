@@ -83,8 +83,8 @@ class Tape:
         owner: for each value, the value that owns its memory.
         geometry: for each value, its shape, strides and dtype.
         written: owners that some operation writes to.
-        fixed: tensors from outside on which shapes may depend, with their versions: once one of
-            them was written to, the tape is no longer right.
+        fixed: tensors from outside on whose values shapes depend, with copies: once one of them
+            was written to (by numpy, say, which tells nobody), the tape is no longer right.
     """
 
     inputs: int
@@ -94,7 +94,7 @@ class Tape:
     owner: list[int] = field(default_factory=list)
     geometry: list[Geometry] = field(default_factory=list)
     written: set[int] = field(default_factory=set)
-    fixed: list[tuple[Tensor, int]] = field(default_factory=list)
+    fixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def outside(self) -> set[int]:
         """The owners of memory that a replay finds and must leave as it is, views included."""
@@ -190,9 +190,21 @@ class _Recorder(TorchDispatchMode):
         owners = {self.tape.owner[self.number(mask)] for mask in masks}
         known = on_cpu and owners.isdisjoint(self._from_inputs())
         if known:
-            outside = (x for x in self.tape.constants.values() if not x.is_inference())
-            self.tape.fixed = [(x, x._version) for x in outside]
+            made_of = self._made_of(owners)
+            values = ((self.tape.owner[v], x) for v, x in self.tape.constants.items())
+            self.tape.fixed += [(x, x.clone()) for v, x in values if v in made_of]
         return known
+
+    def _made_of(self, owners: set[int]) -> set[int]:
+        """The owners of all memory that went into these."""
+        owner, found = self.tape.owner, set(owners)
+        for step in reversed(self.tape.steps):
+            if isinstance(step, Operation):
+                given = {owner[r.value] for r in _refs((step.arguments, step.keywords))}
+                made = {owner[v] for v in step.made()}
+                if not found.isdisjoint(made | (given & self.tape.written)):
+                    found |= given
+        return found
 
     def _from_inputs(self) -> set[int]:
         """The owners of memory that depends on the inputs."""
