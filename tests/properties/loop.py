@@ -176,7 +176,8 @@ class Loop:
 
     def adapt(self, support: Any) -> list[Tensors]:
         """One task's parameters after 0, 1, ... steps."""
-        p = {n: self.theta[n] for n in self.adapted}
+        # Views: the inner gradient is that at a fixed head, not through how it began.
+        p = {n: self.theta[n].view_as(self.theta[n]) for n in self.adapted}
         p.update(self.head_start(support))
         each, state = [p], {}
         for k in range(self.plan.steps):
