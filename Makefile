@@ -13,7 +13,10 @@ OUT ?= benchmarks/results/cuda
 # The folder that benchmarks/peers/install.sh made; without it the peers' rows say so.
 PEERS ?=
 
-.PHONY: demo test check format bench bench-quick gpu sanitize clean
+# Minutes of new random cases; the ordinary tests run a fixed few.
+MINUTES ?= 10
+
+.PHONY: demo test fuzz check format bench bench-quick gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -21,6 +24,10 @@ demo: $(STAMP)
 # A process a core, four at most, each on one thread: the tests' tensors are small.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+# Random modules, tapes and changes between calls, for MINUTES: what failed, and how to run it again.
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/properties/run.py --minutes $(MINUTES)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

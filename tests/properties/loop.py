@@ -107,9 +107,7 @@ def _clip_norm(limit: float, then: Callable[..., Tensors]) -> Callable[..., Tens
 
 
 def _clip_value(limit: float, then: Callable[..., Tensors]) -> Callable[..., Tensors]:
-    return lambda k, g, p, s, r: then(
-        k, {n: x.clamp(-limit, limit) for n, x in g.items()}, p, s, r
-    )
+    return lambda k, g, p, s, r: then(k, {n: x.clamp(-limit, limit) for n, x in g.items()}, p, s, r)
 
 
 def _decay(factor: float, then: Callable[..., Tensors]) -> Callable[..., Tensors]:
@@ -196,13 +194,17 @@ class Loop:
             return {}
         weight, bias = (self.theta[n] for n in self.own)
         if self.plan.head == "Zero()":
-            return dict(zip(self.own, (torch.zeros_like(weight), torch.zeros_like(bias)), strict=True))
+            return dict(
+                zip(self.own, (torch.zeros_like(weight), torch.zeros_like(bias)), strict=True)
+            )
         heard: list[Tensor] = []
         handle = self.model.head.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
         self.pass_over(self.theta, support)
         handle.remove()
         means = [
-            heard[0][support.targets == c].mean(0) if (support.targets == c).any() else weight[c] * 0
+            heard[0][support.targets == c].mean(0)
+            if (support.targets == c).any()
+            else weight[c] * 0
             for c in range(len(weight))
         ]
         centre = torch.stack(means).detach() if not heard[0].requires_grad else torch.stack(means)

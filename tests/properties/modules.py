@@ -9,16 +9,26 @@ from typing import Any
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
-from properties.loop import RULES, Found, Loop, Plan
-from properties.networks import NETWORKS, Network, build, episodes_for, loss_of
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Unrolled
 from fastmaml.heads import Prototype, Zero
-from fastmaml.rules import LSLR, SGD, Adam, AdamW, ClipNorm, ClipValue, MetaSGD, Momentum  # noqa: F401
-from fastmaml.rules import WeightDecay, chain  # noqa: F401
+from fastmaml.rules import (  # noqa: F401  # noqa: F401
+    LSLR,
+    SGD,
+    Adam,
+    AdamW,
+    ClipNorm,
+    ClipValue,
+    MetaSGD,
+    Momentum,
+    WeightDecay,
+    chain,
+)
+from properties.loop import RULES, Found, Loop, Plan
+from properties.networks import NETWORKS, Network, build, episodes_for, loss_of
 
 TOLERANCE = 1e-8
 METHODS = {
@@ -152,12 +162,16 @@ def _compare_step(case: Case, maml: fm.MAML, expected: Found, episodes: fm.Episo
     same(case, "loss", out.loss.detach(), expected.losses.mean())
     for t, task in enumerate(expected.outputs):
         found = [x[t] for x in tree_leaves(out.outputs) if isinstance(x, Tensor)]
-        for x, y in zip(found, [y for y in tree_leaves(task) if isinstance(y, Tensor)], strict=True):
+        for x, y in zip(
+            found, [y for y in tree_leaves(task) if isinstance(y, Tensor)], strict=True
+        ):
             same(case, f"output of task {t}", x.detach(), y.detach())
     named = dict(maml.module.named_parameters())
     gradient = {n: _grad(named[n]) for n in expected.gradient}
     rates = rates_of(maml)
-    whole = torch.cat([g.flatten() for g in [*expected.gradient.values(), *expected.rates.values()]]).norm()
+    whole = torch.cat(
+        [g.flatten() for g in [*expected.gradient.values(), *expected.rates.values()]]
+    ).norm()
     for name, g in expected.gradient.items():
         same(case, f"gradient of {name}", gradient[name], g, whole)
     for name, g in expected.rates.items():
@@ -176,7 +190,9 @@ def _is_refusal(case: Case, message: str) -> bool:
     return "MixedMode" in case.method and "forward AD" in message
 
 
-def same(case: Case, what: str, found: Tensor, expected: Tensor, norm: Tensor | None = None) -> None:
+def same(
+    case: Case, what: str, found: Tensor, expected: Tensor, norm: Tensor | None = None
+) -> None:
     """Raise AssertionError unless they differ by rounding only."""
     assert found.shape == expected.shape, f"{what}: shape {found.shape}, not {expected.shape}"
     if not found.is_floating_point():

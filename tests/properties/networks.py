@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from properties.parts import PARTS, Pair
 from torch import Tensor, nn
 
 import fastmaml as fm
+from properties.parts import PARTS, Pair
 
 CLASSES = 3
 
@@ -64,7 +64,9 @@ class Image(nn.Module):
         norms = [nn.BatchNorm2d(width), nn.GroupNorm(1, width), nn.Identity()]
         acts = [nn.ReLU(), nn.Tanh(), nn.ReLU(inplace=True), nn.GELU()]
         pools = [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Identity()]
-        self.block = nn.Sequential(conv, norms[option % 3], acts[option % 4], pools[option // 3 % 4])
+        self.block = nn.Sequential(
+            conv, norms[option % 3], acts[option % 4], pools[option // 3 % 4]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x).mean((2, 3))
@@ -170,7 +172,9 @@ class Net(nn.Module):
 
 
 def _first(output: Any) -> Tensor:
-    return output["y"] if isinstance(output, dict) else output[0] if type(output) is tuple else output
+    return (
+        output["y"] if isinstance(output, dict) else output[0] if type(output) is tuple else output
+    )
 
 
 def squared(output: Any, targets: Tensor) -> Tensor:

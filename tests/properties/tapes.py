@@ -42,10 +42,10 @@ class Program:
 
 
 UNARY: list[Callable[[Tensor], Tensor]] = [
-    torch.neg, torch.tanh, torch.sin, torch.exp, torch.clone, torch.detach, torch.relu, torch.square,
+    torch.neg, torch.tanh, torch.sin, torch.exp, torch.clone, torch.relu, torch.square,
     torch.sigmoid, lambda x: x * 1, lambda x: x + 0.5, lambda x: 2 - x, lambda x: x / 2,
-    lambda x: x.mul(0.5), lambda x: x.contiguous(), lambda x: x.softmax(-1) if x.ndim else x.exp(),
-    lambda x: x.to(torch.float64), lambda x: (x > 0).to(x.dtype), lambda x: x.t().sin() if x.ndim == 2
+    lambda x: x.mul(0.5), lambda x: x.softmax(-1) if x.ndim else x.exp(),
+    lambda x: (x > 0).to(x.dtype), lambda x: x.t().sin() if x.ndim == 2
     else x.cos(), lambda x: torch.zeros_like(x).add(x), lambda x: torch.ones_like(x).t() if x.ndim == 2
     else torch.ones_like(x), lambda x: x.cumsum(0) if x.ndim else x.abs(),
 ]  # fmt: skip
@@ -64,6 +64,7 @@ VIEWS: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.unfold(0, min(2, len(x)), 1), lambda x: x.chunk(2)[-1], lambda x: x.unbind()[0],
     lambda x: x.split(1)[-1], lambda x: x.as_strided(x.shape, x.stride()), lambda x: x[:],
     lambda x: x.movedim(0, -1), lambda x: x.expand_as(x), lambda x: x.view_as(x),
+    torch.detach, lambda x: x.contiguous(), lambda x: x.to(torch.float64),
 ]  # fmt: skip
 REDUCE: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.sum(), lambda x: x.sum(0), lambda x: x.sum(-1, keepdim=True), lambda x: x.mean(0),
@@ -104,7 +105,7 @@ class Writer:
 
     def __init__(self, inputs: Sequence[Tensor], outside: Sequence[Tensor]) -> None:
         self.values = [*inputs, *outside]
-        self.foreign = {x.untyped_storage()._cdata for x in self.values}
+        self.foreign = [True] * len(self.values)
 
     def at(self, back: int) -> Tensor:
         return self.values[-1 - back % len(self.values)]
@@ -119,7 +120,8 @@ class Writer:
         if move.kind == "make":
             return self.keep(_made(move.option))
         if move.kind == "view":
-            return self.keep(_pick(VIEWS, move.option)(x)) if x.ndim else None
+            seen = self.foreign[-1 - move.x % len(self.values)]
+            return self.keep(_pick(VIEWS, move.option)(x), seen) if x.ndim else None
         if move.kind == "reduce":
             return self.keep(_pick(REDUCE, move.option)(x)) if x.ndim else None
         if move.kind == "unary":
@@ -139,15 +141,16 @@ class Writer:
 
     def write(self, move: Move) -> None:
         """To memory of the program's own that overlaps nothing."""
-        own = [x for x in self.values if x.untyped_storage()._cdata not in self.foreign]
+        own = [x for x, foreign in zip(self.values, self.foreign, strict=True) if not foreign]
         own = [x for x in own if all(s or n == 1 for s, n in zip(x.stride(), x.shape, strict=True))]
         if own:
             x = own[-1 - move.x % len(own)]
             _pick(WRITES, move.option)(x, self.partner(x, move.y).clone())
 
-    def keep(self, x: Tensor) -> None:
+    def keep(self, x: Tensor, foreign: bool = False) -> None:
         if 0 < x.numel() <= LARGEST and x.ndim <= DEEPEST:
             self.values.append(x)
+            self.foreign.append(foreign)
 
 
 def _pick(table: list, option: int) -> Callable:
@@ -159,14 +162,19 @@ KINDS = ["unary", "binary", "binary", "view", "view", "reduce", "write", "write"
 MOVES = st.builds(
     Move, st.sampled_from(KINDS), st.integers(0, 43), st.integers(0, 12), st.integers(0, 5)
 )
-PROGRAMS = st.builds(
-    Program,
-    moves=st.lists(MOVES, min_size=1, max_size=14).map(tuple),
-    outputs=st.lists(st.integers(0, 8), min_size=1, max_size=4).map(tuple),
-    mode=st.sampled_from(["plain", "plain", "grad", "twice", "vmap"]),
-    outside=st.integers(0, 3),
-    in_place=st.sampled_from([True, True, False]),
-)
+MODES = ["plain", "grad", "twice", "vmap"]
+
+
+def programs(*modes: str) -> st.SearchStrategy[Program]:
+    """Those that run in one of these modes."""
+    return st.builds(
+        Program,
+        moves=st.lists(MOVES, min_size=1, max_size=14).map(tuple),
+        outputs=st.lists(st.integers(0, 8), min_size=1, max_size=4).map(tuple),
+        mode=st.sampled_from(modes or MODES),
+        outside=st.integers(0, 3),
+        in_place=st.sampled_from([True, True, False]),
+    )
 
 
 def function_of(program: Program, outside: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
