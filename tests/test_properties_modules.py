@@ -1,10 +1,9 @@
-"""Random networks, rules, scopes, heads and methods, a fixed few of them; `make fuzz` runs new ones."""
+"""Random networks, rules, scopes, heads, methods: a fixed few; `make fuzz` runs new ones."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +21,7 @@ def test_a_meta_step_is_the_plain_loop(executor: str, backend: str) -> None:
     @fixed
     @given(modules.cases())
     def held(case: modules.Case) -> None:
-        with contextlib.suppress(modules.Refused):
+        with contextlib.suppress(modules.RefusedError):
             modules.check(dataclasses.replace(case, executor=executor, backend=backend))
 
     held()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastmaml as fm
 from fastmaml.rules import SGD, Momentum
-from properties.modules import METHODS, Refused
+from properties.modules import METHODS, RefusedError
 from properties.readers import LOSSES, READERS
 
 TOLERANCE = 1e-8
@@ -29,7 +29,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Change:
-    """What a reader's (or the loss's, or the `MAML`'s: -1, -2) change number `which` does with `value`."""
+    """Change number `which` of a reader (-1: of the loss, -2: of the `MAML`), with a value."""
 
     reader: int
     which: int
@@ -74,12 +74,15 @@ class Model(nn.Module):
 def _of_maml(maml: fm.MAML) -> list[Callable[[float], object]]:
     """Changes of the `MAML` itself."""
     return [
-        lambda v: setattr(maml, "rule", SGD(v / 4)), lambda v: setattr(maml, "rule", Momentum(v / 8)),
+        lambda v: setattr(maml, "rule", SGD(v / 4)),
+        lambda v: setattr(maml, "rule", Momentum(v / 8)),
         lambda v: setattr(maml, "scope", "head" if v > 1 else "body"),
         lambda v: setattr(maml, "steps", int(v)), lambda v: maml.train(v > 1),
         lambda v: setattr(maml, "loss", lambda a, b: (a - b).pow(2).mean() * v),
-        lambda v: setattr(maml, "tasks_chunk", int(2 * v)), lambda v: maml.module.requires_grad_(True),
-        lambda v: maml.module.first.requires_grad_(v > 1), lambda v: setattr(maml.module, "whole", v > 1),
+        lambda v: setattr(maml, "tasks_chunk", int(2 * v)),
+        lambda v: maml.module.requires_grad_(True),
+        lambda v: maml.module.first.requires_grad_(v > 1),
+        lambda v: setattr(maml.module, "whole", v > 1),
         lambda v: setattr(maml, "batch_norm", "module" if v > 1 else "batch"),
     ]  # fmt: skip
 
@@ -229,4 +232,4 @@ def cases(draw: Callable[..., Any]) -> Case:
     )
 
 
-__all__ = ["Call", "Case", "Change", "Refused", "cases", "check"]
+__all__ = ["Call", "Case", "Change", "RefusedError", "cases", "check"]

@@ -1,6 +1,6 @@
 """The plain loop over tasks, by hand: every rule, scope and head, first and second order.
 
-The oracle of the properties. It uses `functional_call` and `autograd.grad`, and of fastmaml nothing.
+The oracle of the properties: `functional_call` and `autograd.grad`, and nothing of fastmaml.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class Loop:
                                          materialize_grads=True))  # fmt: skip
         return Found(
             losses.detach(), table.detach(), outputs, adapted,
-            dict(zip(self.theta, grads, strict=False)), dict(zip(self.rates, grads[len(self.theta) :], strict=True)),
+            dict(zip(self.theta, grads, strict=False)),
+            dict(zip(self.rates, grads[len(self.theta) :], strict=True)),
             {n: torch.stack([b[n] for b in buffers]) for n in buffers[0]},
         )  # fmt: skip
 

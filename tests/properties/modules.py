@@ -1,4 +1,4 @@
-"""Property: a meta-step is the plain loop, for random networks, rules, scopes, heads and methods."""
+"""Property: a meta-step is the plain loop: random networks, rules, scopes, heads, methods."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def rates_of(maml: fm.MAML) -> dict[str, nn.Parameter]:
     return {n.partition(".")[2] if n[0].isdigit() else n: p for n, p in plain.items()}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The case was refused before any number, with a reason."""
 
 
@@ -154,7 +154,7 @@ def _compare_step(case: Case, maml: fm.MAML, expected: Found, episodes: fm.Episo
         out = maml(episodes, step_weights=case.step_weights)
     except (RuntimeError, NotImplementedError) as error:
         if _is_refusal(case, str(error)):
-            raise Refused(str(error)) from None
+            raise RefusedError(str(error)) from None
         raise
     out.loss.backward()
     assert _bits([*maml.parameters()]) == held, "the parameters were written to"
@@ -184,7 +184,7 @@ def _compare_step(case: Case, maml: fm.MAML, expected: Found, episodes: fm.Episo
 
 
 def _is_refusal(case: Case, message: str) -> bool:
-    """Whether the message names what cannot be done; a replay that differs is a fault all the same."""
+    """Whether it names what cannot be done; a replay that differs is a fault all the same."""
     if "cannot be captured" in message:
         return "replay differs" not in message
     return "MixedMode" in case.method and "forward AD" in message

@@ -1,4 +1,4 @@
-"""Layers of many kinds, all from ``[n, width]`` to ``[n, width]``: what random networks are made of."""
+"""Layers of many kinds, ``[n, width]`` to ``[n, width]``: what random networks are made of."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ def _parameter(width: int, option: int) -> nn.Module:
 def _buffer(width: int, option: int) -> nn.Module:
     wide = torch.randn(width, width)
     return [
-        lambda: Buffered(wide[0], lambda h, b: h * b), lambda: Buffered(wide, lambda h, b: h @ b.t()),
+        lambda: Buffered(wide[0], lambda h, b: h * b),
+        lambda: Buffered(wide, lambda h, b: h @ b.t()),
         lambda: Buffered(torch.randperm(width), lambda h, b: h[:, b]),
         lambda: Buffered(wide.t(), lambda h, b: h + b[1]),
         lambda: Buffered(wide[:, 0] > 0, lambda h, b: torch.where(b, h, -h)),

@@ -66,7 +66,7 @@ class Round:
         except UnsatisfiedAssumption:
             self.counts["not a case"] += 1
             raise
-        except self.place.Refused as refusal:
+        except self.place.RefusedError as refusal:
             self.counts["refused"] += 1
             self.counts[f"  {str(refusal)[:110]}"] += 1
         except Exception as error:

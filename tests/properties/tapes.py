@@ -1,7 +1,7 @@
 """Property: a recorded, cleaned and compiled tape gives what the function gives, time after time.
 
 Programs are random moves over a growing list of tensors: inputs, tensors from outside (some of them
-views), what is made inside, views of all of these, sums and products, writes to memory of their own.
+views), what is made inside, views of all of these, sums, products, writes to memory of their own.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ UNARY: list[Callable[[Tensor], Tensor]] = [
     torch.sigmoid, lambda x: x * 1, lambda x: x + 0.5, lambda x: 2 - x, lambda x: x / 2,
     lambda x: x.mul(0.5), lambda x: x.softmax(-1) if x.ndim else x.exp(),
     lambda x: (x > 0).to(x.dtype), lambda x: x.t().sin() if x.ndim == 2
-    else x.cos(), lambda x: torch.zeros_like(x).add(x), lambda x: torch.ones_like(x).t() if x.ndim == 2
-    else torch.ones_like(x), lambda x: x.cumsum(0) if x.ndim else x.abs(),
+    else x.cos(), lambda x: torch.zeros_like(x).add(x),
+    lambda x: torch.ones_like(x).t() if x.ndim == 2 else torch.ones_like(x),
+    lambda x: x.cumsum(0) if x.ndim else x.abs(),
 ]  # fmt: skip
 BINARY: list[Callable[[Tensor, Tensor], Tensor]] = [
     torch.add, torch.sub, torch.mul, torch.maximum, lambda x, y: x.add(y, alpha=2),
@@ -59,7 +60,8 @@ BINARY: list[Callable[[Tensor, Tensor], Tensor]] = [
 VIEWS: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.unsqueeze(0), lambda x: x.expand(2, *x.shape), lambda x: x.transpose(0, -1),
     lambda x: x.narrow(0, 0, max(1, len(x) - 1)), lambda x: x[-1], lambda x: x.select(-1, 0),
-    lambda x: x.squeeze(), lambda x: x.unsqueeze(-1), lambda x: x.reshape(-1), lambda x: x[..., ::2],
+    lambda x: x.squeeze(), lambda x: x.unsqueeze(-1), lambda x: x.reshape(-1),
+    lambda x: x[..., ::2],
     lambda x: x.diagonal() if x.ndim == 2 else x, lambda x: x.view(-1) if x.is_contiguous() else x,
     lambda x: x.unfold(0, min(2, len(x)), 1), lambda x: x.chunk(2)[-1], lambda x: x.unbind()[0],
     lambda x: x.split(1)[-1], lambda x: x.as_strided(x.shape, x.stride()), lambda x: x[:],
@@ -73,11 +75,13 @@ REDUCE: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.logsumexp(0), lambda x: x.max(0)[0], lambda x: x.var(0, unbiased=False),
 ]  # fmt: skip
 WRITES: list[Callable[[Tensor, Tensor], object]] = [
-    lambda x, y: x.add_(y), lambda x, y: x.mul_(0.5), lambda x, y: x.copy_(y), lambda x, y: x.zero_(),
+    lambda x, y: x.add_(y), lambda x, y: x.mul_(0.5), lambda x, y: x.copy_(y),
+    lambda x, y: x.zero_(),
     lambda x, y: x.relu_(), lambda x, y: x.t().add_(1) if x.ndim == 2 else x.add_(1),
     lambda x, y: x[:1].mul_(y[:1]) if x.ndim else x.mul_(y), lambda x, y: torch.sub(y, 1, out=x),
     lambda x, y: torch._foreach_add_([x], [y]), lambda x, y: x.neg_().add_(y),
-    lambda x, y: x.fill_(0.3), lambda x, y: x.view(-1)[::2].sub_(1) if x.is_contiguous() else x.exp_(),
+    lambda x, y: x.fill_(0.3),
+    lambda x, y: x.view(-1)[::2].sub_(1) if x.is_contiguous() else x.exp_(),
     lambda x, y: x.select(0, 0).copy_(y.select(0, -1)) if x.ndim else x.copy_(y),
     lambda x, y: x.addcmul_(y, y), lambda x, y: x.masked_fill_(y > 0, 0.1),
     lambda x, y: x.index_add_(0, torch.arange(len(x)).flip(0), y) if x.ndim else x.sub_(y),
@@ -224,7 +228,7 @@ def outside_of(program: Program) -> list[Tensor]:
     ]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """It cannot be recorded, with a reason."""
 
 
@@ -242,7 +246,7 @@ def check(program: Program) -> None:
         with torch.enable_grad():
             tape, results = record(function, given)
     except UncapturableError as refusal:
-        raise Refused(str(refusal)) from None
+        raise RefusedError(str(refusal)) from None
     # While it is recorded PyTorch takes other formulas for some derivatives: that is rounding.
     exact = program.mode in ("plain", "vmap")
     _same("the recorded run", results, expected[0], exact)

@@ -182,16 +182,24 @@ GLOBALS: dict[str, Reader] = {
     "sorted key": reads(lambda y: y * sorted([1.0, 2.0], key=lambda x: x * (K - 1.2))[0], set_k),
     "reduce": reads(lambda y: functools.reduce(lambda a, b: a + b * K, [y, y]), set_k),
     "partial": reads(functools.partial(_times), set_k),
-    "attrgetter": reads(lambda y: y * operator.attrgetter("k")(BOX), lambda v: setattr(BOX, "k", v)),
-    "format": reads(lambda y: y * len(f"{BOX.k:.1f}" * int(2 * BOX.k)), lambda v: setattr(BOX, "k", v)),
-    "environment": reads(lambda y: y * float(os.environ.get(VARIABLE, 1)),
-                         lambda v: os.environ.__setitem__(VARIABLE, str(v))),
-    "getenv": reads(lambda y: y * float(os.getenv(VARIABLE, "1")),
-                    lambda v: os.environ.__setitem__(VARIABLE, str(v))),
+    "attrgetter": reads(
+        lambda y: y * operator.attrgetter("k")(BOX), lambda v: setattr(BOX, "k", v)
+    ),
+    "format": reads(
+        lambda y: y * len(f"{BOX.k:.1f}" * int(2 * BOX.k)), lambda v: setattr(BOX, "k", v)
+    ),
+    "environment": reads(
+        lambda y: y * float(os.environ.get(VARIABLE, 1)),
+        lambda v: os.environ.__setitem__(VARIABLE, str(v)),
+    ),
+    "getenv": reads(
+        lambda y: y * float(os.getenv(VARIABLE, "1")),
+        lambda v: os.environ.__setitem__(VARIABLE, str(v)),
+    ),
     "default argument": reads(_default, lambda v: setattr(_default, "__defaults__", (v,))),
     "keyword default": reads(_default, lambda v: _default.__kwdefaults__.__setitem__("plus", v)),
     "nested vmap": reads(lambda y: torch.vmap(lambda r: r * K)(y), set_k),
-}  # fmt: skip
+}
 
 
 def _context(y: Tensor) -> Tensor:
@@ -290,10 +298,18 @@ def file() -> Made:
 
 CODE: dict[str, Reader] = {
     **GLOBALS,
-    "closure cell": closure_cell, "function attribute": function_attribute,
-    "function code": function_code, "function chain": cached_table, "bound method": bound_method,
-    "partial keywords": partial_keywords, "teacher": teacher, "hidden in a dict": hidden_in_dict,
+    "closure cell": closure_cell,
+    "function attribute": function_attribute,
+    "function code": function_code,
+    "function chain": cached_table,
+    "bound method": bound_method,
+    "partial keywords": partial_keywords,
+    "teacher": teacher,
+    "hidden in a dict": hidden_in_dict,
     "file": file,
-    "partial attribute": attribute(lambda: functools.partial(torch.mul, other=1.0), lambda f, y: f(y),
-                                   lambda m, v: m.own.keywords.__setitem__("other", v)),
-}  # fmt: skip
+    "partial attribute": attribute(
+        lambda: functools.partial(torch.mul, other=1.0),
+        lambda f, y: f(y),
+        lambda m, v: m.own.keywords.__setitem__("other", v),
+    ),
+}

@@ -50,9 +50,11 @@ def weights() -> Made:
         return torch.tensor([1.0, v], dtype=torch.float64)
 
     return loss, [
-        lambda v: setattr(loss, "weight", full(v)), lambda v: loss.weight.copy_(full(v)),
-        lambda v: setattr(loss, "plain", full(v)), lambda v: setattr(loss.weight, "data", full(v)),
-    ]  # fmt: skip
+        lambda v: setattr(loss, "weight", full(v)),
+        lambda v: loss.weight.copy_(full(v)),
+        lambda v: setattr(loss, "plain", full(v)),
+        lambda v: setattr(loss.weight, "data", full(v)),
+    ]
 
 
 def partial() -> Made:
@@ -87,6 +89,13 @@ def class_state() -> Made:
 
 
 LOSSES: dict[str, Reader] = {
-    "plain": plain, "global": reads_global, "object": reads_object, "settings": settings,
-    "weights": weights, "partial": partial, "bound": bound, "teacher": teacher, "class": class_state,
-}  # fmt: skip
+    "plain": plain,
+    "global": reads_global,
+    "object": reads_object,
+    "settings": settings,
+    "weights": weights,
+    "partial": partial,
+    "bound": bound,
+    "teacher": teacher,
+    "class": class_state,
+}

@@ -44,11 +44,12 @@ def parent() -> Made:
             return super().forward(y) + 1
 
     return Child(), [
-        lambda v: setattr(Mixin, "k", v), lambda v: setattr(Child, "k", v),
+        lambda v: setattr(Mixin, "k", v),
+        lambda v: setattr(Child, "k", v),
         lambda v: setattr(Mixin, "by", lambda self, y: y * v),
         lambda v: setattr(Parent, "forward", lambda self, y: y * v),
         lambda v: setattr(Child, "by", lambda self, y: y.sin() * v),
-    ]  # fmt: skip
+    ]
 
 
 def class_of_class() -> Made:
@@ -64,9 +65,10 @@ def class_of_class() -> Made:
             return y * Config.k * Config.Inner.k * len(type(self).__name__)
 
     return Reads(), [
-        lambda v: setattr(Meta, "k", v), lambda v: setattr(Config.Inner, "k", v),
+        lambda v: setattr(Meta, "k", v),
+        lambda v: setattr(Config.Inner, "k", v),
         lambda v: setattr(Reads, "__name__", "x" * int(2 * v)),
-    ]  # fmt: skip
+    ]
 
 
 def a_property() -> Made:
@@ -90,9 +92,10 @@ def a_property() -> Made:
 
     reads = Reads()
     return reads, [
-        lambda v: setattr(reads, "_k", v), lambda v: setattr(Reads, "k", property(lambda s: s._k * v)),
+        lambda v: setattr(reads, "_k", v),
+        lambda v: setattr(Reads, "k", property(lambda s: s._k * v)),
         lambda v: setattr(Descriptor, "__get__", lambda s, owner, kind=None: owner._k * v),
-    ]  # fmt: skip
+    ]
 
 
 def dynamic_attribute() -> Made:
@@ -120,9 +123,10 @@ def swapped_class() -> Made:
     reads = First()
     return reads, [
         lambda v: setattr(reads, "__class__", Second if v > 1 else First),
-        lambda v: setattr(reads, "forward", lambda y: y * v), lambda v: reads.__dict__.pop("forward", None),
+        lambda v: setattr(reads, "forward", lambda y: y * v),
+        lambda v: reads.__dict__.pop("forward", None),
         lambda v: setattr(First, "forward", lambda self, y: y * v),
-    ]  # fmt: skip
+    ]
 
 
 def mode() -> Made:
@@ -185,8 +189,10 @@ def parametrized() -> Made:
 
     layer = nn.Linear(3, 3).double()
     parametrize.register_parametrization(layer, "weight", Times())
-    return layer, [lambda v: setattr(Times, "k", v),
-                   lambda v: setattr(layer.parametrizations.weight[0], "k", v)]  # fmt: skip
+    return layer, [
+        lambda v: setattr(Times, "k", v),
+        lambda v: setattr(layer.parametrizations.weight[0], "k", v),
+    ]
 
 
 def _put(name: str, value: Callable[[float], Any]) -> Callable[[nn.Module, float], None]:
@@ -195,30 +201,57 @@ def _put(name: str, value: Callable[[float], Any]) -> Callable[[nn.Module, float
 
 _float = float
 STRUCTURE: dict[str, Reader] = {
-    "class attribute": class_attribute, "parent": parent, "class of class": class_of_class,
-    "property": a_property, "dynamic attribute": dynamic_attribute, "swapped class": swapped_class,
-    "mode": mode, "hook reads": hook_reads, "parametrized": parametrized,
+    "class attribute": class_attribute,
+    "parent": parent,
+    "class of class": class_of_class,
+    "property": a_property,
+    "dynamic attribute": dynamic_attribute,
+    "swapped class": swapped_class,
+    "mode": mode,
+    "hook reads": hook_reads,
+    "parametrized": parametrized,
     "layers": module(
-        _double(Layers), lambda m, v: m.items.append(nn.Sigmoid()), _put("key", lambda v: "ab"[v > 1]),
+        _double(Layers),
+        lambda m, v: m.items.append(nn.Sigmoid()),
+        _put("key", lambda v: "ab"[v > 1]),
         lambda m, v: m.items.__setitem__(1, nn.ReLU() if v > 1 else nn.GELU()),
         lambda m, v: m.items.__setitem__(0, nn.Linear(3, 3).double()),
         lambda m, v: m.chosen.__setitem__("a", nn.Softplus(beta=v)),
-        lambda m, v: m.add_module(f"extra{int(2 * v)}", nn.Identity())),
+        lambda m, v: m.add_module(f"extra{int(2 * v)}", nn.Identity()),
+    ),
     "hooks": module(_double(lambda: nn.Linear(3, 3)), _hook, _pre_hook, _unhook, _weight_norm),
-    "dropout": module(lambda: nn.Dropout(0.0), _put("p", lambda v: v / 4), lambda m, v: m.train(v > 1)),
-    "batch norm": module(_double(lambda: nn.BatchNorm1d(3)), _put("eps", _float), lambda m, v: m.train(v > 1),
-                         _put("weight", lambda v: None), _put("momentum", lambda v: v / 4)),
-    "layer norm": module(_double(lambda: nn.LayerNorm(3)), _put("eps", _float), _put("bias", lambda v: None)),
-    "group norm": module(_double(lambda: nn.GroupNorm(3, 3)), _put("num_groups", lambda v: 3 if v > 1 else 1)),
+    "dropout": module(
+        lambda: nn.Dropout(0.0), _put("p", lambda v: v / 4), lambda m, v: m.train(v > 1)
+    ),
+    "batch norm": module(
+        _double(lambda: nn.BatchNorm1d(3)),
+        _put("eps", _float),
+        lambda m, v: m.train(v > 1),
+        _put("weight", lambda v: None),
+        _put("momentum", lambda v: v / 4),
+    ),
+    "layer norm": module(
+        _double(lambda: nn.LayerNorm(3)), _put("eps", _float), _put("bias", lambda v: None)
+    ),
+    "group norm": module(
+        _double(lambda: nn.GroupNorm(3, 3)), _put("num_groups", lambda v: 3 if v > 1 else 1)
+    ),
     "softplus": module(nn.Softplus, _put("beta", _float), _put("threshold", _float)),
-    "leaky relu": module(nn.LeakyReLU, _put("negative_slope", _float), _put("inplace", lambda v: v > 1)),
+    "leaky relu": module(
+        nn.LeakyReLU, _put("negative_slope", _float), _put("inplace", lambda v: v > 1)
+    ),
     "softmax": module(lambda: nn.Softmax(1), _put("dim", lambda v: int(v > 1))),
     "gelu": module(nn.GELU, _put("approximate", lambda v: "tanh" if v > 1 else "none")),
     "hardtanh": module(nn.Hardtanh, _put("max_val", _float)),
-    "flatten": module(lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(1)),
-                      lambda m, v: m.append(nn.Tanh()), lambda m, v: m.insert(0, nn.Sigmoid())),
-    "threshold": module(lambda: nn.Threshold(0.0, 0.0), _put("value", _float), _put("threshold", _float)),
-}  # fmt: skip
+    "flatten": module(
+        lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(1)),
+        lambda m, v: m.append(nn.Tanh()),
+        lambda m, v: m.insert(0, nn.Sigmoid()),
+    ),
+    "threshold": module(
+        lambda: nn.Threshold(0.0, 0.0), _put("value", _float), _put("threshold", _float)
+    ),
+}
 
 
 def _global_hook(v: float) -> Any:
