@@ -109,12 +109,19 @@ class Round:
 def child(name: str, number: int, seconds: float, note: Path) -> dict[str, Any]:
     """A round in another process: its result, or how it died."""
     command = [sys.executable, __file__, name, "--seed", str(number), "--seconds", str(seconds)]
-    done = subprocess.run([*command, "--note", str(note)], capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+    limit = seconds + 6 * ROUND
+    try:
+        done = subprocess.run(
+            [*command, "--note", str(note)], capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        kind, more = f"no end after {limit:.0f} s", ""
+    else:
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])
+        kind, more = f"exit {done.returncode}", done.stderr[-2000:]
     case = note.read_text() if note.exists() else ""
-    kind = f"exit {done.returncode}"
-    return {"counts": {}, "case": case, "error": f"{kind}\n{done.stderr[-2000:]}", "kind": kind}
+    return {"counts": {}, "case": case, "error": f"{kind}\n{more}", "kind": kind}
 
 
 def fuzz(names: list[str], minutes: float) -> int:
