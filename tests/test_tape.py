@@ -205,6 +205,7 @@ def test_memory_is_used_again_but_not_the_callers() -> None:
         lambda x: [(y := x.sin()).mul(y[0, 0])],
         lambda x: [x.sin().expand(2, 3, 3).add(1)],
         lambda x: [x.sin().to(torch.float32).add(x.sin())],
+        lambda x: [(y := x.sin(), z := x.sin(), z.t().exp())[2] + y.t(), z + 1],
     ],
 )
 def test_memory_that_is_still_read_is_left_alone(function: Function) -> None:
