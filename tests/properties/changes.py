@@ -71,6 +71,10 @@ class Model(nn.Module):
         return self.head(y)
 
 
+OF_MAML = 12
+"""How many changes there are of the `MAML` itself."""
+
+
 def _of_maml(maml: fm.MAML) -> list[Callable[[float], object]]:
     """Changes of the `MAML` itself."""
     return [

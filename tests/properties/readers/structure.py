@@ -199,6 +199,10 @@ def _put(name: str, value: Callable[[float], Any]) -> Callable[[nn.Module, float
     return lambda m, v: setattr(m, name, value(v))
 
 
+def _no_affine(m: nn.BatchNorm1d, v: float) -> None:
+    m.weight = m.bias = None
+
+
 _float = float
 STRUCTURE: dict[str, Reader] = {
     "class attribute": class_attribute,
@@ -227,7 +231,7 @@ STRUCTURE: dict[str, Reader] = {
         _double(lambda: nn.BatchNorm1d(3)),
         _put("eps", _float),
         lambda m, v: m.train(v > 1),
-        _put("weight", lambda v: None),
+        _no_affine,
         _put("momentum", lambda v: v / 4),
     ),
     "layer norm": module(
