@@ -24,6 +24,7 @@ from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.compilers import outside_compilers
+from fastmaml.engine.copying import deep_copy
 from fastmaml.engine.diagnosis import check_device, check_finite, check_labels, check_reach
 from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
@@ -269,7 +270,7 @@ class MAML(nn.Module):
         with torch.inference_mode(False):  # as in `_evaluate`
             episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
             adapted = adapt(program, meta, episodes, seeds)
-        learner = copy.deepcopy(self.module)
+        learner = deep_copy(self.module)
         with torch.no_grad():
             for name, parameter in learner.named_parameters():
                 if name in adapted:

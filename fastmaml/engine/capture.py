@@ -133,8 +133,8 @@ class Captured:
         Args:
             arguments: those of a call.
         """
-        flat = flattened(*arguments)
         try:
+            flat = flattened(*arguments)
             found = self.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
         except UncapturableError as error:
             return f"executor: eager, as this meta-step cannot be captured: {error}"

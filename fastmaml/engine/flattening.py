@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.storages import address
+from fastmaml.engine.tape import UncapturableError
 from fastmaml.engine.trees import Spec, flatten, unflatten
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients.base import Meta
@@ -90,7 +92,11 @@ def flattened(
     step_weights: Sequence[float],
     cotangents: Any,
 ) -> Flat:
-    """The arguments of `meta_step`; tensors with a ``tasks`` dimension become contiguous."""
+    """The arguments of `meta_step`; tensors with a ``tasks`` dimension become contiguous.
+
+    Raises:
+        UncapturableError: a sparse tensor or a subclass without memory is among them.
+    """
     forward = program.forward
     shared, shared_spec = flatten((meta, forward.frozen, forward.buffers))
     batches = ((b.inputs, b.targets) for b in (episodes.support, episodes.query))
@@ -99,7 +105,7 @@ def flattened(
         program,
         tuple(step_weights),
         [_dense(x.detach()) if isinstance(x, Tensor) else x for x in shared],
-        [x.contiguous() if isinstance(x, Tensor) else x for x in own],
+        [_strided(x).contiguous() if isinstance(x, Tensor) else x for x in own],
         (shared_spec, own_spec),
         seeds,
     )
@@ -107,7 +113,16 @@ def flattened(
 
 def _dense(x: Tensor) -> Tensor:
     """x, or a copy where its elements overlap or have gaps between them."""
-    return x if torch.ops.aten.is_non_overlapping_and_dense(x) else x.contiguous()
+    return x if torch.ops.aten.is_non_overlapping_and_dense(_strided(x)) else x.contiguous()
+
+
+def _strided(x: Tensor) -> Tensor:
+    """x, if it has memory that a recording could be given other numbers in."""
+    if x.layout is not torch.strided:
+        raise UncapturableError(f"a tensor that it is given has the layout {x.layout}")
+    if x.numel() and not address(x):
+        raise UncapturableError(f"it is given a {type(x).__name__}, which has no memory of its own")
+    return x
 
 
 @dataclass(frozen=True)

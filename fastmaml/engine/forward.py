@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -20,6 +21,7 @@ from fastmaml.engine.layer_checkpoint import checkpointed
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
 from fastmaml.engine.shared_passes import Kept, SharedPass
+from fastmaml.engine.sparse_constants import outside
 from fastmaml.episodes.batch import Batch
 from fastmaml.rules.base import Tensors
 
@@ -138,7 +140,11 @@ class TaskForward:
         """One copy a task of what a forward pass may write to, where that is kept."""
         if not self.keeps_buffers:
             return {}
-        return {n: b.expand(tasks, *b.shape).clone() for n, b in self.buffers.items()}
+        return {
+            n: b.expand(tasks, *b.shape).clone()
+            for n, b in self.buffers.items()
+            if b.layout is torch.strided
+        }
 
     def _one(
         self,
@@ -190,10 +196,9 @@ class TaskForward:
 
     def constants(self, buffers: Tensors) -> Tensors:
         """What the model holds besides parameters that are learned."""
-        if not self.keeps_buffers or not buffers:
-            # Copies: a module may write to its buffers, and the user's must not change.
-            buffers = {n: b.clone() for n, b in self.buffers.items()}
-        return {**self.frozen, **buffers}
+        # Copies: a module may write to its buffers, and the user's must not change.
+        rest = {n: _copy(b) for n, b in self.buffers.items() if n not in buffers}
+        return {**self.frozen, **rest, **buffers}
 
     def surroundings(
         self,
@@ -213,6 +218,10 @@ class TaskForward:
         if kept is not None:
             stack.enter_context(SharedPass(kept, routing, same))
         return stack
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone() if x.layout is torch.strided else outside(x.clone)
 
 
 def _filled(leaves: list[Any], tensors: Iterable[Tensor]) -> list[Any]:

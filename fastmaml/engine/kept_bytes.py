@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.metering import Meter
+from fastmaml.engine.storages import parts
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder, Reptile
 from fastmaml.gradients.base import Meta, leaves_of
@@ -25,7 +26,7 @@ def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) 
     with torch.enable_grad():
         meta = leaves_of(meta)
         own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, sets))
-        ignored = {_storage(x)[0] for x in own}
+        ignored = {pointer for x in own for pointer, _ in _storages(x)}
         carry, step = loop.start(meta), 0
         if program.steps:
             step = saved(lambda: loop.step(0, carry, meta, create_graph=second_order), ignored)
@@ -38,9 +39,7 @@ def saved(run: Callable[[], Any], ignored: set[int]) -> int:
     sizes: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
-        pointer, size = _storage(x)
-        if pointer not in ignored:
-            sizes[pointer] = size
+        sizes.update((pointer, n) for pointer, n in _storages(x) if pointer not in ignored)
         return x
 
     try:
@@ -57,8 +56,6 @@ def saved(run: Callable[[], Any], ignored: set[int]) -> int:
     return sum(sizes.values())
 
 
-def _storage(x: Tensor) -> tuple[int, int]:
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    storage = x.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
+def _storages(x: Tensor) -> list[tuple[int, int]]:
+    storages = [part.untyped_storage() for part in parts(x)]
+    return [(storage.data_ptr(), storage.nbytes()) for storage in storages]

@@ -13,6 +13,7 @@ from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.metering import Meter, Peak
+from fastmaml.engine.storages import size
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod, Truncated
 from fastmaml.gradients.adjoint import AdjointScan
@@ -87,7 +88,7 @@ class Estimator:
         objective = Objective(torch.ones(some, device=self.seeds.device), [0.0] * steps + [1.0])
         plain = inner_loop(program, self.episodes[:some], self.seeds[:some], objective)
         # Tasks have these in common, and so has what goes back to them.
-        common = {x.nbytes for x in (*self.meta.shared.values(), *self.meta.rates.values())}
+        common = {size(x) for x in (*self.meta.shared.values(), *self.meta.rates.values())}
         with Meter(common, chunk / some) as meter:
             loop = _Marked(**vars(plain), meter=meter)
             found, queries = gradient.meta_gradient(loop, self.meta)
@@ -134,9 +135,9 @@ class Estimator:
         law = replace(self, tasks=chunk, lanes=0).law(found.eagerly, program.gradient, chunk)
         common = tensors_of((self.meta, program.forward.frozen, program.forward.buffers))
         sets = [(b.inputs, b.targets) for b in (self.episodes.support, self.episodes.query)]
-        own = sum(x.nbytes for x in tensors_of(sets)) / len(self.episodes)
+        own = sum(map(size, tensors_of(sets))) / len(self.episodes)
         return replace(
-            law, shared=law.shared + sum(x.nbytes for x in common), fixed=law.fixed + own
+            law, shared=law.shared + sum(map(size, common)), fixed=law.fixed + own
         )
 
     def guess(self, kept: tuple[int, int], program: Program) -> MemoryLaw:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmaml.engine.events import Event, Place, to_compute, without_repeats
 from fastmaml.engine.memory_reuse import IN_PLACE
+from fastmaml.engine.storages import parts
 
 
 class Peak(NamedTuple):
@@ -79,7 +80,7 @@ class Meter(TorchDispatchMode):
             return None if any(x is None for x in found) else tuple(found)
         if not isinstance(tree, Tensor):
             return (type(tree), repr(tree))  # 1, 1.0 and True are equal, and are not the same
-        if not _tensors((tree,)):
+        if not any(part is tree for part in parts(tree)):
             return None
         begin = int(tree.storage_offset())
         return Place(self.number(tree, 0), begin, (*tree.shape,), (*tree.stride(),), tree.dtype)
@@ -147,13 +148,11 @@ class Meter(TorchDispatchMode):
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """Those among an operator's arguments or results that have memory."""
+    """Those in whose memory an operator's arguments or results lie."""
     found: list[Tensor] = []
     for x in values:
         if isinstance(x, Tensor):
-            # Forward mode stands zero tangents for by tensors that claim a size and have none.
-            if x.layout is torch.strided and not x._is_zerotensor():
-                found.append(x)
+            found += parts(x)
         elif isinstance(x, tuple | list):
             found += _tensors(x)
     return found

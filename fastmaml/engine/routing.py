@@ -23,6 +23,7 @@ from fastmaml import ops
 from fastmaml.engine.language_routing import attention, embedding
 from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.randomness import python_seed
+from fastmaml.engine.sparse_constants import with_sparse_constants
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
 _RANDOM_FUNCTIONS = {
@@ -106,6 +107,13 @@ class Routing(TorchFunctionMode):
     ) -> Any:
         """Run `func`, or what stands in for it."""
         kwargs = dict(kwargs or {})
+        if forward_ad._current_level >= 0 and not torch.is_grad_enabled():
+            # The model's own no_grad() makes a constant, which to forward mode it is not by itself.
+            with forward_ad._set_fwd_grad_enabled(False):
+                return self._routed(func, args, kwargs)
+        return self._routed(func, args, kwargs)
+
+    def _routed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self.ops is not None:
             result = self.ops(func, args, kwargs)
             if result is not NotImplemented:
@@ -115,8 +123,12 @@ class Routing(TorchFunctionMode):
             return handler(self, func, *args, **kwargs)
         if func in ALWAYS:
             return ALWAYS[func](*args, **kwargs)
-        if func in FORWARD_MODE and forward_ad._current_level >= 0:
-            return FORWARD_MODE[func](*args, **kwargs)
+        if forward_ad._current_level >= 0:
+            if func in FORWARD_MODE:
+                return FORWARD_MODE[func](*args, **kwargs)
+            result = with_sparse_constants(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
         if _draws(func, args, kwargs):
             return self.replayed(func, *args, **kwargs)
         return func(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop
 from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.storages import address
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Reptile
 from fastmaml.gradients.base import Meta
@@ -91,9 +92,9 @@ class Uses(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Sequence[Any]) -> None:
         super().__init__()
-        self.tables = {p.data_ptr(): n for n, p in parameters.items() if p.ndim == 2}
+        self.tables = {address(p): n for n, p in parameters.items() if p.ndim == 2 and address(p)}
         self.inputs = [
-            (x.data_ptr(), x.numel(), x.dtype) if isinstance(x, Tensor) else None for x in inputs
+            (address(x), x.numel(), x.dtype) if isinstance(x, Tensor) else None for x in inputs
         ]
         self.found: dict[str, set[int | None]] = {}
 
@@ -113,7 +114,7 @@ class Uses(TorchFunctionMode):
     def _table(self, x: Tensor) -> str | None:
         if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.ndim not in (2, 3):
             return None
-        return self.tables.get(x.data_ptr())
+        return self.tables.get(address(x))
 
     def _leaf(self, func: Any, place: int, args: Any, kwargs: Mapping[str, Any]) -> int | None:
         """The input that an embedding's indices are; None for any other use of its table."""
@@ -123,5 +124,5 @@ class Uses(TorchFunctionMode):
             return None
         if not isinstance(args[0], Tensor) or not args[0].is_contiguous():
             return None
-        key = (args[0].data_ptr(), args[0].numel(), args[0].dtype)
+        key = (address(args[0]), args[0].numel(), args[0].dtype)
         return self.inputs.index(key) if key in self.inputs else None

@@ -108,6 +108,11 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
 
 
+def data(input: Tensor) -> Tensor:
+    """`Tensor.data`, which to forward mode is no constant."""
+    return input.detach()
+
+
 ALWAYS: dict[Any, Callable[..., Tensor]] = {
     F.hardsigmoid: hardsigmoid,
     torch._weight_norm: weight_norm,
@@ -121,5 +126,6 @@ FORWARD_MODE: dict[Any, Callable[..., Tensor]] = {
     F.silu: silu,
     F.mish: mish,
     F.group_norm: group_norm,
+    Tensor.data.__get__: data,
 }
 """What stands in while forward-mode differentiation is on."""

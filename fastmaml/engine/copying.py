@@ -1,0 +1,51 @@
+"""A deep copy of a module, whatever tensors it keeps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch as functorch
+from torch.overrides import TorchFunctionMode
+
+from fastmaml.engine.sparse_constants import outside
+from fastmaml.engine.storages import COMPRESSED
+
+
+def deep_copy(module: nn.Module) -> nn.Module:
+    """`copy.deepcopy`, also of a module that keeps results of its last call.
+
+    `copy.deepcopy` raises on tensors that autograd made: activations, and the weights that the
+    hooks of `torch.nn.utils.weight_norm` leave behind. Of these the copy gets the numbers.
+    """
+    with _Copying():
+        return copy.deepcopy(module)
+
+
+class _Copying(TorchFunctionMode):
+    """Copies those tensors that `Tensor.__deepcopy__` does not."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.clone and args[0].layout is not torch.strided:
+            return func(args[0])  # a sparse parameter asks for its memory format to be kept
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        x, memo = args
+        made = not x.is_leaf or functorch.is_functorch_wrapped_tensor(x)
+        if not made and x.layout not in COMPRESSED:
+            return func(x, memo)
+        if id(x) not in memo:
+            memo[id(x)] = _numbers(x)
+        return memo[id(x)]
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """Of all tasks, where a call under vmap left them."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return outside(lambda: x.detach().clone().requires_grad_(x.is_leaf and x.requires_grad))
