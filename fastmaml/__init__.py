@@ -2,6 +2,7 @@
 
 from fastmaml import episodes, gradients, heads, losses, models, ops, rules
 from fastmaml.config import LoopConfig, TrainConfig
+from fastmaml.engine.buffers import forget_running_statistics
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
 from fastmaml.maml import MAML
@@ -28,6 +29,7 @@ __all__ = [
     "Verification",
     "bench",
     "episodes",
+    "forget_running_statistics",
     "gradients",
     "heads",
     "losses",

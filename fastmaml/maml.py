@@ -20,11 +20,11 @@ from fastmaml.arguments import (
     weights_by_step,
 )
 from fastmaml.assembly import meta_of, plan_of, program_of
-from fastmaml.engine.buffers import forget_running_statistics, keep_buffers
+from fastmaml.engine.buffers import keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.compilers import outside_compilers
-from fastmaml.engine.copying import deep_copy
+from fastmaml.engine.copying import adapted_copy
 from fastmaml.engine.diagnosis import check_device, check_finite, check_labels, check_reach
 from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
@@ -35,9 +35,11 @@ from fastmaml.engine.meta_step import MetaResult, Program, adapt
 from fastmaml.engine.planning import Plan
 from fastmaml.engine.plans import Plans
 from fastmaml.engine.randomness import task_seeds
+from fastmaml.engine.refused_models import check_model
 from fastmaml.engine.scope import Scope, adapted_names
 from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.trees import flatten
+from fastmaml.engine.turns import Turns, in_turn
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.gradients.base import Meta
@@ -125,8 +127,7 @@ class MAML(nn.Module):
         spot_checks: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+        check_model(model)
         self.rule = chosen_rule(lr, rule)
         self.gradient = chosen_gradient(first_order, gradient)
         self.steps = require_count("steps", steps, least=0)
@@ -156,6 +157,7 @@ class MAML(nn.Module):
         self._plans: Plans[Plan] = Plans()
         self._stock = Stock()
         self._progress = Progress()
+        self._turns = Turns()
         if isinstance(self.gradient, Reptile) and (rates or self._meta().shared):
             raise ValueError(
                 "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
@@ -182,8 +184,9 @@ class MAML(nn.Module):
         """
         if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
-        return self.module(*args, **kwargs)
+        return self._turns.call(self.module, *args, **kwargs)
 
+    @in_turn
     def _meta_step(
         self,
         episodes: Episodes,
@@ -207,7 +210,7 @@ class MAML(nn.Module):
                     "but the model draws random numbers that cannot be drawn again: use out.loss."
                 )
             weights = task_weights(cotangents, held.first, len(seeds))
-            with same:
+            with self._turns, same:
                 return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
 
         out, result = with_gradient(run, flatten(meta)[0], episodes.query.targets)
@@ -235,6 +238,7 @@ class MAML(nn.Module):
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
         return self._evaluate(episodes, steps, range(steps + 1))
 
+    @in_turn
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
             held, executor = self._stock.take(self.module), evaluating(self.executor)
@@ -247,6 +251,7 @@ class MAML(nn.Module):
         targets = episodes.query.targets
         return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
 
+    @in_turn
     def adapt_to(self, support: Batch, steps: int | None = None) -> nn.Module:
         """A plain copy of the model, adapted to one task.
 
@@ -257,7 +262,9 @@ class MAML(nn.Module):
         Returns:
             A module of the model's own class and mode, detached from the meta-parameters. With
             ``batch_norm="batch"`` its normalisation layers go on using the batch at hand in both
-            modes (they hold no running statistics), as they did while it was meta-trained.
+            modes (they hold no running statistics), as they did while it was meta-trained: its
+            ``state_dict()`` loads into another learner, and into a model of which
+            `fastmaml.forget_running_statistics` has made the same.
         """
         if not isinstance(support, Batch):
             raise ValueError(
@@ -270,19 +277,13 @@ class MAML(nn.Module):
         with torch.inference_mode(False):  # as in `_evaluate`
             episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
             adapted = adapt(program, meta, episodes, seeds)
-        learner = deep_copy(self.module)
-        with torch.no_grad():
-            for name, parameter in learner.named_parameters():
-                if name in adapted:
-                    parameter.copy_(adapted[name].squeeze(0))
-        if self.batch_norm == "batch":
-            forget_running_statistics(learner)
-        return learner
+        return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
 
     def per_task(self, function: Callable[..., Any]) -> PerTask:
         """A decorator: ``function(learner, *task)`` of one task, for all at once (`PerTask`)."""
         return PerTask(self, function)
 
+    @in_turn
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
         """Print and return what would run for such episodes, what was refused, and why."""
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
@@ -302,6 +303,7 @@ class MAML(nn.Module):
         print(plan, line, sep="\n")
         return plan
 
+    @in_turn
     def clone(
         self,
         first_order: bool | None = None,
@@ -330,10 +332,8 @@ class MAML(nn.Module):
         )  # `_progress` is immutable: a clone goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None
-        if allow_nograd is not None:
-            learner.allow_nograd = allow_nograd
-        if allow_unused is not None:
-            learner.allow_unused = allow_unused
+        own = {"allow_nograd": allow_nograd, "allow_unused": allow_unused}
+        learner.__dict__.update({name: x for name, x in own.items() if x is not None})
         return learner
 
     def adapt(
@@ -378,8 +378,6 @@ class MAML(nn.Module):
             if name == "module" or "module" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.module, name)
-
-    # ------------------------------------------------------------------ what the above stand on
 
     def _meta(self, held: Inventory | None = None) -> Meta:
         """The meta-parameters as they are now; frozen ones are not among them."""

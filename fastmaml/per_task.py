@@ -29,6 +29,7 @@ from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.tape import UncapturableError
 from fastmaml.engine.task_function import TaskFunction
 from fastmaml.engine.trees import flatten
+from fastmaml.engine.turns import in_turn
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, Unrolled
 from fastmaml.output import MetaOutput, with_gradient
@@ -109,6 +110,7 @@ class PerTask:
         self._execute = make_executor(maml.executor, maml.spot_checks)
         self._plans: Plans[_Plan] = Plans()
         self._told = False
+        self._turns = maml._turns
 
     def __call__(self, *arguments: Any, **keywords: Any) -> MetaOutput:
         """Run all tasks.
@@ -133,6 +135,7 @@ class PerTask:
         found: MetaOutput = outside_compilers(self._run)(arguments, keywords)
         return found
 
+    @in_turn
     def _run(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> MetaOutput:
         maml, learns = self.maml, torch.is_grad_enabled()
         held = maml._stock.take(maml.module)
@@ -162,7 +165,7 @@ class PerTask:
 
         def run(cotangents: Any, outputs: Any) -> MetaResult:
             own = task_weights(cotangents, held.first, len(seeds)) if cotangents else weights
-            with same:
+            with self._turns, same:
                 return execute(program, meta, episodes, seeds, own, by_step, outputs)
 
         if not learns:

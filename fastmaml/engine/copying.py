@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
+from fastmaml.engine.buffers import forget_running_statistics
 from fastmaml.engine.sparse_constants import outside
 from fastmaml.engine.storages import COMPRESSED
+from fastmaml.rules.base import Tensors
 
 
 def deep_copy(module: nn.Module) -> nn.Module:
@@ -23,6 +25,24 @@ def deep_copy(module: nn.Module) -> nn.Module:
     """
     with _Copying():
         return copy.deepcopy(module)
+
+
+def adapted_copy(module: nn.Module, adapted: Tensors, own_statistics: bool) -> nn.Module:
+    """A copy with one task's parameters.
+
+    Args:
+        module: not changed.
+        adapted: ``[1, *shape]``, by name; others are as they were.
+        own_statistics: whether normalisation layers go on using the batch at hand.
+    """
+    learner = deep_copy(module)
+    with torch.no_grad():
+        for name, parameter in learner.named_parameters():
+            if name in adapted:
+                parameter.copy_(adapted[name].squeeze(0))
+    if own_statistics:
+        forget_running_statistics(learner)
+    return learner
 
 
 class _Copying(TorchFunctionMode):

@@ -92,6 +92,31 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
+_RENORMALISES = (
+    "an embedding with max_norm={0} writes to its own weight in forward(): it would change the "
+    "meta-parameters whenever a task is adapted. Leave max_norm out (embedding.max_norm = None), "
+    "and call embedding.weight.renorm_(2, 0, {0}) under torch.no_grad() after every optimizer "
+    "step, or scale what was looked up: "
+    "x * ({0} / x.norm(dim=-1, keepdim=True).clamp(min={0})).detach()."
+)
+
+
+def embedding_bag(
+    routing: Routing,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`F.embedding_bag`, unless it would write to its weight."""
+    if max_norm is not None:
+        raise ValueError(_RENORMALISES.format(max_norm))
+    return func(input, weight, offsets, max_norm, *args, **kwargs)
+
+
 def embedding(
     mode: Routing,
     func: Any,
@@ -108,7 +133,9 @@ def embedding(
     PyTorch's rule for vmap forgets `padding_idx`, whose row gets no gradient, and its sparse
     gradients have no derivative.
     """
-    if max_norm is not None or scale_grad_by_freq:
+    if max_norm is not None:
+        raise ValueError(_RENORMALISES.format(max_norm))
+    if scale_grad_by_freq:
         return func(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     rows = next((rows for table, rows in mode.rows if table is weight), None)
     ids = input if rows is None else torch.searchsorted(rows, input)

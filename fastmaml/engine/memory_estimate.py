@@ -136,9 +136,7 @@ class Estimator:
         common = tensors_of((self.meta, program.forward.frozen, program.forward.buffers))
         sets = [(b.inputs, b.targets) for b in (self.episodes.support, self.episodes.query)]
         own = sum(map(size, tensors_of(sets))) / len(self.episodes)
-        return replace(
-            law, shared=law.shared + sum(map(size, common)), fixed=law.fixed + own
-        )
+        return replace(law, shared=law.shared + sum(map(size, common)), fixed=law.fixed + own)
 
     def guess(self, kept: tuple[int, int], program: Program) -> MemoryLaw:
         """A rough law, from what autograd keeps of an inner step and of the query pass."""

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
@@ -26,7 +27,7 @@ from fastmaml.engine.weighing import Weighed, mib
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
 from fastmaml.gradients.adjoint import AdjointScan
-from fastmaml.gradients.base import Meta, leaves_of
+from fastmaml.gradients.base import Meta, detached, leaves_of
 
 CACHE_BYTES = 64 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot, 4
@@ -132,9 +133,11 @@ def make_plan(
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
     # On copies, so that a model which writes to its inputs does no harm before that is noticed.
     episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
-    with Watch(episodes, seeds.device, _own(program, meta)) as watch, Sight() as sight:
-        alone, outputs, backend_why = runs(alone, meta, episodes[:1], seeds[:1], fixed_backend)
-    watch.check_inputs()
+    copies, parameters = _copies(program, meta)
+    with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
+        alone, outputs, backend_why = runs(alone, copies, episodes[:1], seeds[:1], fixed_backend)
+    watch.check_unchanged()
+    del copies, parameters
     program.watched(sight)
     tables = find_tables(alone, meta, episodes[:1], seeds[:1])
     program.depends.settle()
@@ -203,8 +206,11 @@ def plan_function(
     Raises:
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
-    with Watch(episodes, seeds.device, _own(program, meta)) as watch, Sight() as sight:
-        alone, _, _ = runs(program, meta, episodes[:1], seeds[:1], fixed_backend)
+    copies, parameters = _copies(program, meta)
+    with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
+        alone, _, _ = runs(program, copies, episodes[:1], seeds[:1], fixed_backend)
+    watch.check_unchanged()
+    del copies, parameters
     program.watched(sight)
     alone, refusal, _, _ = batches(alone, meta, episodes[:2], seeds[:2], fixed_backend)
     program.depends.settle()
@@ -228,6 +234,12 @@ def plan_function(
 def _own(program: Program, meta: Meta) -> list[Tensor]:
     """What may be trainable: a task's own head is, and has no meta-gradient."""
     return [*tensors_of(tuple(meta)), *program.forward.frozen.values()]
+
+
+def _copies(program: Program, meta: Meta) -> tuple[Meta, dict[str, Tensor]]:
+    """The meta-parameters for a model that may write to them, and all of them that it may."""
+    copies = tree_map_only(Tensor, torch.clone, detached(meta))
+    return copies, {**copies.adapted, **copies.shared, **program.forward.frozen}
 
 
 def _chunk(

@@ -20,7 +20,8 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from fastmaml import ops
-from fastmaml.engine.language_routing import attention, embedding
+from fastmaml.engine.bias_alone import bias_alone, without_bias
+from fastmaml.engine.language_routing import attention, embedding, embedding_bag
 from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.randomness import python_seed
 from fastmaml.engine.sparse_constants import with_sparse_constants
@@ -118,6 +119,9 @@ class Routing(TorchFunctionMode):
             result = self.ops(func, args, kwargs)
             if result is not NotImplemented:
                 return result
+        bias = bias_alone(func, args, kwargs)
+        if bias is not None:
+            return self._routed(func, *without_bias(func, args, kwargs)) + bias
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)
@@ -292,6 +296,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout3d: _dropout_over(3),
     Tensor.requires_grad_: _requires_grad,
     F.embedding: embedding,
+    F.embedding_bag: embedding_bag,
     F.scaled_dot_product_attention: attention,
     F.multi_head_attention_forward: _multi_head_attention,
     torch.lstm: _recurrent,

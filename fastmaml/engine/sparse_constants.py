@@ -84,9 +84,7 @@ def _addmm(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1
     return found if found is NotImplemented else beta * input + alpha * found
 
 
-def _sparse_addmm(
-    mat: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1
-) -> Any:
+def _sparse_addmm(mat: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
     return _addmm(mat, mat1, mat2, beta=beta, alpha=alpha)
 
 

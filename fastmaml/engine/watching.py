@@ -13,25 +13,36 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.randomness import foreign_state
+from fastmaml.engine.storages import address, parts
 from fastmaml.episodes.batch import Episodes
 
 
 class Watch(TorchFunctionMode):
-    """Notices activation checkpointing, changed inputs, draws that nothing can draw again, and
-    trainable tensors that are not the model's.
+    """Notices activation checkpointing, changed inputs and parameters, draws that nothing can
+    draw again, and trainable tensors that are not the model's.
 
     Args:
         episodes: what the model runs on meanwhile.
         device: whose random generator is watched, beside the CPU's.
         own: the model's parameters, and the rule's.
+        parameters: what the model computes with meanwhile in their places, by name.
     """
 
-    def __init__(self, episodes: Episodes, device: torch.device, own: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        episodes: Episodes,
+        device: torch.device,
+        own: Iterable[Tensor],
+        parameters: Mapping[str, Tensor],
+    ) -> None:
         super().__init__()
         self.own = {id(x) for x in own}
         self.leaves: dict[int, weakref.ref[Tensor]] = {}  # trainable ones that are not its own
         self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
         self.versions = [x._version for x in self.tensors]
+        self.parameters = [(n, x, x._version) for n, x in parameters.items()]
+        self.names = {p: n for n, x in parameters.items() for p in map(address, parts(x))}
+        self.assigned: list[str] = []  # parameters whose `data` was
         self.device = device
         self.own_generator = False
         self.states, self.foreign = self._random_states(), foreign_state()
@@ -50,10 +61,22 @@ class Watch(TorchFunctionMode):
             )
         if kwargs and isinstance(kwargs.get("generator"), torch.Generator):
             self.own_generator = True
+        if func in _DATA:
+            return self._data(func, *args)
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor) and id(x) not in self.own and _trainable_leaf(x):
                 self.leaves[id(x)] = weakref.ref(x)
         return func(*args, **(kwargs or {}))
+
+    def _data(self, func: Any, x: Tensor, *value: Any) -> Any:
+        """`x.data`, whose changes do not count as changes of x."""
+        name = next((n for p in parts(x) if (n := self.names.get(address(p)))), None)
+        if name is not None and value:
+            self.assigned.append(name)
+        result = func(x, *value)
+        if name is not None and not value:
+            self.parameters.append((name, result, result._version))
+        return result
 
     def unreached(self) -> str:
         """A line about a trainable tensor that would get no meta-gradient, or nothing.
@@ -74,12 +97,21 @@ class Watch(TorchFunctionMode):
             "requires_grad_(False)."
         )
 
-    def check_inputs(self) -> None:
-        """Raise ValueError if the model wrote to its inputs."""
+    def check_unchanged(self) -> None:
+        """Raise ValueError if the model wrote to its inputs or to its parameters."""
         if [x._version for x in self.tensors] != self.versions:
             raise ValueError(
                 "the model or the loss changes its inputs in place, so later steps and tasks would "
                 "see other data: clone them first in forward()."
+            )
+        changed = [n for n, x, version in self.parameters if x._version != version]
+        written = list(dict.fromkeys([*changed, *self.assigned]))
+        if written:
+            raise ValueError(
+                f"the model changes its parameters in place in forward() ({', '.join(written[:5])})"
+                ", which would change the meta-parameters whenever a task is adapted: compute with "
+                "a changed copy instead (weight = self.weight.clamp(-1, 1)), or change them after "
+                "every optimizer step."
             )
 
     def drew(self) -> bool:
@@ -94,6 +126,9 @@ class Watch(TorchFunctionMode):
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
         return states
+
+
+_DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 
 
 def _trainable_leaf(x: Tensor) -> bool:

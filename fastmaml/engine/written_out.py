@@ -126,6 +126,6 @@ FORWARD_MODE: dict[Any, Callable[..., Tensor]] = {
     F.silu: silu,
     F.mish: mish,
     F.group_norm: group_norm,
-    Tensor.data.__get__: data,
+    Tensor.data.__get__: data,  # type: ignore[attr-defined]
 }
 """What stands in while forward-mode differentiation is on."""
