@@ -37,6 +37,7 @@ from fastmaml.engine.plans import Plans
 from fastmaml.engine.randomness import task_seeds
 from fastmaml.engine.refused_models import check_model
 from fastmaml.engine.scope import Scope, adapted_names
+from fastmaml.engine.second_derivatives import called
 from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.trees import flatten
 from fastmaml.engine.turns import Turns, in_turn
@@ -184,7 +185,8 @@ class MAML(nn.Module):
         """
         if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
-        return self._turns.call(self.module, *args, **kwargs)
+        second_order = not isinstance(self.gradient, FirstOrder)
+        return self._turns.call(called, self.module, second_order, self.module, *args, **kwargs)
 
     @in_turn
     def _meta_step(
@@ -262,9 +264,8 @@ class MAML(nn.Module):
         Returns:
             A module of the model's own class and mode, detached from the meta-parameters. With
             ``batch_norm="batch"`` its normalisation layers go on using the batch at hand in both
-            modes (they hold no running statistics), as they did while it was meta-trained: its
-            ``state_dict()`` loads into another learner, and into a model of which
-            `fastmaml.forget_running_statistics` has made the same.
+            modes (they hold no running statistics), as they did while it was meta-trained; to load
+            its ``state_dict()`` into a fresh model, see `fastmaml.forget_running_statistics`.
         """
         if not isinstance(support, Batch):
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLACES: dict[Any, int] = {
+PLACES: dict[Any, int] = {
     F.layer_norm: 2,
     torch.layer_norm: 2,
     F.group_norm: 2,
@@ -24,7 +24,7 @@ _PLACES: dict[Any, int] = {
 
 def bias_alone(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     """The bias of such a call, of the shape in which it is added to the result without it."""
-    place = _PLACES.get(func)
+    place = PLACES.get(func)
     if place is None:
         return None
     weight = args[place] if len(args) > place else kwargs.get("weight")
@@ -39,7 +39,7 @@ def bias_alone(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None
 
 def without_bias(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The arguments of the same call without it."""
-    place = _PLACES[func] + 1
+    place = PLACES[func] + 1
     if len(args) > place:
         return (*args[:place], None, *args[place + 1 :]), dict(kwargs)
     return args, {**kwargs, "bias": None}

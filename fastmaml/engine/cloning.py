@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fastmaml.engine.second_derivatives import written_out
+
 
 def clone_module(module: nn.Module) -> nn.Module:
     """A copy of the module tree in which every parameter is ``parameter.clone()``.
@@ -14,7 +16,9 @@ def clone_module(module: nn.Module) -> nn.Module:
     stay tied and shared. Buffers are the originals' own, so BatchNorm's running statistics are
     shared, as in learn2learn.
     """
-    return _with_parameters(module, {p: p.clone() for p in module.parameters()}, {})
+    clone = _with_parameters(module, {p: p.clone() for p in module.parameters()}, {})
+    written_out(clone)
+    return clone
 
 
 def replace_parameters(module: nn.Module, new: Mapping[Tensor, Tensor]) -> None:

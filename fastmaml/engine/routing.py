@@ -63,7 +63,7 @@ _RANDOM_IN_TRAINING = {"rrelu": 3, "alpha_dropout": 2, "feature_alpha_dropout": 
 """Functions that draw only in training, and the place of that argument."""
 
 
-def _unhidden(function: Any) -> Any:
+def unhidden(function: Any) -> Any:
     """A copy of a functional whose inner calls a mode sees: a handler runs with the mode off."""
     return types.FunctionType(
         function.__code__,
@@ -254,7 +254,7 @@ def _dropout_over(dimensions: int | None) -> Callable[..., Tensor]:
 
 def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     with mode:
-        return _unhidden(func)(*args, **kwargs)
+        return unhidden(func)(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from fastmaml.compat.higher.tree import PrivateCopy
+from fastmaml.engine.second_derivatives import called
 
 _OWN = ("_copy", "_times", "_tracks", "fast_params", "track_higher_grads")
 
@@ -62,7 +63,7 @@ class FunctionalModule:
                 "of model.parameters()) at the first call, or make it with higher.monkeypatch."
             )
         self._adopt()
-        return self._copy.module(*args, **kwargs)
+        return called(self._copy.module, self._tracks, self._copy.module, *args, **kwargs)
 
     def forward(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
         """As a call."""
@@ -184,7 +185,7 @@ class FunctionalModule:
 
     def _called(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``fmodel = fmodel.train()`` goes on with the functional model, not with the copy."""
-        result = method(*args, **kwargs)
+        result = called(self._copy.module, self._tracks, method, *args, **kwargs)
         return self if result is self._copy.module else result
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.second_derivatives import written_out
+
 _INTERNAL = frozenset(n for n, v in vars(nn.Module()).items() if isinstance(v, dict | set))
 """What torch notes down in every module (hooks, children): never shared by two."""
 
@@ -76,6 +78,7 @@ def private_copy(module: nn.Module, device: Device = None) -> tuple[PrivateCopy,
     clones = [p.clone() if device is None else p.clone().to(device) for p in module.parameters()]
     result = PrivateCopy(twins[module], own.slots, len(clones))
     result.write(clones)
+    written_out(result.module)
     return result, clones
 
 

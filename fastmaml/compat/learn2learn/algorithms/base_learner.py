@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
 
+from fastmaml.engine.second_derivatives import called
+
 
 class BaseLearner(nn.Module):
     """Holds a module as ``module``; calls and unknown attributes go to it.
+
+    A clone's calls, and those of the module's own methods, have second derivatives also where
+    PyTorch's fused kernels have none, unless ``first_order`` says that none are wanted.
 
     Args:
         module: what is wrapped; subclasses may set it later.
@@ -26,10 +33,17 @@ class BaseLearner(nn.Module):
             module = self.__dict__.get("_modules", {}).get("module")
             if module is None:
                 raise
-            return getattr(module, name)
+            value = getattr(module, name)
+            own = isinstance(value, MethodType) and value.__self__ is module
+            return partial(self._called, value) if own and not hasattr(nn.Module, name) else value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped module returns."""
         if self.module is None:
             raise RuntimeError(f"this {type(self).__name__} wraps no module yet: set .module.")
-        return self.module(*args, **kwargs)
+        return self._called(self.module, *args, **kwargs)
+
+    def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module, or a method of it."""
+        second_order = not self.__dict__.get("first_order", False)
+        return called(self.module, second_order, function, *args, **kwargs)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from fastmaml.compat.learn2learn._gradients import inner_gradients
 from fastmaml.compat.learn2learn.optim.parameter_update import ParameterUpdate, Transform
 from fastmaml.compat.learn2learn.optim.update_rules import DifferentiableSGD
 from fastmaml.compat.learn2learn.utils.modules import clone_module
+from fastmaml.engine.second_derivatives import called
 
 
 class GBML(nn.Module):
@@ -57,7 +58,7 @@ class GBML(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns."""
-        return self.module(*args, **kwargs)
+        return called(self.module, not self.first_order, self.module, *args, **kwargs)
 
     def clone(
         self,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from fastmaml.engine.cloning import replace_parameters
+from fastmaml.engine.second_derivatives import written_out
 
 Memo = dict[Any, Any]
 T = TypeVar("T")
@@ -30,6 +31,7 @@ def clone_module(module: T, memo: Memo | None = None) -> T:
         return module
     clone = _clone(module, {} if memo is None else memo)
     replace_parameters(clone, {})  # recurrent modules keep a second list of their weights
+    written_out(clone)
     return clone  # type: ignore[return-value]  # it has the class of the original
 
 
