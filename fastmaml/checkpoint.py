@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmaml.files import write_whole
@@ -99,6 +100,12 @@ def load(path: Path) -> Checkpoint:
 def _pack(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON, with its tensors moved to `tensors` under their path."""
     if isinstance(tree, Tensor):
+        if tree.layout is not torch.strided or (tree.numel() and not tree.data_ptr()):
+            raise ValueError(
+                f"{path or 'the state'} is a {type(tree).__name__} of the layout {tree.layout}, "
+                "whose numbers do not lie in memory of its own, and a checkpoint cannot hold it: "
+                "keep what it is made of in buffers, or register it with persistent=False."
+            )
         while path in tensors:  # {"a.b": x, "a": {"b": y}}
             path += "'"
         # A copy of its own: safetensors refuses tensors that share memory, as tied weights do.

@@ -214,6 +214,17 @@ def test_weight_norm_by_a_hook() -> None:
     held_to_loop(model, given, expected=(loss, renamed))
 
 
+def test_verify_copies_them() -> None:
+    """And its own loop differentiates weight normalisation rightly."""
+    for model in (
+        normalised(utils.weight_norm),
+        normalised(utils.parametrizations.weight_norm),
+        Keeps().double(),
+    ):
+        model(episodes().query.inputs[0])
+        assert fm.verify(maml(model), episodes()).agrees
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_spectral_norm_by_a_hook(training: bool) -> None:
     held_to_loop(normalised(utils.spectral_norm).train(training), episodes(), executors=[None])

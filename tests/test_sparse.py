@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+from fastmaml import checkpoint
 from fastmaml.gradients import FirstOrder, MixedMode
 
 MATRIX = torch.tensor(
@@ -107,6 +109,18 @@ def test_a_sparse_matrix_with_learned_entries() -> None:
     torch.manual_seed(0)
     net = Net().double()
     held_to_loop(net, episodes(), methods=[fm.gradients.Unrolled(), fm.gradients.Checkpointed()])
+    mixed = fm.MAML(net, lr=0.3, loss=F.mse_loss, gradient=MixedMode())
+    with pytest.raises(RuntimeError, match=r"MixedMode\(\) does: use gradient=Unrolled"):
+        mixed(episodes())
+
+
+def test_an_elementwise_product_has_no_forward_derivative() -> None:
+    model = graph()
+    model.product = lambda a, h: (a * (h @ h.T)).to_dense() @ h
+    held_to_loop(model, episodes(), methods=[fm.gradients.Unrolled()], executors=["eager"])
+    mixed = fm.MAML(model, lr=0.3, loss=F.mse_loss, gradient=MixedMode())
+    with pytest.raises(RuntimeError, match=r"mul of sparse tensors.*Unrolled\(\)"):
+        mixed(episodes())
 
 
 def test_with_running_statistics_kept() -> None:
@@ -141,3 +155,26 @@ def test_first_order_and_memory() -> None:
     maml(episodes()).loss.backward()
     plan = maml.explain(episodes())
     assert plan.bytes_estimate > 0
+
+
+def test_in_batches_and_outputs_they_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"layout torch.sparse_coo.*to_dense"):
+        fm.Batch(MATRIX.to_sparse(), MATRIX)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).to_sparse()
+
+    maml = fm.MAML(Net().double(), lr=0.3, loss=lambda out, y: F.mse_loss(out.to_dense(), y))
+    with pytest.raises(ValueError, match=r"returned a tensor of the layout torch.sparse_coo"):
+        maml(episodes())
+
+
+def test_in_checkpoints_they_are_refused(tmp_path: Path) -> None:
+    state = fm.MAML(graph(), lr=0.3, loss=F.mse_loss).state_dict()
+    with pytest.raises(ValueError, match=r"module.matrix .*torch.sparse_coo.*persistent=False"):
+        checkpoint.save(tmp_path / "x.safetensors", checkpoint.Checkpoint({}, 0, dict(state)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from fastmaml.engine.sparse_constants import outside
 from fastmaml.engine.storages import COMPRESSED
 from fastmaml.rules.base import Tensors
 
+M = TypeVar("M", bound=nn.Module)
 
-def deep_copy(module: nn.Module) -> nn.Module:
+
+def deep_copy(module: M) -> M:
     """`copy.deepcopy`, also of a module that keeps results of its last call.
 
     `copy.deepcopy` raises on tensors that autograd made: activations, and the weights that the

@@ -241,6 +241,11 @@ def _plain(output: Any) -> Any:
                 f"the model returned a {type(x).__name__}: return tensors, or tuples, lists, dicts "
                 "or dataclasses of them, so that tasks can be told apart."
             )
+        if isinstance(x, Tensor) and x.layout is not torch.strided:
+            raise ValueError(
+                f"the model returned a tensor of the layout {x.layout}: return a dense one "
+                "(x.to_dense()), so that tasks can be told apart."
+            )
     return output
 
 

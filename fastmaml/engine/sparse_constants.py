@@ -27,10 +27,22 @@ def with_sparse_constants(func: Any, args: Any, kwargs: Mapping[str, Any]) -> An
         return NotImplemented
     if all(map(_constant, tensors)):
         return outside(func, *args, **kwargs)
-    product = _PRODUCTS.get(func)
-    if product is None or len(sparse) != 1 or not _constant(sparse[0]):
-        return NotImplemented
-    return product(*args, **kwargs)
+    product = _PRODUCTS.get(func) if len(sparse) == 1 and _constant(sparse[0]) else None
+    found = NotImplemented if product is None else product(*args, **kwargs)
+    return _refusing(func, args, kwargs) if found is NotImplemented else found
+
+
+def _refusing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The result of a call, or an error that names the way out where torch has no derivative."""
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:  # NotImplementedError is one
+        first = str(error).partition("\n")[0][:200]
+        raise RuntimeError(
+            f"torch cannot differentiate {getattr(func, '__name__', func)} of sparse tensors "
+            "forwards, as MixedMode() does: use gradient=Unrolled() or Checkpointed(), or "
+            f"torch.sparse.mm with a matrix that is constant ({first})"
+        ) from error
 
 
 def outside(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -41,6 +41,12 @@ class Batch:
                     f"a Batch holds a {type(x).__name__}: give tensors, in tuples, lists or dicts "
                     "(torch.as_tensor converts arrays)."
                 )
+            if isinstance(x, Tensor) and x.layout is not torch.strided:
+                raise ValueError(
+                    f"a Batch holds a tensor of the layout {x.layout}, which cannot be split into "
+                    "tasks: give a dense one (x.to_dense(), padded where sizes differ), or the "
+                    "indices and values as two tensors."
+                )
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the inputs and targets."""

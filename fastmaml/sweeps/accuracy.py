@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Adam, Optimizer
 
+from fastmaml.engine.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.evaluation import Evaluation, evaluate
 from fastmaml.gradients import FirstOrder
@@ -122,7 +122,7 @@ class _Student:
         self.found = evaluate(self.maml, iter(lesson.test), lesson.episodes, self.steps)
 
     def _begin(self, twin: MAML) -> None:
-        own = copy.deepcopy(twin)
+        own = deep_copy(twin)
         method = None if self.exact else FirstOrder()
         self.maml = in_configuration(own, method, self.steps, own.backend, own.executor)
         wanted = [p for p in self.maml.parameters() if p.requires_grad]

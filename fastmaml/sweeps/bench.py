@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
+from fastmaml.engine.copying import deep_copy
 from fastmaml.environment import describe_device, versions
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder, GradientMethod
@@ -109,7 +109,7 @@ def bench(
         interrupted=True,
     )
     with undisturbed(maml):
-        twin = copy.deepcopy(maml)
+        twin = deep_copy(maml)
         step_seconds(in_configuration(twin, FirstOrder(), wanted[0].steps), whole[:1])
         anew = sorted({c.steps for c in wanted if maml.rates and starts_rates_anew(twin, c.steps)})
         notes = [note] if note else []

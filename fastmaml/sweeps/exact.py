@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastmaml.engine.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.sweeps.measure import check_room, gradient
@@ -53,7 +53,7 @@ class Exact:
         at = f"for {steps} steps, {len(episodes)} tasks"
         if not self._refused:
             try:
-                self._double = self._double or copy.deepcopy(self._twin).double()
+                self._double = self._double or deep_copy(self._twin).double()
                 found = self._of(self._double, episodes.to(torch.float64), steps)
                 return Reference(found, FLOAT64)
             except Exception as error:

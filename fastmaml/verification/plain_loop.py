@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastmaml.engine.buffers import forget_running_statistics
 from fastmaml.engine.forward import Loss, call
 from fastmaml.engine.routing import without_cudnn
+from fastmaml.engine.second_derivatives import written_out
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, Reptile, Truncated
 from fastmaml.maml import MAML
@@ -23,8 +24,9 @@ def of_the_plain_loop(maml: MAML, episodes: Episodes) -> Run:
         raise ValueError(f"there is no plain loop to compare {what} with: give reference=.")
     if maml.batch_norm == "batch":
         forget_running_statistics(maml.module)
+    written_out(maml.module)
     losses = []
-    # The fused kernels have no second derivative.
+    # The fused kernels have no second derivative, and weight_norm's is wrong.
     with sdpa_kernel(SDPBackend.MATH), without_cudnn():
         for task in episodes:
             loss = _task_loss(maml, task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fastmaml.engine.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.verification.comparison import compared, notes
@@ -59,8 +59,8 @@ def verify(
             "DistributedDataParallel, its .module)."
         )
     with _undisturbed(maml):
-        fast = copy.deepcopy(maml)
-        slow = copy.deepcopy(maml)
+        fast = deep_copy(maml)
+        slow = deep_copy(maml)
         if dtype is not None:
             fast, slow, episodes = fast.to(dtype), slow.to(dtype), episodes.to(dtype)
         precise = _precision(fast) ** 0.5
