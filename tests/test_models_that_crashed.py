@@ -57,6 +57,7 @@ def maml(model: nn.Module, **options: Any) -> fm.MAML:
         lambda h, v: h * h.sgn(),
         lambda h, v: torch.complex(h, h.cos()).sgn().imag * h,
         lambda h, v: h + v.round() * h.sign(),
+        lambda h, v: h * (v + torch._efficientzerotensor((4,), dtype=h.dtype)),
     ],
 )
 def test_stand_ins_for_zero(function: Any) -> None:
@@ -393,3 +394,23 @@ def test_memory_of_quantized_weights_is_counted(gradient: Any) -> None:
     weight = Told8(torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 1, dtype=torch.float64))
     plan = maml(Adapter(weight), gradient=gradient).explain(episodes())
     assert 0 < plan.bytes_estimate < plan.bytes_budget
+
+
+class Ragged(nn.Module):
+    """A nested tensor in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).tanh()
+        nested = torch.nested.as_nested_tensor([h[:1], h[1:]], layout=torch.strided)
+        return self.b(torch.cat((nested * 2.0).unbind()))
+
+
+def test_nested_tensors() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors", UserWarning)
+        torch.manual_seed(0)
+        held_to_loop(Ragged().double(), episodes(), methods=METHODS[:2])

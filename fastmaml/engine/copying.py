@@ -59,7 +59,7 @@ class _Copying(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         x, memo = args
         made = not x.is_leaf or functorch.is_functorch_wrapped_tensor(x)
-        if not made and x.layout not in COMPRESSED:
+        if not made and x.layout not in COMPRESSED and not x._is_zerotensor():
             return func(x, memo)
         if id(x) not in memo:
             memo[id(x)] = _numbers(x)

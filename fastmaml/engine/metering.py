@@ -80,7 +80,7 @@ class Meter(TorchDispatchMode):
             return None if any(x is None for x in found) else tuple(found)
         if not isinstance(tree, Tensor):
             return (type(tree), repr(tree))  # 1, 1.0 and True are equal, and are not the same
-        if not any(part is tree for part in parts(tree)):
+        if tree.is_nested or not any(part is tree for part in parts(tree)):
             return None
         begin = int(tree.storage_offset())
         return Place(self.number(tree, 0), begin, (*tree.shape,), (*tree.stride(),), tree.dtype)

@@ -39,8 +39,8 @@ def _refusing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     except RuntimeError as error:  # NotImplementedError is one
         first = str(error).partition("\n")[0][:200]
         raise RuntimeError(
-            f"torch cannot differentiate {getattr(func, '__name__', func)} of sparse tensors "
-            "forwards, as MixedMode() does: use gradient=Unrolled() or Checkpointed(), or "
+            f"torch cannot differentiate {getattr(func, '__name__', func)} of sparse (or nested) "
+            "tensors forwards, as MixedMode() does: use gradient=Unrolled() or Checkpointed(), or "
             f"torch.sparse.mm with a matrix that is constant ({first})"
         ) from error
 

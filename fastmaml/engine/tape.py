@@ -239,8 +239,10 @@ class _Recorder(TorchDispatchMode):
 
     def _known(self, x: Tensor) -> int | None:
         """The value at this tensor's place; a view step makes it if it is known memory only."""
-        if x.layout != torch.strided or x.is_conj() or x.is_neg():
-            raise UncapturableError(f"it uses a tensor of layout {x.layout}, or a conjugated one")
+        if x.layout != torch.strided or x.is_nested or x.is_conj() or x.is_neg():
+            raise UncapturableError(
+                f"it uses a tensor of layout {x.layout}, or a nested or conjugated one"
+            )
         storage = self._storages.get(x.untyped_storage()._cdata)
         if storage is None:
             return None
