@@ -320,6 +320,19 @@ def test_parameters_that_forward_changes_are_refused(function: Any) -> None:
     assert torch.equal(model.vector, before)
 
 
+def test_arguments_that_a_per_task_function_changes_are_refused() -> None:
+    given, learning = episodes(), maml(between(lambda h, v: h * v))
+    before = given.support.inputs.clone()
+
+    @learning.per_task
+    def run(learner: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        return F.mse_loss(learner(support.inputs.mul_(2)), support.targets)
+
+    with pytest.raises(ValueError, match="changes its inputs in place"):
+        run(given)
+    assert torch.equal(given.support.inputs, before)
+
+
 def with_statistics() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()

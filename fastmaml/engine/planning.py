@@ -131,8 +131,7 @@ def make_plan(
     tasks, steps = episodes.tasks, program.steps
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
-    # On copies, so that a model which writes to its inputs does no harm before that is noticed.
-    episodes = Episodes(*(b.map(torch.clone) for b in (episodes[:2].support, episodes[:2].query)))
+    episodes = _first_two(episodes)
     copies, parameters = _copies(program, meta)
     with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
         alone, outputs, backend_why = runs(alone, copies, episodes[:1], seeds[:1], fixed_backend)
@@ -206,13 +205,14 @@ def plan_function(
     Raises:
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
+    episodes = _first_two(episodes)
     copies, parameters = _copies(program, meta)
     with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
         alone, _, _ = runs(program, copies, episodes[:1], seeds[:1], fixed_backend)
     watch.check_unchanged()
     del copies, parameters
     program.watched(sight)
-    alone, refusal, _, _ = batches(alone, meta, episodes[:2], seeds[:2], fixed_backend)
+    alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend)
     program.depends.settle()
     weights = torch.ones(1, device=seeds.device)
     loop = inner_loop(alone, episodes[:1], seeds[:1], Objective(weights, [0.0, 1.0]))
@@ -234,6 +234,12 @@ def plan_function(
 def _own(program: Program, meta: Meta) -> list[Tensor]:
     """What may be trainable: a task's own head is, and has no meta-gradient."""
     return [*tensors_of(tuple(meta)), *program.forward.frozen.values()]
+
+
+def _first_two(episodes: Episodes) -> Episodes:
+    """Copies, so that a model which writes to its inputs does no harm before that is noticed."""
+    two = episodes[:2]
+    return Episodes(*(b.map(torch.clone) for b in (two.support, two.query)))
 
 
 def _copies(program: Program, meta: Meta) -> tuple[Meta, dict[str, Tensor]]:
