@@ -16,7 +16,7 @@ from fastmaml.engine.inner_loop import InnerLoop, Objective
 from fastmaml.engine.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
 from fastmaml.engine.trees import flatten
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta
+from fastmaml.gradients.base import Meta, detached
 
 
 def check_device(device: torch.device, episodes: Episodes) -> None:
@@ -188,6 +188,7 @@ def _raise_for_losses(
 def _first_bad_step(loop: InnerLoop, meta: Meta) -> tuple[int, float]:
     """The first inner step whose support loss is not finite, or the number of steps."""
     with torch.no_grad():
+        meta = detached(meta)
         carry = loop.start(meta)
         for step in range(loop.steps):
             value = loop.support_losses(step, carry.parameters, meta.shared).item()

@@ -18,6 +18,7 @@ from fastmaml.engine.compilers import as_written
 from fastmaml.engine.functional import functional
 from fastmaml.engine.head_layer import HeadLayer, Listener
 from fastmaml.engine.layer_checkpoint import checkpointed
+from fastmaml.engine.own_derivatives import OwnDerivatives
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
 from fastmaml.engine.shared_passes import Kept, SharedPass
@@ -120,20 +121,27 @@ class TaskForward:
         return found
 
     def by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """A function of one task's tensors, for all tasks: a tree of ``[tasks, ...]``."""
+        """A function of one task's tensors, for all tasks: a tree of ``[tasks, ...]``.
+
+        It runs with gradients on, since it may take some of its own; where they were off before,
+        what it returns is detached.
+        """
         leaves, spec = tree_flatten(arguments)
         layout: list[Any] = []  # of what one task returns, known once one has run
 
         def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-            layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
+            with OwnDerivatives(self.model, self.batched):
+                layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        with as_written():
+        with as_written(), torch.enable_grad():
             if self.batched:
                 found = vmap(plain, randomness="error")(*tensors)
             else:
                 found = tuple(x.unsqueeze(0) for x in plain(*(x.squeeze(0) for x in tensors)))
+        if not torch.is_grad_enabled():
+            found = tuple(x.detach() for x in found)
         return tree_unflatten(_filled(layout[0], found), layout[1])
 
     def _buffers(self, tasks: int) -> Tensors:
@@ -183,13 +191,14 @@ class TaskForward:
         rows: Tensors,
     ) -> Tensors:
         """One task's."""
-        weight = self.frozen[layer.weight].detach()
+        own = {n: self.frozen[n].detach() for n in layer.names}
+        weight = own[layer.weight]
         features = weight.new_empty(0, weight.shape[1])
         if layer.head.needs_features:
             tensors = {**self.constants({}), **shared}
             same = tensors, inputs, targets
             with self.surroundings(key, adapted, rows, kept, same), Listener(weight) as heard:
-                call(self.model, {**tensors, **adapted, layer.weight: weight}, inputs)
+                call(self.model, {**tensors, **adapted, **own}, inputs)
             features = heard.features(layer.weight)
         weight, bias = layer.head.start(weight, features, targets)
         return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})

@@ -281,11 +281,6 @@ def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
         return run(func, *args, **kwargs)
 
 
-def _requires_grad(mode: Routing, func: Any, input: Tensor, requires_grad: bool = True) -> Tensor:
-    """Some libraries mark activations, which changes nothing here and is refused under vjp."""
-    return input
-
-
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
@@ -294,7 +289,6 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout1d: _dropout_over(1),
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),
-    Tensor.requires_grad_: _requires_grad,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
     F.scaled_dot_product_attention: attention,

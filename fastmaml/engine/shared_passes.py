@@ -178,6 +178,8 @@ class SharedPass(TorchFunctionMode):
             return None
         if functorch.maybe_current_level() != self.level:
             return None  # inside a transform of the model's own
+        if name == "requires_grad_":
+            return None  # marks this pass's own tensor
         try:
             device = next((x.tensor.device.type for x in self.known.values()), "cpu")
             mode = torch.is_grad_enabled(), torch.is_autocast_enabled(device)

@@ -18,7 +18,7 @@ from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.storages import address
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Reptile
-from fastmaml.gradients.base import Meta
+from fastmaml.gradients.base import Meta, detached
 from fastmaml.rules import Chain, ClipNorm, Rule, WeightDecay
 
 LEAST_ROWS = 1024
@@ -41,6 +41,7 @@ def find_tables(
     """
     if isinstance(program.gradient, Reptile) or not by_row(program.rule):
         return ()
+    meta = detached(meta)
     forward = replace(program.forward, backend="reference")  # in which the model's calls are seen
     program = replace(program, forward=forward)
     leaves = tree_leaves(episodes.support.inputs)

@@ -1,0 +1,307 @@
+"""Derivatives that a model or a loss takes by itself, and gradients that it looks at or changes.
+
+For a task that runs alone PyTorch's autograd does all of this. Where a transform is active it does
+not, and is not always heard: under vmap a tensor of one task has no graph, as the graph belongs to
+the tensor of all tasks, and says that it requires no gradient; forward over reverse differentiates
+through `torch.no_grad` and past hooks. A `TorchFunctionMode` answers for the task where that can be
+answered, and raises where not: tasks then run one at a time, or the method is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch as functorch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+
+class OwnDerivatives(TorchFunctionMode):
+    """Active while a user's code runs on one task, or under vmap on all of them.
+
+    Args:
+        model: whose parameters must not be used past the meta-step.
+        batched: whether vmap shows the code one task.
+    """
+
+    def __init__(self, model: nn.Module, batched: bool) -> None:
+        super().__init__()
+        self.model, self.batched = model, batched
+        self.level = functorch.maybe_current_level()
+        self.forwards = forward_ad._current_level >= 0
+        self.refused: Exception | None = None
+        self.handlers = {**_HOOKS, **(_FORWARDS if self.forwards else {})}
+        self.handlers |= _BATCHED if batched else {}
+        if self.forwards:
+            _refuse_module_hooks(self)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, or what is right for it here."""
+        kwargs = kwargs or {}
+        handler = self.handlers.get(func)
+        if handler is not None:
+            return handler(self, func, *args, **kwargs)
+        if self.forwards and not torch.is_grad_enabled():
+            return _constant(self, func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        for x in args:
+            if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
+                self._check_own(x, result)
+        return result
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise what was raised inside, also where the user's code caught it."""
+        super().__exit__(kind, error, trace)
+        if self.refused is not None and error is None:
+            raise self.refused
+
+    def below(self, x: Tensor) -> Tensor:
+        """The tensor of all tasks that this one is a share of; without vmap the tensor itself."""
+        if self.batched and functorch.is_batchedtensor(x):
+            if functorch.maybe_get_level(x) == self.level:
+                return functorch.get_unwrapped(x)
+        return x
+
+    def refuse(self, error: Exception) -> Any:
+        """Raise it, and once more at the end."""
+        self.refused = error
+        raise error
+
+    def alone(self, what: str) -> Any:
+        """Refuse what needs a graph of each task's own."""
+        return self.refuse(
+            RuntimeError(f"it {what}, for which each task needs an autograd graph of its own")
+        )
+
+    def not_forwards(self, what: str) -> Any:
+        """Refuse what forward over reverse differentiates wrongly, or not at all."""
+        return self.refuse(
+            ValueError(
+                f"the model or the loss {what}, through which MixedMode cannot differentiate: use "
+                "gradient=Unrolled() or Checkpointed(), which can."
+            )
+        )
+
+    def _check_own(self, given: Any, result: Any) -> None:
+        """Refuse one of the model's own parameters, if the result would be learned through it."""
+        own = [x for x in tree_leaves(given) if isinstance(x, nn.Parameter) and x.requires_grad]
+        if not own or not any(_needs_gradient(x) for x in tree_leaves(result)):
+            return
+        for name, p in self.model.named_parameters():
+            if any(p is x for x in own):
+                self.refuse(
+                    ValueError(
+                        f"the loss, or a function that the model holds, uses the parameter {name!r}"
+                        " itself, which stays as it is while a task adapts its own copy: it would "
+                        "count as a constant. Compute what needs it in forward(), from the module "
+                        "that holds it, and return it beside the output; or detach() it, if a "
+                        "constant is meant."
+                    )
+                )
+
+
+def _needs_gradient(x: Any) -> bool:
+    """Whether a tensor does anywhere: one that is wrapped does not tell of what it wraps."""
+    while isinstance(x, Tensor):
+        if x.requires_grad:
+            return True
+        if not functorch.is_functorch_wrapped_tensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return False
+
+
+# ---------------------------------------------------------------------------------- without vmap
+
+
+def _register_hook(mode: OwnDerivatives, func: Any, input: Tensor, hook: Any) -> Any:
+    """A hook is never called where nothing requires a gradient, as when a model is evaluated."""
+    if not mode.below(input).requires_grad:
+        return RemovableHandle({})
+    if mode.forwards:
+        mode.not_forwards("registers a hook on a tensor (register_hook)")
+    if mode.batched:
+        mode.alone("registers a hook on a tensor (register_hook)")
+    return func(input, hook)
+
+
+def _retain_grad(mode: OwnDerivatives, func: Any, input: Tensor) -> None:
+    if not mode.below(input).requires_grad:
+        return
+    if mode.batched:
+        mode.alone("calls retain_grad()")
+    func(input)
+
+
+_HOOKS: dict[Any, Callable[..., Any]] = {
+    Tensor.register_hook: _register_hook,
+    Tensor.retain_grad: _retain_grad,
+}
+
+
+# ---------------------------------------------------------------------------- forward over reverse
+
+
+def _constant(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Where gradients are off results are constants, which forward mode must be told."""
+    if any(i.key() == functorch.TransformType.Jvp for i in functorch.get_interpreter_stack() or ()):
+        mode.not_forwards("uses torch.func.jvp (or jacfwd) under torch.no_grad()")
+    with forward_ad._set_fwd_grad_enabled(False):
+        return func(*args, **kwargs)
+
+
+def _data(mode: OwnDerivatives, func: Any, input: Tensor) -> Tensor:
+    found: Tensor = func(input)
+    return found.detach()
+
+
+def _mark_forwards(
+    mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True
+) -> Any:
+    """`requires_grad_`, on the level at which MixedMode differentiates."""
+    if functorch.get_inplace_requires_grad_allowed():  # a transform of torch.func's own
+        return func(input, requires_grad)
+    if input.requires_grad != requires_grad and functorch.maybe_get_level(input) != mode.level:
+        mode.not_forwards("marks an input with requires_grad_()")
+    with _marking():
+        return func(input, requires_grad)
+
+
+def _grad_forwards(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.autograd.grad`, whose results are constants without ``create_graph``."""
+    found = func(*args, **kwargs)
+    create_graph = kwargs.get("create_graph", args[4] if len(args) > 4 else False)
+    return found if create_graph else tree_map_only(Tensor, torch.detach, found)
+
+
+def _backward_forwards(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+    return mode.not_forwards("calls backward()")
+
+
+def _refuse_module_hooks(mode: OwnDerivatives) -> None:
+    """They may change gradients, and torch refuses them here in words that do not say so."""
+    found = nn.modules.module
+    anywhere = found._global_backward_hooks or found._global_backward_pre_hooks
+    if anywhere or any(m._backward_hooks or m._backward_pre_hooks for m in mode.model.modules()):
+        mode.not_forwards("has a module with a backward hook")
+
+
+class _marking:  # noqa: N801  # a context manager
+    """Lets `requires_grad_` through, as torch.func does for its own transforms."""
+
+    def __enter__(self) -> None:
+        self.before = functorch.get_inplace_requires_grad_allowed()
+        functorch.set_inplace_requires_grad_allowed(True)
+
+    def __exit__(self, *_: object) -> None:
+        functorch.set_inplace_requires_grad_allowed(self.before)
+
+
+_FORWARDS: dict[Any, Callable[..., Any]] = {
+    Tensor.requires_grad_: _mark_forwards,
+    Tensor.requires_grad.__set__: _mark_forwards,  # type: ignore[attr-defined]
+    Tensor.data.__get__: _data,  # type: ignore[attr-defined]
+    Tensor.backward: _backward_forwards,
+    torch.autograd.backward: _backward_forwards,
+    torch.autograd.grad: _grad_forwards,
+}
+
+
+# ------------------------------------------------------------------------------------- under vmap
+
+
+_OBSERVERS = {"torch.utils.module_tracker", "torch.distributed._tools.mod_tracker"}
+"""Modules of torch that would hook into backward passes only to note when they happen."""
+
+
+def _requires_grad(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
+    return mode.below(input).requires_grad and _asker() not in _OBSERVERS
+
+
+def _asker() -> str:
+    """The name of the module whose code made the call to torch that is being handled."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _module(frame).startswith("fastmaml."):
+        frame = frame.f_back
+    return _module(frame)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_leaf(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
+    return mode.below(input).is_leaf
+
+
+def _grad_fn(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> Any:
+    below = mode.below(input)
+    if below is not input and below.grad_fn is not None:
+        mode.alone("asks for the grad_fn of a tensor")
+    return below.grad_fn
+
+
+def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True) -> Any:
+    """Libraries mark activations: harmless, until a derivative is taken or asked for."""
+    below = mode.below(input)
+    if below is input or functorch.get_inplace_requires_grad_allowed():
+        return func(input, requires_grad)
+    if below.requires_grad != requires_grad:
+        if not requires_grad or mode.forwards:
+            mode.alone(f"calls requires_grad_({requires_grad})")
+        with _marking():
+            below.requires_grad_()
+    return input
+
+
+def _needs_graph(what: str) -> Callable[..., Any]:
+    """What takes a derivative through the graph of one task."""
+
+    def handler(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+        given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        if any(mode.below(x) is not x for x in given):
+            mode.alone(f"calls {what}")
+        return func(*args, **kwargs)
+
+    return handler
+
+
+def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
+    """What torch's own rule for vmap differentiates wrongly (seen in 2.13)."""
+    return mode.refuse(
+        RuntimeError(f"it calls {func.__name__}, which torch differentiates wrongly under vmap")
+    )
+
+
+_BATCHED: dict[Any, Callable[..., Any]] = {
+    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
+    Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
+    Tensor.requires_grad_: _mark,
+    Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
+    Tensor.backward: _needs_graph("backward()"),
+    torch.autograd.backward: _needs_graph("torch.autograd.backward()"),
+    torch.autograd.grad: _needs_graph("torch.autograd.grad()"),
+    torch.select_scatter: _wrong,
+    Tensor.select_scatter: _wrong,
+    torch.ops.aten.select_scatter: _wrong,
+    torch.ops.aten.select_scatter.default: _wrong,
+    torch.as_strided_: _wrong,
+    Tensor.as_strided_: _wrong,
+    torch.ops.aten.as_strided_: _wrong,
+    torch.ops.aten.as_strided_.default: _wrong,
+}
