@@ -18,12 +18,13 @@ from fastmaml.engine.compilers import as_written
 from fastmaml.engine.functional import functional
 from fastmaml.engine.head_layer import HeadLayer, Listener
 from fastmaml.engine.layer_checkpoint import checkpointed
-from fastmaml.engine.own_derivatives import OwnDerivatives
+from fastmaml.engine.own_derivatives import NeedsGraphError, OwnDerivatives
 from fastmaml.engine.randomness import step_keys
 from fastmaml.engine.routing import Routing
 from fastmaml.engine.shared_passes import Kept, SharedPass
 from fastmaml.engine.sparse_constants import outside
 from fastmaml.episodes.batch import Batch
+from fastmaml.gradients.base import leaves_of
 from fastmaml.rules.base import Tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -94,9 +95,14 @@ class TaskForward:
                 are to share it.
         """
         keys = step_keys(seeds, step, query)
-        one = partial(self._one, shared, kept)
-        own = (adapted, batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
-        result: tuple[Tensor, Any, Tensors] = self.by_task(one, own)
+        given = (batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
+        result: tuple[Tensor, Any, Tensors]
+        try:
+            result = self.by_task(partial(self._one, shared, kept), (adapted, *given))
+        except NeedsGraphError:
+            # Of parameters that are constants to this pass, and not to a plain loop's.
+            adapted, shared = _differentiable(adapted), _differentiable(shared)
+            result = self.by_task(partial(self._one, shared, kept), (adapted, *given))
         return result
 
     def head(
@@ -231,6 +237,11 @@ class TaskForward:
 
 def _copy(x: Tensor) -> Tensor:
     return x.clone() if x.layout is torch.strided else outside(x.clone)
+
+
+def _differentiable(tensors: Tensors) -> Tensors:
+    """Those that require no gradient as leaves that do."""
+    return {n: x if x.requires_grad else leaves_of(x) for n, x in tensors.items()}
 
 
 def _filled(leaves: list[Any], tensors: Iterable[Tensor]) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmaml.engine.events import Event, Place, to_compute, without_repeats
 from fastmaml.engine.memory_reuse import IN_PLACE
 from fastmaml.engine.storages import parts
+from fastmaml.engine.zero_tensors import with_memory
 
 
 class Peak(NamedTuple):
@@ -58,7 +59,7 @@ class Meter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, and note it."""
-        kwargs = kwargs or {}
+        kwargs, args = kwargs or {}, with_memory(func, args)
         fresh = func is torch.ops.aten.lift_fresh.default  # of a tensor that no operator made
         given = () if fresh else (*args, *kwargs.values())
         reads = [self.number(x, 0) for x in _tensors(given)]

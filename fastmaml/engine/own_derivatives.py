@@ -23,6 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 
+class NeedsGraphError(RuntimeError):
+    """A derivative was taken of, or by, a tensor that requires no gradient in this pass."""
+
+
 class OwnDerivatives(TorchFunctionMode):
     """Active while a user's code runs on one task, or under vmap on all of them.
 
@@ -37,7 +41,7 @@ class OwnDerivatives(TorchFunctionMode):
         self.level = functorch.maybe_current_level()
         self.forwards = forward_ad._current_level >= 0
         self.refused: Exception | None = None
-        self.handlers = {**_HOOKS, **(_FORWARDS if self.forwards else {})}
+        self.handlers = {**_ALWAYS, **(_FORWARDS if self.forwards else {})}
         self.handlers |= _BATCHED if batched else {}
         if self.forwards:
             _refuse_module_hooks(self)
@@ -50,8 +54,8 @@ class OwnDerivatives(TorchFunctionMode):
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)
-        if self.forwards and not torch.is_grad_enabled():
-            return _constant(self, func, *args, **kwargs)
+        if self.forwards and self.off():
+            return _constant(func, args, kwargs)
         result = func(*args, **kwargs)
         for x in args:
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
@@ -64,10 +68,14 @@ class OwnDerivatives(TorchFunctionMode):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Raise what was raised inside, also where the user's code caught it."""
+        """Raise what was refused inside, also where the user's code caught it."""
         super().__exit__(kind, error, trace)
         if self.refused is not None and error is None:
             raise self.refused
+        if self.forwards and isinstance(error, RuntimeError):
+            for words, what in _TORCH_SAYS.items():
+                if words in str(error):
+                    self.not_forwards(what)
 
     def below(self, x: Tensor) -> Tensor:
         """The tensor of all tasks that this one is a share of; without vmap the tensor itself."""
@@ -75,6 +83,19 @@ class OwnDerivatives(TorchFunctionMode):
             if functorch.maybe_get_level(x) == self.level:
                 return functorch.get_unwrapped(x)
         return x
+
+    def off(self) -> bool:
+        """Whether gradients are, here or where a transform of the code's own was entered."""
+        if not torch.is_grad_enabled():
+            return True
+        if functorch.maybe_current_level() == self.level:
+            return False
+        return any(
+            i.level() > self.level
+            and i.key() == functorch.TransformType.Grad
+            and not functorch.CGradInterpreterPtr(i).prevGradMode()
+            for i in functorch.get_interpreter_stack() or ()
+        )
 
     def refuse(self, error: Exception) -> Any:
         """Raise it, and once more at the end."""
@@ -86,6 +107,14 @@ class OwnDerivatives(TorchFunctionMode):
         return self.refuse(
             RuntimeError(f"it {what}, for which each task needs an autograd graph of its own")
         )
+
+    def check_graph(self, what: str, given: Any) -> None:
+        """Refuse a derivative through these tensors, or ask for a pass with all of their graph."""
+        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+        if any(self.below(x) is not x for x in tensors):
+            self.alone(f"calls {what}")
+        if not all(x.requires_grad for x in tensors):
+            self.refuse(NeedsGraphError(f"{what} was called for a tensor that requires no gradient"))
 
     def not_forwards(self, what: str) -> Any:
         """Refuse what forward over reverse differentiates wrongly, or not at all."""
@@ -147,19 +176,48 @@ def _retain_grad(mode: OwnDerivatives, func: Any, input: Tensor) -> None:
     func(input)
 
 
-_HOOKS: dict[Any, Callable[..., Any]] = {
+def _grad(
+    mode: OwnDerivatives, func: Any, outputs: Any, inputs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """`torch.autograd.grad`, of parameters that may be constants to this pass."""
+    mode.check_graph("torch.autograd.grad()", (outputs, inputs))
+    found = func(outputs, inputs, *args, **kwargs)
+    create_graph = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
+    if mode.forwards and (mode.off() or not create_graph):  # constants, to forward mode too
+        return tree_map_only(Tensor, torch.detach, found)
+    return found
+
+
+def _backward(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+    if mode.forwards:
+        mode.not_forwards("calls backward()")
+    mode.check_graph("backward()", (args[0] if args else kwargs.get("tensors"),))
+    return func(*args, **kwargs)
+
+
+_ALWAYS: dict[Any, Callable[..., Any]] = {
     Tensor.register_hook: _register_hook,
     Tensor.retain_grad: _retain_grad,
+    Tensor.backward: _backward,
+    torch.autograd.backward: _backward,
+    torch.autograd.grad: _grad,
 }
 
 
 # ---------------------------------------------------------------------------- forward over reverse
 
 
-def _constant(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
+_TORCH_SAYS = {
+    "Nested forward mode AD is not supported": "uses forward mode itself (torch.func.jvp, jacfwd, "
+    "hessian, ...)",
+    "it must override the setup_context staticmethod": "uses a torch.autograd.Function without "
+    "setup_context and jvp",
+}
+"""What its own errors mean here."""
+
+
+def _constant(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Where gradients are off results are constants, which forward mode must be told."""
-    if any(i.key() == functorch.TransformType.Jvp for i in functorch.get_interpreter_stack() or ()):
-        mode.not_forwards("uses torch.func.jvp (or jacfwd) under torch.no_grad()")
     with forward_ad._set_fwd_grad_enabled(False):
         return func(*args, **kwargs)
 
@@ -179,17 +237,6 @@ def _mark_forwards(
         mode.not_forwards("marks an input with requires_grad_()")
     with _marking():
         return func(input, requires_grad)
-
-
-def _grad_forwards(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """`torch.autograd.grad`, whose results are constants without ``create_graph``."""
-    found = func(*args, **kwargs)
-    create_graph = kwargs.get("create_graph", args[4] if len(args) > 4 else False)
-    return found if create_graph else tree_map_only(Tensor, torch.detach, found)
-
-
-def _backward_forwards(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
-    return mode.not_forwards("calls backward()")
 
 
 def _refuse_module_hooks(mode: OwnDerivatives) -> None:
@@ -215,9 +262,6 @@ _FORWARDS: dict[Any, Callable[..., Any]] = {
     Tensor.requires_grad_: _mark_forwards,
     Tensor.requires_grad.__set__: _mark_forwards,  # type: ignore[attr-defined]
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
-    Tensor.backward: _backward_forwards,
-    torch.autograd.backward: _backward_forwards,
-    torch.autograd.grad: _grad_forwards,
 }
 
 
@@ -268,18 +312,6 @@ def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = 
     return input
 
 
-def _needs_graph(what: str) -> Callable[..., Any]:
-    """What takes a derivative through the graph of one task."""
-
-    def handler(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
-        given = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        if any(mode.below(x) is not x for x in given):
-            mode.alone(f"calls {what}")
-        return func(*args, **kwargs)
-
-    return handler
-
-
 def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
     """What torch's own rule for vmap differentiates wrongly (seen in 2.13)."""
     return mode.refuse(
@@ -293,9 +325,6 @@ _BATCHED: dict[Any, Callable[..., Any]] = {
     Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
     Tensor.requires_grad_: _mark,
     Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
-    Tensor.backward: _needs_graph("backward()"),
-    torch.autograd.backward: _needs_graph("torch.autograd.backward()"),
-    torch.autograd.grad: _needs_graph("torch.autograd.grad()"),
     torch.select_scatter: _wrong,
     Tensor.select_scatter: _wrong,
     torch.ops.aten.select_scatter: _wrong,

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastmaml.engine.randomness import foreign_state
+from fastmaml.engine.zero_tensors import with_memory
 
 
 class UncapturableError(Exception):
@@ -150,7 +151,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs, args = kwargs or {}, with_memory(func, args)
         if func in _ABOUT_SHAPES:
             return func(*args, **kwargs)
         if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.zero_tensors import with_memory
 
 class LiveMemory(TorchDispatchMode):
     """Follows the storage of every tensor made inside the block from its birth to its death.
@@ -59,7 +60,7 @@ class LiveMemory(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Runs the operator and counts what it made or resized."""
-        kwargs = kwargs or {}
+        kwargs, args = kwargs or {}, with_memory(func, args)
         # torch.tensor(...) makes its tensor unseen and shows it here first, as an argument.
         fresh = func is torch.ops.aten.lift_fresh.default
         before = {} if fresh else {s._cdata: s.nbytes() for s in _storages((args, kwargs))}
