@@ -75,7 +75,7 @@ def task_weights(
     cotangents: tuple[Tensor | None, Tensor | None] | None, like: Tensor, tasks: int
 ) -> Tensor:
     """``[tasks]``: each task's weight, given the cotangents of the mean and of the losses."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
+    dtype = torch.promote_types(like.dtype, torch.float32).to_real()
     mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
     if cotangents is None:
         return mean

@@ -196,7 +196,9 @@ def learner(model: nn.Module, **options: Any) -> fm.MAML:
     return fm.MAML(model, LR, steps=STEPS, **{"loss": loss, **options})
 
 
-def by_hand(model: nn.Module, given: Any = loss, first_order: bool = False) -> tuple[Tensor, Tensor]:
+def by_hand(
+    model: nn.Module, given: Any = loss, first_order: bool = False
+) -> tuple[Tensor, Tensor]:
     value, gradient = hand_loop(model, given, episodes(), LR, STEPS, first_order)
     return value, torch.cat([g.flatten() for g in gradient.values()])
 

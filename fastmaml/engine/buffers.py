@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastmaml.gradients.base import smooth
 from fastmaml.rules.base import Tensors
 
 
@@ -21,7 +22,7 @@ def keep_buffers(model: nn.Module, left: Tensors) -> None:
             each = left.get(name)
             if each is None or torch.equal(each, own.expand_as(each)):
                 continue  # a constant is not to be rounded by its own mean
-            own.copy_(each.mean(0) if own.is_floating_point() else each[0])
+            own.copy_(each.mean(0) if smooth(own) else each[0])
 
 
 def forget_running_statistics(model: nn.Module) -> None:

@@ -92,7 +92,7 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
     cast = torch.is_autocast_enabled(next(model.parameters()).device.type)
     named = {"support": episodes.support.inputs, "query": episodes.query.inputs}
     for name, x in ((name, x) for name, tree in named.items() for x in tensors_of(tree)):
-        if x.is_floating_point() and x.dtype not in floats and not cast:
+        if floats and x.is_floating_point() and x.dtype not in floats and not cast:
             raise ValueError(
                 f"{name}.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
                 f"for example with episodes.to({_names(floats)})."
@@ -115,7 +115,9 @@ def check_finite(
 ) -> None:
     """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
     leaves = flatten(result.gradient)[0]
-    sums = [x.sum(dtype=torch.float32) for x in (result.losses, *leaves) if x is not None]
+    found = [x for x in (result.losses, *leaves) if x is not None]
+    found = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in found]
+    sums = [x.sum(dtype=torch.float32) for x in found]
     # The sum of a tensor is finite only if all of it is (or overflows, which the exact look below
     # tells apart); one number is read back from the device instead of one a tensor.
     if math.isfinite(torch.stack(sums).sum().item()):

@@ -15,7 +15,7 @@ from fastmaml.engine.head_layer import HeadLayer
 from fastmaml.engine.row_tables import gathered
 from fastmaml.engine.shared_passes import Kept, SharedPasses
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Carry, Meta, Query, detached
+from fastmaml.gradients.base import Carry, Meta, Query, detached, inner_product
 from fastmaml.rules.base import Rule, Tensors
 
 
@@ -150,7 +150,7 @@ class InnerLoop:
         value = (losses * weights).sum() * self.objective.step_weights[step]
         if self.objective.outputs is not None and step == self.steps:
             pairs = zip(tree_leaves(outputs), tree_leaves(self.objective.outputs), strict=True)
-            value = value + sum((y * c).sum() for y, c in pairs if c is not None)
+            value = value + sum(inner_product(y, c) for y, c in pairs if c is not None)
         return Query(step, value, losses, outputs)
 
     def weighted_sum(self, x: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ class OwnDerivatives(TorchFunctionMode):
         if any(self.below(x) is not x for x in tensors):
             self.alone(f"calls {what}")
         if not all(x.requires_grad for x in tensors):
-            self.refuse(NeedsGraphError(f"{what} was called for a tensor that requires no gradient"))
+            self.refuse(
+                NeedsGraphError(f"{what} was called for a tensor that requires no gradient")
+            )
 
     def not_forwards(self, what: str) -> Any:
         """Refuse what forward over reverse differentiates wrongly, or not at all."""

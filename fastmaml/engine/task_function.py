@@ -18,7 +18,14 @@ from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.task_learner import TaskLearner
 from fastmaml.engine.trees import Spec, unflatten
 from fastmaml.episodes.batch import Batch
-from fastmaml.gradients.base import Meta, MetaGradient, Query, leaves_of, pull_back
+from fastmaml.gradients.base import (
+    Meta,
+    MetaGradient,
+    Query,
+    inner_product,
+    leaves_of,
+    pull_back,
+)
 
 
 @final
@@ -90,7 +97,7 @@ class TaskFunction:
         value = (losses * loop.objective.weights.to(losses.dtype)).sum()
         if loop.objective.outputs is not None:
             pairs = zip(tree_leaves(outputs), tree_leaves(loop.objective.outputs), strict=True)
-            value = value + sum((y * c).sum() for y, c in pairs if c is not None)
+            value = value + sum(inner_product(y, c) for y, c in pairs if c is not None)
         return Query(loop.steps, value, losses, outputs)
 
     def _arguments(self, given: Any) -> tuple[Any, dict[str, Any]]:

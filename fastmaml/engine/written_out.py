@@ -105,7 +105,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     torch's own kernel has a second derivative, but a wrong one (seen in 2.13: gradgradcheck fails).
     """
     others = [d for d in range(v.ndim) if d != dim]
-    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+    square = v.abs().square() if v.is_complex() else v.square()
+    return v * (g / square.sum(others, keepdim=True).sqrt())
 
 
 def data(input: Tensor) -> Tensor:

@@ -118,10 +118,24 @@ class GradientMethod(ABC):
 
 
 def leaves_of(tree: Any) -> Any:
-    """The same tree with every floating tensor a fresh leaf that requires a gradient."""
-    return tree_map_only(
-        Tensor, lambda x: x.detach().requires_grad_() if x.is_floating_point() else x, tree
-    )
+    """The same tree with every floating or complex tensor a fresh leaf that requires a gradient."""
+    return tree_map_only(Tensor, lambda x: x.detach().requires_grad_() if smooth(x) else x, tree)
+
+
+def smooth(x: Tensor) -> bool:
+    """Whether there are derivatives with respect to such a tensor."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def inner_product(x: Tensor, cotangent: Tensor) -> Tensor:
+    """The scalar whose gradient with respect to `x` is `cotangent`, real also where they are not.
+
+    PyTorch's gradient of a real number by a complex one is that by its real part plus i times that
+    by its imaginary part.
+    """
+    if x.is_complex():
+        return (x * cotangent.conj()).real.sum()
+    return (x * cotangent).sum()
 
 
 def detached(tree: Any) -> Any:

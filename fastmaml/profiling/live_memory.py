@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.zero_tensors import with_memory
 
+
 class LiveMemory(TorchDispatchMode):
     """Follows the storage of every tensor made inside the block from its birth to its death.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from fastmaml.rules.base import (
@@ -41,20 +43,33 @@ class _Adam(WithRate):
         mean, square = state
         return (
             {n: b1 * mean[n] + (1 - b1) * g for n, g in gradients.items()},
-            {n: b2 * square[n] + (1 - b2) * g * g for n, g in gradients.items()},
+            {n: b2 * square[n] + (1 - b2) * _square(g) for n, g in gradients.items()},
         )
 
     def _direction(self, step: int, mean: Tensor, square: Tensor) -> Tensor:
         """The bias-corrected m/(√v + eps)."""
+        if mean.is_complex():
+            parts = (self._direction(step, real(mean), real(square)) for real in (_real, _imag))
+            return torch.complex(*parts)
         b1, b2 = self.betas
         corrected = square / (1 - b2 ** (step + 1))
         return mean / (1 - b1 ** (step + 1)) / (safe_sqrt(corrected) + self.eps)
+
+
+def _square(g: Tensor) -> Tensor:
+    """The square; of a complex number those of its two parts, side by side."""
+    return torch.complex(g.real.square(), g.imag.square()) if g.is_complex() else g * g
+
+
+_real, _imag = attrgetter("real"), attrgetter("imag")
 
 
 @final
 @dataclass(frozen=True)
 class Adam(_Adam):
     """Adam (Kingma and Ba, 2015), with `torch.optim.Adam`'s convention.
+
+    A complex parameter moves as two real ones, its real and its imaginary part, as there.
 
     Carries two copies of the adapted parameters a task. At a gradient of zero the derivative is
     the true one where the moments are zero too (1/eps·lr); √v contributes none there. With small

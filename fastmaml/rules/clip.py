@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from torch import Tensor
+
 from fastmaml.rules.base import Rule, State, Tensors, require_at_least_zero, safe_sqrt
 
 
@@ -31,12 +33,17 @@ class ClipNorm(Rule):
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
         """The scaled gradient, and no state."""
-        squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
+        squares = [_squares(g).flatten(1).sum(1) for g in gradients.values()]
         norm = safe_sqrt(sum(squares[1:], squares[0]))
         scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
         return {
             name: scale.view(-1, *[1] * (g.ndim - 1)) * g for name, g in gradients.items()
         }, state
+
+
+def _squares(g: Tensor) -> Tensor:
+    """The squared magnitude of every element."""
+    return g.real.square() + g.imag.square() if g.is_complex() else g.square()
 
 
 @final
@@ -46,6 +53,9 @@ class ClipValue(Rule):
 
     Args:
         limit: the largest magnitude that passes unchanged.
+
+    Raises:
+        ValueError: when used for a complex parameter, whose elements have no order.
     """
 
     limit: float
@@ -59,4 +69,10 @@ class ClipValue(Rule):
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
         """The clamped gradient, and no state."""
+        for name, g in gradients.items():
+            if g.is_complex():
+                raise ValueError(
+                    f"ClipValue cannot clamp the gradient of {name!r}, which is {g.dtype}: complex "
+                    "numbers have no order. Use ClipNorm, which scales by the magnitude."
+                )
         return {n: g.clamp(-self.limit, self.limit) for n, g in gradients.items()}, state

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastmaml.engine.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import smooth
 from fastmaml.maml import MAML
 from fastmaml.verification.comparison import compared, notes
 from fastmaml.verification.plain_loop import of_the_plain_loop
@@ -95,4 +96,4 @@ def _undisturbed(maml: MAML) -> Iterator[None]:
 
 def _precision(model: nn.Module) -> float:
     """Of the model's coarsest floating-point numbers."""
-    return max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    return max(torch.finfo(p.dtype).eps for p in model.parameters() if smooth(p))
