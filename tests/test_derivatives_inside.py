@@ -11,7 +11,6 @@ from hand_loop import hand_loop
 from problems import meta_gradient, relative, tensor
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Truncated, Unrolled
@@ -203,6 +202,12 @@ def by_hand(
     return value, torch.cat([g.flatten() for g in gradient.values()])
 
 
+def gradients(model: nn.Module) -> Tensor:
+    """Zero where there is none."""
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in found])
+
+
 EAGER: dict[str, Any] = {"executor": "eager", "backend": "reference"}
 
 
@@ -257,3 +262,130 @@ def test_approximate_methods_evaluation_and_adaptation(
     assert all(p.grad is None for p in adapted.parameters()) or function is backward
     reptile = learner(model, gradient=fm.gradients.Reptile())(episodes())
     torch.testing.assert_close(reptile.loss.detach(), value, rtol=1e-12, atol=0)
+
+
+# ------------------------------------------------------------------ in the loss, and per task
+
+
+def penalty(m: Field, output: Tensor, target: Tensor) -> Tensor:
+    """A gradient penalty of the loss's own, by the inputs that forward() kept."""
+    slope = torch.autograd.grad(output.sum(), m.kept, create_graph=True)[0]
+    return loss(output, target) + slope.square().mean()
+
+
+def keep(m: Field, x: Tensor) -> Tensor:
+    m.kept = x.detach().requires_grad_()  # type: ignore[assignment]
+    return m.u(m.kept)
+
+
+def returned(m: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    return m.u(x), x
+
+
+def penalty_of_returned(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    y, x = output
+    slope = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+    return loss(y, target) + slope.square().mean()
+
+
+@pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
+@pytest.mark.parametrize("kind", ["kept", "returned"])
+def test_in_the_loss(kind: str, method: Any) -> None:
+    model = Field(keep if kind == "kept" else returned)
+    given: Any = (lambda o, y: penalty(model, o, y)) if kind == "kept" else penalty_of_returned
+    value, gradient = by_hand(model, given)
+    maml = learner(model, gradient=method, loss=given, **EAGER)
+    assert relative(meta_gradient(maml, episodes()), gradient) < 1e-10
+    torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("executor", ["eager", None])
+@pytest.mark.parametrize("function", [func_hessian, autograd_grad, backward, functional_jacobian])
+def test_per_task(function: Callable[[Field, Tensor], Tensor], executor: Any) -> None:
+    model = Field(function)
+    value, gradient = by_hand(model)
+    maml = learner(model, executor=executor)
+
+    @maml.per_task
+    def run(own: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        for _ in range(STEPS):
+            own.adapt(loss(own(support.inputs), support.targets))
+        return loss(own(query.inputs), query.targets)
+
+    for _ in range(2):
+        maml.zero_grad()
+        out = run(episodes())
+        out.loss.backward()
+        assert relative(gradients(model), gradient) < 1e-10
+    with torch.no_grad():
+        torch.testing.assert_close(run(episodes()).loss, value, rtol=1e-12, atol=0)
+
+
+def test_per_task_function_with_a_derivative_of_its_own() -> None:
+    model = Field(lambda m, x: m.u(x))
+    given = penalty_of_returned
+    hand = Field(returned)
+    gradient = by_hand(hand, given)[1]
+    maml = learner(model)
+
+    @maml.per_task
+    def run(own: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        def penalised(batch: fm.Batch) -> Tensor:
+            x = batch.inputs.detach().requires_grad_()
+            return given((own(x), x), batch.targets)
+
+        for _ in range(STEPS):
+            own.adapt(penalised(support))
+        return penalised(query)
+
+    run(episodes()).loss.backward()
+    assert relative(gradients(model), gradient) < 1e-10
+
+
+def test_the_reason_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    learner(Field(autograd_grad)).explain(episodes())
+    assert "it calls torch.autograd.grad(), for which each task needs" in capsys.readouterr().out
+
+
+def with_norm(m: Field, x: Tensor) -> Tensor:
+    w = m.net[0].weight.detach().requires_grad_()
+    h = (x @ w.T + m.net[0].bias).tanh() @ m.net[2].weight.T * m.scale
+    return h + torch.autograd.grad(h.sum(), w, create_graph=True)[0].square().sum()
+
+
+def by_features(m: Field, x: Tensor) -> Tensor:
+    h = m.net[0](x).tanh()
+    y = m.net[2](h)
+    return y * m.scale + torch.autograd.grad(y.square().sum(), h, create_graph=True)[0].sum()
+
+
+@pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), FirstOrder()], ids=str)
+@pytest.mark.parametrize("function", [autograd_grad, with_norm, by_features])
+def test_parts_that_do_not_adapt(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
+    """They are constants to some passes of some methods, and still have derivatives."""
+    model, batch = Field(function), episodes()
+    theta = dict(model.named_parameters())
+    losses = []
+    for task in batch:
+        scale = theta["scale"]
+        x, y = task.support.inputs[0], task.support.targets[0]
+        for _ in range(STEPS):
+            support = loss(functional_call(model, {**theta, "scale": scale}, (x,)), y)
+            second = not isinstance(method, FirstOrder)
+            scale = scale - LR * torch.autograd.grad(support, scale, create_graph=second)[0]
+        output = functional_call(model, {**theta, "scale": scale}, (task.query.inputs[0],))
+        losses.append(loss(output, task.query.targets[0]))
+    mean = torch.stack(losses).mean()
+    expected = torch.autograd.grad(mean, list(theta.values()), materialize_grads=True)
+    maml = learner(model, scope="scale", gradient=method, **EAGER)
+    found = meta_gradient(maml, batch)
+    assert relative(found, torch.cat([g.flatten() for g in expected])) < 1e-10
+    torch.testing.assert_close(maml.evaluate(batch).loss, mean.detach(), rtol=1e-12, atol=0)
+
+
+def test_a_derivative_by_a_parameter_that_does_not_adapt() -> None:
+    for method in (Unrolled(), Checkpointed()):
+        maml = learner(Field(autograd_grad_of_parameters), scope="scale", gradient=method)
+        with pytest.raises(ValueError, match="called for the parameter 'net.0.weight', which does"):
+            maml(episodes())

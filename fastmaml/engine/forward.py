@@ -98,11 +98,11 @@ class TaskForward:
         given = (batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
         result: tuple[Tensor, Any, Tensors]
         try:
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given))
+            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
         except NeedsGraphError:
             # Of parameters that are constants to this pass, and not to a plain loop's.
             adapted, shared = _differentiable(adapted), _differentiable(shared)
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given))
+            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
         return result
 
     def head(
@@ -123,10 +123,11 @@ class TaskForward:
         """
         keys = step_keys(seeds, 0, False)
         one = partial(self._head_of_one, layer, shared, kept)
-        found: Tensors = self.by_task(one, (adapted, batch.inputs, batch.targets, keys, rows))
+        given = (adapted, batch.inputs, batch.targets, keys, rows)
+        found: Tensors = self.by_task(one, given, shared)
         return found
 
-    def by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def by_task(self, one: Callable[..., Any], arguments: tuple[Any, ...], shared: Tensors) -> Any:
         """A function of one task's tensors, for all tasks: a tree of ``[tasks, ...]``.
 
         It runs with gradients on, since it may take some of its own; where they were off before,
@@ -136,7 +137,7 @@ class TaskForward:
         layout: list[Any] = []  # of what one task returns, known once one has run
 
         def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-            with OwnDerivatives(self.model, self.batched):
+            with OwnDerivatives(self.model, self.batched, shared):
                 layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 

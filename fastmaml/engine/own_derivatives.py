@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from fastmaml.rules.base import Tensors
+
 
 class NeedsGraphError(RuntimeError):
     """A derivative was taken of, or by, a tensor that requires no gradient in this pass."""
@@ -33,11 +35,12 @@ class OwnDerivatives(TorchFunctionMode):
     Args:
         model: whose parameters must not be used past the meta-step.
         batched: whether vmap shows the code one task.
+        shared: the parameters that do not adapt, as the code sees them.
     """
 
-    def __init__(self, model: nn.Module, batched: bool) -> None:
+    def __init__(self, model: nn.Module, batched: bool, shared: Tensors) -> None:
         super().__init__()
-        self.model, self.batched = model, batched
+        self.model, self.batched, self.shared = model, batched, shared
         self.level = functorch.maybe_current_level()
         self.forwards = forward_ad._current_level >= 0
         self.refused: Exception | None = None
@@ -79,10 +82,9 @@ class OwnDerivatives(TorchFunctionMode):
 
     def below(self, x: Tensor) -> Tensor:
         """The tensor of all tasks that this one is a share of; without vmap the tensor itself."""
-        if self.batched and functorch.is_batchedtensor(x):
-            if functorch.maybe_get_level(x) == self.level:
-                return functorch.get_unwrapped(x)
-        return x
+        batched = self.batched and functorch.is_batchedtensor(x)
+        mine = batched and functorch.maybe_get_level(x) == self.level
+        return functorch.get_unwrapped(x) if mine else x
 
     def off(self) -> bool:
         """Whether gradients are, here or where a transform of the code's own was entered."""
@@ -182,6 +184,16 @@ def _grad(
     mode: OwnDerivatives, func: Any, outputs: Any, inputs: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """`torch.autograd.grad`, of parameters that may be constants to this pass."""
+    for name, p in mode.shared.items():
+        if any(x is p for x in tree_leaves(inputs)):
+            mode.refuse(
+                ValueError(
+                    f"torch.autograd.grad() is called for the parameter {name!r}, which does not "
+                    "adapt: adapted parameters depend on it too, so that a loop's result would "
+                    "depend on how the loop is differentiated. Take the derivative with "
+                    "torch.func.grad, or by a detached copy of the parameter."
+                )
+            )
     mode.check_graph("torch.autograd.grad()", (outputs, inputs))
     found = func(outputs, inputs, *args, **kwargs)
     create_graph = kwargs.get("create_graph", args[2] if len(args) > 2 else False)

@@ -93,7 +93,7 @@ class TaskFunction:
         given = support.inputs
         if self.spec is None:
             given = (support.inputs, support.targets), (query.inputs, query.targets)
-        losses, outputs = loop.forward.by_task(one, (given, loop.seeds))
+        losses, outputs = loop.forward.by_task(one, (given, loop.seeds), meta.shared)
         value = (losses * loop.objective.weights.to(losses.dtype)).sum()
         if loop.objective.outputs is not None:
             pairs = zip(tree_leaves(outputs), tree_leaves(loop.objective.outputs), strict=True)

@@ -38,6 +38,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.own = {id(x) for x in own}
         self.leaves: dict[int, weakref.ref[Tensor]] = {}  # trainable ones that are not its own
+        self.made: dict[int, weakref.ref[Tensor]] = {}  # results, which the code may make leaves
         self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
         self.versions = [x._version for x in self.tensors]
         self.parameters = [(n, x, x._version) for n, x in parameters.items()]
@@ -65,8 +66,18 @@ class Watch(TorchFunctionMode):
             return self._data(func, *args)
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor) and id(x) not in self.own and _trainable_leaf(x):
-                self.leaves[id(x)] = weakref.ref(x)
-        return func(*args, **(kwargs or {}))
+                self._note(self.leaves, x)
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and not x.requires_grad:
+                self._note(self.made, x)
+        return result
+
+    def _note(self, where: dict[int, weakref.ref[Tensor]], x: Tensor) -> None:
+        """Remember a tensor, unless it was made here and is a leaf since requires_grad_()."""
+        known = self.made.get(id(x))
+        if known is None or known() is not x:
+            where[id(x)] = weakref.ref(x)
 
     def _data(self, func: Any, x: Tensor, *value: Any) -> Any:
         """`x.data`, whose changes do not count as changes of x."""
