@@ -387,5 +387,7 @@ def test_parts_that_do_not_adapt(function: Callable[[Field, Tensor], Tensor], me
 def test_a_derivative_by_a_parameter_that_does_not_adapt() -> None:
     for method in (Unrolled(), Checkpointed()):
         maml = learner(Field(autograd_grad_of_parameters), scope="scale", gradient=method)
-        with pytest.raises(ValueError, match="called for the parameter 'net.0.weight', which does"):
+        with pytest.raises(
+            ValueError, match=r"called for the parameter 'net.0.weight', which does"
+        ):
             maml(episodes())

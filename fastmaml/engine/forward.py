@@ -137,7 +137,8 @@ class TaskForward:
         layout: list[Any] = []  # of what one task returns, known once one has run
 
         def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-            with OwnDerivatives(self.model, self.batched, shared):
+            native = self.backend != "reference"
+            with OwnDerivatives(self.model, self.batched, shared, native):
                 layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 

@@ -10,6 +10,7 @@ answered, and raises where not: tasks then run one at a time, or the method is r
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
@@ -36,14 +37,16 @@ class OwnDerivatives(TorchFunctionMode):
         model: whose parameters must not be used past the meta-step.
         batched: whether vmap shows the code one task.
         shared: the parameters that do not adapt, as the code sees them.
+        native: whether layers run as ops that are not PyTorch's.
     """
 
-    def __init__(self, model: nn.Module, batched: bool, shared: Tensors) -> None:
+    def __init__(self, model: nn.Module, batched: bool, shared: Tensors, native: bool) -> None:
         super().__init__()
-        self.model, self.batched, self.shared = model, batched, shared
+        self.model, self.batched, self.shared, self.native = model, batched, shared, native
         self.level = functorch.maybe_current_level()
         self.forwards = forward_ad._current_level >= 0
         self.refused: Exception | None = None
+        self.own: list[Tensor] = []  # parameters that were used themselves
         self.handlers = {**_ALWAYS, **(_FORWARDS if self.forwards else {})}
         self.handlers |= _BATCHED if batched else {}
         if self.forwards:
@@ -62,7 +65,7 @@ class OwnDerivatives(TorchFunctionMode):
         result = func(*args, **kwargs)
         for x in args:
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
-                self._check_own(x, result)
+                self._note_own(x, result)
         return result
 
     def __exit__(
@@ -75,6 +78,8 @@ class OwnDerivatives(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         if self.refused is not None and error is None:
             raise self.refused
+        if self.own and error is None:
+            self._check_own()
         if self.forwards and isinstance(error, RuntimeError):
             for words, what in _TORCH_SAYS.items():
                 if words in str(error):
@@ -120,6 +125,17 @@ class OwnDerivatives(TorchFunctionMode):
                 NeedsGraphError(f"{what} was called for a tensor that requires no gradient")
             )
 
+    def hooked(self, what: str) -> None:
+        """Refuse a hook, where it would see another gradient than in PyTorch.
+
+        A second derivative passes a hook on an activation where that is what PyTorch's layer keeps
+        for its derivative; another op may keep something else.
+        """
+        if self.batched:
+            self.alone(what)
+        if self.native:
+            self.refuse(RuntimeError(f"it {what}, which only PyTorch's own layers go through"))
+
     def not_forwards(self, what: str) -> Any:
         """Refuse what forward over reverse differentiates wrongly, or not at all."""
         return self.refuse(
@@ -129,21 +145,21 @@ class OwnDerivatives(TorchFunctionMode):
             )
         )
 
-    def _check_own(self, given: Any, result: Any) -> None:
-        """Refuse one of the model's own parameters, if the result would be learned through it."""
+    def _note_own(self, given: Any, result: Any) -> None:
+        """Note a parameter that was given itself, if the result would be learned through it."""
         own = [x for x in tree_leaves(given) if isinstance(x, nn.Parameter) and x.requires_grad]
-        if not own or not any(_needs_gradient(x) for x in tree_leaves(result)):
-            return
+        if own and any(_needs_gradient(x) for x in tree_leaves(result)):
+            self.own += own
+
+    def _check_own(self) -> None:
+        """Refuse it, if it is the model's; only when the model holds its own parameters again."""
         for name, p in self.model.named_parameters():
-            if any(p is x for x in own):
-                self.refuse(
-                    ValueError(
-                        f"the loss, or a function that the model holds, uses the parameter {name!r}"
-                        " itself, which stays as it is while a task adapts its own copy: it would "
-                        "count as a constant. Compute what needs it in forward(), from the module "
-                        "that holds it, and return it beside the output; or detach() it, if a "
-                        "constant is meant."
-                    )
+            if any(p is x for x in self.own):
+                raise ValueError(
+                    f"the loss, or a function that the model holds, uses the parameter {name!r} "
+                    "itself, which stays as it is while a task adapts its own copy: it would count "
+                    "as a constant. Compute what needs it in forward(), from the module that holds "
+                    "it, and return it beside the output; or detach() it, if a constant is meant."
                 )
 
 
@@ -164,17 +180,26 @@ def _needs_gradient(x: Any) -> bool:
 def _register_hook(mode: OwnDerivatives, func: Any, input: Tensor, hook: Any) -> Any:
     """A hook is never called where nothing requires a gradient, as when a model is evaluated."""
     if not mode.below(input).requires_grad:
-        return RemovableHandle({})
+        return RemovableHandle(OrderedDict())
     if mode.forwards:
         mode.not_forwards("registers a hook on a tensor (register_hook)")
-    if mode.batched:
-        mode.alone("registers a hook on a tensor (register_hook)")
+    mode.hooked("registers a hook on a tensor (register_hook)")
     return func(input, hook)
 
 
+def _grad_fn(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> Any:
+    """A node of the graph, on which hooks can be registered too."""
+    found = mode.below(input).grad_fn
+    if found is not None:
+        if mode.forwards:
+            mode.not_forwards("asks for the grad_fn of a tensor")
+        mode.hooked("asks for the grad_fn of a tensor")
+    return found
+
+
 def _retain_grad(mode: OwnDerivatives, func: Any, input: Tensor) -> None:
-    if not mode.below(input).requires_grad:
-        return
+    if mode.forwards or not mode.below(input).requires_grad:
+        return  # nothing would come
     if mode.batched:
         mode.alone("calls retain_grad()")
     func(input)
@@ -212,6 +237,7 @@ def _backward(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any
 _ALWAYS: dict[Any, Callable[..., Any]] = {
     Tensor.register_hook: _register_hook,
     Tensor.retain_grad: _retain_grad,
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
     Tensor.backward: _backward,
     torch.autograd.backward: _backward,
     torch.autograd.grad: _grad,
@@ -306,20 +332,13 @@ def _is_leaf(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
     return mode.below(input).is_leaf
 
 
-def _grad_fn(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> Any:
-    below = mode.below(input)
-    if below is not input and below.grad_fn is not None:
-        mode.alone("asks for the grad_fn of a tensor")
-    return below.grad_fn
-
-
 def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True) -> Any:
     """Libraries mark activations: harmless, until a derivative is taken or asked for."""
     below = mode.below(input)
     if below is input or functorch.get_inplace_requires_grad_allowed():
         return func(input, requires_grad)
     if below.requires_grad != requires_grad:
-        if not requires_grad or mode.forwards:
+        if not requires_grad:
             mode.alone(f"calls requires_grad_({requires_grad})")
         with _marking():
             below.requires_grad_()
@@ -336,7 +355,6 @@ def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
 _BATCHED: dict[Any, Callable[..., Any]] = {
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
     Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
     Tensor.requires_grad_: _mark,
     Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
     torch.select_scatter: _wrong,
