@@ -10,6 +10,7 @@ import torch
 from hand_loop import hand_loop
 from problems import meta_gradient, relative, tensor
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Unrolled
@@ -280,3 +281,28 @@ def test_the_models_own_parameter_in_a_per_task_function() -> None:
 
     with pytest.raises(ValueError, match=r"uses the parameter 'head.weight' itself"):
         run(episodes())
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has it not")
+@pytest.mark.parametrize("where", ["function", "module"])
+def test_a_chunked_loss_is_refused(where: str) -> None:
+    from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+
+    options = LinearCrossEntropyOptions(batch_chunk_size=2)
+
+    class Classifier(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda h: None)
+            self.criterion = nn.LinearCrossEntropyLoss(4, 2, options=options).double()
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            h = self.body(x).tanh()
+            if where == "module":
+                return self.criterion(h, labels)
+            return F.linear_cross_entropy(h, self.head.weight, labels, options=options)
+
+    labels = torch.arange(5).remainder(2).expand(3, 5)
+    batch = fm.Batch((tensor(3, 5, 3, seed=1), labels), labels)
+    maml = fm.MAML(Classifier(), LR, loss=lambda o, y: o)
+    with pytest.raises(ValueError, match=r"leave options out, which gives the same loss"):
+        maml(fm.Episodes(batch, batch))

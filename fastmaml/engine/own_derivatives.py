@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
@@ -234,6 +235,21 @@ def _backward(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any
     return func(*args, **kwargs)
 
 
+def _chunked_loss(
+    mode: OwnDerivatives, func: Any, *args: Any, options: Any = None, **kwargs: Any
+) -> Any:
+    """`F.linear_cross_entropy` in chunks has wrong second derivatives, and none under vmap."""
+    if options is not None:
+        mode.refuse(
+            ValueError(
+                "F.linear_cross_entropy(options=...), or its module, takes its gradient while it "
+                "runs forward, which has no second derivative: leave options out, which gives the "
+                "same loss."
+            )
+        )
+    return func(*args, **kwargs)
+
+
 _ALWAYS: dict[Any, Callable[..., Any]] = {
     Tensor.register_hook: _register_hook,
     Tensor.retain_grad: _retain_grad,
@@ -242,6 +258,8 @@ _ALWAYS: dict[Any, Callable[..., Any]] = {
     torch.autograd.backward: _backward,
     torch.autograd.grad: _grad,
 }
+if hasattr(F, "linear_cross_entropy"):  # from torch 2.13
+    _ALWAYS[F.linear_cross_entropy] = _chunked_loss
 
 
 # ---------------------------------------------------------------------------- forward over reverse
