@@ -306,3 +306,11 @@ def test_a_chunked_loss_is_refused(where: str) -> None:
     maml = fm.MAML(Classifier(), LR, loss=lambda o, y: o)
     with pytest.raises(ValueError, match=r"leave options out, which gives the same loss"):
         maml(fm.Episodes(batch, batch))
+
+
+@pytest.mark.parametrize("scope", ["all", "head.*"])
+def test_a_hook_on_a_parameter_is_refused(scope: str) -> None:
+    model = Net(lambda h: None)
+    model.between = lambda h: model.body.weight.register_hook(lambda g: -g) and None
+    with pytest.raises(ValueError, match=r"registered on a parameter of shape \[4, 3\] inside"):
+        learner(model, scope=scope)(episodes())

@@ -138,7 +138,7 @@ class TaskForward:
 
         def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
             native = self.backend != "reference"
-            with OwnDerivatives(self.model, self.batched, shared, native):
+            with OwnDerivatives(self.model, self.batched, shared, tensors, native):
                 layout[:] = tree_flatten(one(*tree_unflatten(_filled(leaves, tensors), spec)))
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 

@@ -9,21 +9,20 @@ answered, and raises where not: tasks then run one at a time, or the method is r
 
 from __future__ import annotations
 
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.hooks import RemovableHandle
+from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.taken_derivatives import ALWAYS
+from fastmaml.engine.under_forward_mode import FORWARDS, TORCH_SAYS, constant, refuse_module_hooks
+from fastmaml.engine.under_vmap import BATCHED
 from fastmaml.rules.base import Tensors
 
 
@@ -38,20 +37,29 @@ class OwnDerivatives(TorchFunctionMode):
         model: whose parameters must not be used past the meta-step.
         batched: whether vmap shows the code one task.
         shared: the parameters that do not adapt, as the code sees them.
+        given: what differs from task to task, parameters among it.
         native: whether layers run as ops that are not PyTorch's.
     """
 
-    def __init__(self, model: nn.Module, batched: bool, shared: Tensors, native: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batched: bool,
+        shared: Tensors,
+        given: Sequence[Tensor],
+        native: bool,
+    ) -> None:
         super().__init__()
-        self.model, self.batched, self.shared, self.native = model, batched, shared, native
+        self.model, self.batched, self.native = model, batched, native
+        self.shared, self.given = shared, given
         self.level = functorch.maybe_current_level()
         self.forwards = forward_ad._current_level >= 0
         self.refused: Exception | None = None
         self.own: list[Tensor] = []  # parameters that were used themselves
-        self.handlers = {**_ALWAYS, **(_FORWARDS if self.forwards else {})}
-        self.handlers |= _BATCHED if batched else {}
+        self.handlers = {**ALWAYS, **(FORWARDS if self.forwards else {})}
+        self.handlers |= BATCHED if batched else {}
         if self.forwards:
-            _refuse_module_hooks(self)
+            refuse_module_hooks(self)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -62,9 +70,9 @@ class OwnDerivatives(TorchFunctionMode):
         if handler is not None:
             return handler(self, func, *args, **kwargs)
         if self.forwards and self.off():
-            return _constant(func, args, kwargs)
+            return constant(func, args, kwargs)
         result = func(*args, **kwargs)
-        for x in args:
+        for x in (*args, *kwargs.values()):
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
                 self._note_own(x, result)
         return result
@@ -82,7 +90,7 @@ class OwnDerivatives(TorchFunctionMode):
         if self.own and error is None:
             self._check_own()
         if self.forwards and isinstance(error, RuntimeError):
-            for words, what in _TORCH_SAYS.items():
+            for words, what in TORCH_SAYS.items():
                 if words in str(error):
                     self.not_forwards(what)
 
@@ -99,7 +107,7 @@ class OwnDerivatives(TorchFunctionMode):
         if functorch.maybe_current_level() == self.level:
             return False
         return any(
-            i.level() > self.level
+            i.level() > (self.level or 0)
             and i.key() == functorch.TransformType.Grad
             and not functorch.CGradInterpreterPtr(i).prevGradMode()
             for i in functorch.get_interpreter_stack() or ()
@@ -173,214 +181,3 @@ def _needs_gradient(x: Any) -> bool:
             return False
         x = functorch.get_unwrapped(x)
     return False
-
-
-# ---------------------------------------------------------------------------------- without vmap
-
-
-def _register_hook(mode: OwnDerivatives, func: Any, input: Tensor, hook: Any) -> Any:
-    """A hook is never called where nothing requires a gradient, as when a model is evaluated."""
-    if not mode.below(input).requires_grad:
-        return RemovableHandle(OrderedDict())
-    if mode.forwards:
-        mode.not_forwards("registers a hook on a tensor (register_hook)")
-    mode.hooked("registers a hook on a tensor (register_hook)")
-    return func(input, hook)
-
-
-def _grad_fn(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> Any:
-    """A node of the graph, on which hooks can be registered too."""
-    found = mode.below(input).grad_fn
-    if found is not None:
-        if mode.forwards:
-            mode.not_forwards("asks for the grad_fn of a tensor")
-        mode.hooked("asks for the grad_fn of a tensor")
-    return found
-
-
-def _retain_grad(mode: OwnDerivatives, func: Any, input: Tensor) -> None:
-    if mode.forwards or not mode.below(input).requires_grad:
-        return  # nothing would come
-    if mode.batched:
-        mode.alone("calls retain_grad()")
-    func(input)
-
-
-def _grad(
-    mode: OwnDerivatives, func: Any, outputs: Any, inputs: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """`torch.autograd.grad`, of parameters that may be constants to this pass."""
-    for name, p in mode.shared.items():
-        if any(x is p for x in tree_leaves(inputs)):
-            mode.refuse(
-                ValueError(
-                    f"torch.autograd.grad() is called for the parameter {name!r}, which does not "
-                    "adapt: adapted parameters depend on it too, so that a loop's result would "
-                    "depend on how the loop is differentiated. Take the derivative with "
-                    "torch.func.grad, or by a detached copy of the parameter."
-                )
-            )
-    mode.check_graph("torch.autograd.grad()", (outputs, inputs))
-    found = func(outputs, inputs, *args, **kwargs)
-    create_graph = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
-    if mode.forwards and (mode.off() or not create_graph):  # constants, to forward mode too
-        return tree_map_only(Tensor, torch.detach, found)
-    return found
-
-
-def _backward(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:
-    if mode.forwards:
-        mode.not_forwards("calls backward()")
-    mode.check_graph("backward()", (args[0] if args else kwargs.get("tensors"),))
-    return func(*args, **kwargs)
-
-
-def _chunked_loss(
-    mode: OwnDerivatives, func: Any, *args: Any, options: Any = None, **kwargs: Any
-) -> Any:
-    """`F.linear_cross_entropy` in chunks has wrong second derivatives, and none under vmap."""
-    if options is not None:
-        mode.refuse(
-            ValueError(
-                "F.linear_cross_entropy(options=...), or its module, takes its gradient while it "
-                "runs forward, which has no second derivative: leave options out, which gives the "
-                "same loss."
-            )
-        )
-    return func(*args, **kwargs)
-
-
-_ALWAYS: dict[Any, Callable[..., Any]] = {
-    Tensor.register_hook: _register_hook,
-    Tensor.retain_grad: _retain_grad,
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
-    Tensor.backward: _backward,
-    torch.autograd.backward: _backward,
-    torch.autograd.grad: _grad,
-}
-if hasattr(F, "linear_cross_entropy"):  # from torch 2.13
-    _ALWAYS[F.linear_cross_entropy] = _chunked_loss
-
-
-# ---------------------------------------------------------------------------- forward over reverse
-
-
-_TORCH_SAYS = {
-    "Nested forward mode AD is not supported": "uses forward mode itself (torch.func.jvp, jacfwd, "
-    "hessian, ...)",
-    "it must override the setup_context staticmethod": "uses a torch.autograd.Function without "
-    "setup_context and jvp",
-}
-"""What its own errors mean here."""
-
-
-def _constant(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Where gradients are off results are constants, which forward mode must be told."""
-    with forward_ad._set_fwd_grad_enabled(False):
-        return func(*args, **kwargs)
-
-
-def _data(mode: OwnDerivatives, func: Any, input: Tensor) -> Tensor:
-    found: Tensor = func(input)
-    return found.detach()
-
-
-def _mark_forwards(
-    mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True
-) -> Any:
-    """`requires_grad_`, on the level at which MixedMode differentiates."""
-    if functorch.get_inplace_requires_grad_allowed():  # a transform of torch.func's own
-        return func(input, requires_grad)
-    if input.requires_grad != requires_grad and functorch.maybe_get_level(input) != mode.level:
-        mode.not_forwards("marks an input with requires_grad_()")
-    with _marking():
-        return func(input, requires_grad)
-
-
-def _refuse_module_hooks(mode: OwnDerivatives) -> None:
-    """They may change gradients, and torch refuses them here in words that do not say so."""
-    found = nn.modules.module
-    anywhere = found._global_backward_hooks or found._global_backward_pre_hooks
-    if anywhere or any(m._backward_hooks or m._backward_pre_hooks for m in mode.model.modules()):
-        mode.not_forwards("has a module with a backward hook")
-
-
-class _marking:  # noqa: N801  # a context manager
-    """Lets `requires_grad_` through, as torch.func does for its own transforms."""
-
-    def __enter__(self) -> None:
-        self.before = functorch.get_inplace_requires_grad_allowed()
-        functorch.set_inplace_requires_grad_allowed(True)
-
-    def __exit__(self, *_: object) -> None:
-        functorch.set_inplace_requires_grad_allowed(self.before)
-
-
-_FORWARDS: dict[Any, Callable[..., Any]] = {
-    Tensor.requires_grad_: _mark_forwards,
-    Tensor.requires_grad.__set__: _mark_forwards,  # type: ignore[attr-defined]
-    Tensor.data.__get__: _data,  # type: ignore[attr-defined]
-}
-
-
-# ------------------------------------------------------------------------------------- under vmap
-
-
-_OBSERVERS = {"torch.utils.module_tracker", "torch.distributed._tools.mod_tracker"}
-"""Modules of torch that would hook into backward passes only to note when they happen."""
-
-
-def _requires_grad(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
-    return mode.below(input).requires_grad and _asker() not in _OBSERVERS
-
-
-def _asker() -> str:
-    """The name of the module whose code made the call to torch that is being handled."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _module(frame).startswith("fastmaml."):
-        frame = frame.f_back
-    return _module(frame)
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
-
-
-def _is_leaf(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
-    return mode.below(input).is_leaf
-
-
-def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True) -> Any:
-    """Libraries mark activations: harmless, until a derivative is taken or asked for."""
-    below = mode.below(input)
-    if below is input or functorch.get_inplace_requires_grad_allowed():
-        return func(input, requires_grad)
-    if below.requires_grad != requires_grad:
-        if not requires_grad:
-            mode.alone(f"calls requires_grad_({requires_grad})")
-        with _marking():
-            below.requires_grad_()
-    return input
-
-
-def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
-    """What torch's own rule for vmap differentiates wrongly (seen in 2.13)."""
-    return mode.refuse(
-        RuntimeError(f"it calls {func.__name__}, which torch differentiates wrongly under vmap")
-    )
-
-
-_BATCHED: dict[Any, Callable[..., Any]] = {
-    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
-    Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
-    Tensor.requires_grad_: _mark,
-    Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
-    torch.select_scatter: _wrong,
-    Tensor.select_scatter: _wrong,
-    torch.ops.aten.select_scatter: _wrong,
-    torch.ops.aten.select_scatter.default: _wrong,
-    torch.as_strided_: _wrong,
-    Tensor.as_strided_: _wrong,
-    torch.ops.aten.as_strided_: _wrong,
-    torch.ops.aten.as_strided_.default: _wrong,
-}
