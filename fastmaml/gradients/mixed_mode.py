@@ -87,7 +87,7 @@ def _hessian_products(
         loss, backward = vjp(lambda p, s: loop.support_loss(step, p, s), duals, meta.shared)[:2]
         to_parameters, to_shared = (
             {name: forward_ad.unpack_dual(g) for name, g in part.items()}
-            for part in backward(torch.ones_like(loss), retain_graph=False, create_graph=False)
+            for part in backward(torch.ones_like(loss), retain_graph=False, create_graph=True)
         )
     gradient = {name: dual.primal for name, dual in to_parameters.items()}
     hessian, mixed = (
