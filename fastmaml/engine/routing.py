@@ -24,6 +24,7 @@ from fastmaml.engine.bias_alone import bias_alone, without_bias
 from fastmaml.engine.language_routing import attention, embedding, embedding_bag
 from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.randomness import python_seed
+from fastmaml.engine.second_order import SECOND_ORDER
 from fastmaml.engine.sparse_constants import with_sparse_constants
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
 
@@ -59,6 +60,7 @@ _RANDOM_FUNCTIONS = {
     "feature_alpha_dropout_",
     "rrelu_",
 }
+_STAND_INS = {**ALWAYS, **SECOND_ORDER}
 _RANDOM_IN_TRAINING = {"rrelu": 3, "alpha_dropout": 2, "feature_alpha_dropout": 2}
 """Functions that draw only in training, and the place of that argument."""
 
@@ -125,8 +127,8 @@ class Routing(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)
-        if func in ALWAYS:
-            return ALWAYS[func](*args, **kwargs)
+        if func in _STAND_INS:
+            return _STAND_INS[func](*args, **kwargs)
         if forward_ad._current_level >= 0:
             if func in FORWARD_MODE:
                 return FORWARD_MODE[func](*args, **kwargs)

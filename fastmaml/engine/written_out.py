@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """A loss's elements, times `weight`, as `reduction` says."""
     if weight is not None:
         loss = loss * weight
         if reduction == "mean":
@@ -23,7 +24,8 @@ def _reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
-def _reduction(size_average: Any, reduce: Any, reduction: str) -> str:
+def reduction_of(size_average: Any, reduce: Any, reduction: str) -> str:
+    """The reduction that old and new arguments of a loss name."""
     if size_average is None and reduce is None:
         return reduction
     return "none" if reduce is False else "sum" if size_average is False else "mean"
@@ -38,8 +40,8 @@ def mse_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """(input - target)²."""
-    reduction = _reduction(size_average, reduce, reduction)
-    return _reduced((input - target).square(), weight, reduction)
+    reduction = reduction_of(size_average, reduce, reduction)
+    return reduced((input - target).square(), weight, reduction)
 
 
 def huber_loss(
@@ -52,7 +54,7 @@ def huber_loss(
     """Squared up to `delta`, linear beyond."""
     error = (input - target).abs()
     loss = torch.where(error <= delta, 0.5 * error.square(), delta * (error - 0.5 * delta))
-    return _reduced(loss, weight, reduction)
+    return reduced(loss, weight, reduction)
 
 
 def soft_margin_loss(
@@ -63,7 +65,7 @@ def soft_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """log(1 + exp(-target·input))."""
-    return _reduced(F.softplus(-target * input), None, _reduction(size_average, reduce, reduction))
+    return reduced(F.softplus(-target * input), None, reduction_of(size_average, reduce, reduction))
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
