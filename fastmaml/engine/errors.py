@@ -16,3 +16,10 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818  # it says what happened
         super().__init__(message)
         self.step = step
         self.tasks = tasks
+
+
+class MissingDerivative(NotImplementedError):  # noqa: N818  # it says what is missing
+    """PyTorch has no derivative that a gradient method needs, or a wrong one.
+
+    The message names the operation, where that is known, and the methods that can do without.
+    """

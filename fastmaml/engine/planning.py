@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fastmaml.engine.alternatives import check_method, explaining
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
@@ -126,6 +127,7 @@ def make_plan(
         lanes: how many chunks run from recordings at the same time; 0 where none is recorded.
 
     Raises:
+        MissingDerivative: the gradient method needs derivatives that PyTorch has not, or has wrong.
         Exception: whatever the model raises when it runs on one task in plain PyTorch.
     """
     tasks, steps = episodes.tasks, program.steps
@@ -133,17 +135,21 @@ def make_plan(
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
     episodes = _first_two(episodes)
     copies, parameters = _copies(program, meta)
-    with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
-        alone, outputs, backend_why = runs(alone, copies, episodes[:1], seeds[:1], fixed_backend)
+    one = (meta, episodes[:1], seeds[:1])
+    watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
+    with explaining(alone, *one), watch, Sight() as sight:
+        alone, outputs, backend_why = runs(alone, copies, *one[1:], fixed_backend)
     watch.check_unchanged()
     del copies, parameters
     program.watched(sight)
-    tables = find_tables(alone, meta, episodes[:1], seeds[:1])
+    tables = find_tables(alone, *one)
     program.depends.settle()
     drew = _unrepeatable(watch.drew(), program.depends.restless)
     tables = () if drew else tables
+    if not drew:
+        check_method(alone, *one)
     alone = replace(alone, tables=tables, repeatable=not drew)
-    kept = kept_bytes(alone, meta, episodes[:1], seeds[:1])
+    kept = kept_bytes(alone, *one)
     size = _chunk(tasks, chunk, sum(kept), seeds.device, free, lanes)
 
     estimator = Estimator(meta, episodes, seeds[:2], tasks, steps, lanes)

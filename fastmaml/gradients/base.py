@@ -116,6 +116,15 @@ class GradientMethod(ABC):
         whether or not gradients are enabled outside. The meta-gradient's tensors are detached.
         """
 
+    def doubt(self, loop: Loop, meta: Meta) -> str:
+        """Why the result would be wrong for such a loop, tried out once for a plan; "" if it holds.
+
+        Args:
+            loop: of one task, at least one inner step.
+            meta: as for `meta_gradient`.
+        """
+        return ""
+
 
 def leaves_of(tree: Any) -> Any:
     """The same tree with every floating or complex tensor a fresh leaf that requires a gradient."""

@@ -20,9 +20,11 @@ from fastmaml.gradients.base import (
     Meta,
     MetaGradient,
     add,
+    detached,
     leaves_of,
     pull_back,
 )
+from fastmaml.gradients.forward_check import WrongFunctions, differ, known_wrong
 from fastmaml.rules.base import Tensors
 
 
@@ -58,6 +60,35 @@ class MixedMode(AdjointScan):
         del gradient, along
         to_carry = to_carry._replace(parameters=add(to_carry.parameters, hessian))
         return to_carry, to_meta._replace(shared=mixed)
+
+    def doubt(self, loop: Loop, meta: Meta) -> str:
+        """What PyTorch differentiates wrongly forwards: one H·v is compared with reverse mode's."""
+        meta = detached(meta)
+        # After a step: parameters that begin at zero may hide what they multiply.
+        carry = loop.step(0, loop.start(meta), meta, create_graph=False)
+        generator = torch.Generator().manual_seed(0)
+        along = {
+            n: torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device)
+            for n, p in carry.parameters.items()
+        }
+        _, hessian, mixed = _hessian_products(loop, 0, carry, meta, along)  # type: ignore[arg-type]
+        with torch.enable_grad():
+            parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
+            loss = loop.support_loss(0, parameters, shared)
+            name = known_wrong(loss, parameters.values())
+            if name:
+                return f"PyTorch's forward-mode derivative of {name} is wrong"
+            leaves = [*parameters.values(), *shared.values()]
+            gradient = torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=True, materialize_grads=True
+            )
+            reverse = pull_back(list(gradient), list(along.values()), leaves)
+            if not differ([*hessian.values(), *mixed.values()], reverse):
+                return ""
+            with WrongFunctions() as tried:
+                loop.support_loss(0, parameters, shared)
+        names = f" (that of {', '.join(tried.names)} is)" * bool(tried.names)
+        return f"PyTorch's forward-mode derivatives of this model are wrong{names}"
 
 
 def _rule_back(

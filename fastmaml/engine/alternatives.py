@@ -1,0 +1,118 @@
+"""Errors that name what PyTorch cannot differentiate, and the gradient method that needs less."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.errors import MissingDerivative
+from fastmaml.engine.inner_loop import InnerLoop, Objective
+from fastmaml.engine.meta_step import Program, inner_loop
+from fastmaml.engine.out_of_memory import is_out_of_memory
+from fastmaml.engine.trials import attempted, runs
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import FirstOrder, GradientMethod, MixedMode, Unrolled
+from fastmaml.gradients.base import Meta, leaves_of
+from fastmaml.gradients.forward_check import WrongFunctions
+
+_FORWARD = re.compile(r"forward AD with (?:aten::)?(\w+) that does not support it")
+_REVERSE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+"""What torch says where it has no derivative."""
+
+_EXACT = "gradient=Unrolled() or gradient=Checkpointed()"
+
+
+def check_method(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
+    """Raise `MissingDerivative` where the gradient method would be wrong for such a task."""
+    if program.steps == 0:
+        return
+    doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)
+    if doubt:
+        raise MissingDerivative(
+            f"gradient={program.gradient} would give a wrong meta-gradient: {doubt}. Use {_EXACT}: "
+            "they differentiate backwards only."
+        )
+
+
+@contextlib.contextmanager
+def explaining(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
+) -> Iterator[None]:
+    """Raise `MissingDerivative` where another gradient method runs what fails inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        explain_missing(error, program, meta, episodes, seeds)
+        raise
+
+
+def explain_missing(
+    error: RuntimeError, program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
+) -> None:
+    """Raise `MissingDerivative` where another gradient method runs what raised `error`.
+
+    Args:
+        error: what the program raised on one task.
+        program: it.
+        meta, episodes, seeds: of that task.
+    """
+    if is_out_of_memory(error):
+        return
+    for method in _others(program.gradient):
+        other = replace(program, gradient=method)
+        if not attempted(partial(runs, other, meta, episodes, seeds, False))[0]:
+            name = named(error)
+            if not name and method.exact:
+                name = _without_forward(other, meta, episodes, seeds)
+            message = _message(error, name, program.gradient, method)
+            raise MissingDerivative(message) from error
+
+
+def named(error: RuntimeError) -> str:
+    """The function that torch's error says has no derivative, as users call it; "" if it has none.
+
+    Torch names the kernel of the pass that it cannot differentiate: ``_cdist_backward``.
+    """
+    found = _FORWARD.search(str(error)) or _REVERSE.search(str(error))
+    return re.sub(r"(_forward|_backward)$", "", found[1]).strip("_") if found else ""
+
+
+def _others(method: GradientMethod) -> Iterator[GradientMethod]:
+    """Methods that ask less of PyTorch, the exact one first."""
+    if isinstance(method, MixedMode):
+        yield Unrolled()
+    if not isinstance(method, FirstOrder):
+        yield FirstOrder()
+
+
+def _without_forward(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> str:
+    """The functions that have no forward-mode derivative, found by trying each on its own."""
+    loop, meta = _loop(program, episodes, seeds), leaves_of(meta)
+    with torch.enable_grad(), WrongFunctions() as tried:
+        loop.support_loss(0, loop.start(meta).parameters, meta.shared)
+    return ", ".join(tried.names)
+
+
+def _loop(program: Program, episodes: Episodes, seeds: Tensor) -> InnerLoop:
+    objective = Objective(torch.ones(1, device=seeds.device), [0.0, 1.0])
+    return inner_loop(program, episodes, seeds, objective)
+
+
+def _message(error: RuntimeError, name: str, asked: GradientMethod, other: GradientMethod) -> str:
+    name = name or "something that this model calls"
+    if other.exact:
+        return (
+            f"gradient={asked} needs forward-mode derivatives, and PyTorch has none of {name}. Use "
+            f"{_EXACT}, which need none. PyTorch says: {error}"
+        )
+    return (
+        f"gradient={asked} needs second derivatives, and PyTorch has none of {name}. Use "
+        f"gradient={other}, which needs none and is approximate; or write {name} in operations "
+        f"that have them; or leave it out of what adapts (scope=). PyTorch says: {error}"
+    )
