@@ -85,11 +85,11 @@ def embedding_bag(
             input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
             per_sample_weights, include_last_offset, padding_idx,
         )  # fmt: skip
-    bags, count, kept = _bags(input, offsets, include_last_offset)
+    bags, count = _bags(input, offsets, include_last_offset)
     ids = input.reshape(-1)
+    rows, kept = F.embedding(ids, weight), torch.ones_like(ids, dtype=torch.bool).unsqueeze(-1)
     if padding_idx is not None:
-        kept = kept & (ids != padding_idx % len(weight))
-    rows, kept = F.embedding(ids, weight), kept.unsqueeze(-1)
+        kept = (ids != padding_idx % len(weight)).unsqueeze(-1)
     if mode == "max":
         lowest = rows.new_full((count, rows.shape[1]), -torch.inf)
         places = bags.unsqueeze(-1).expand_as(rows)
@@ -106,16 +106,13 @@ def embedding_bag(
 
 def _bags(
     input: Tensor, offsets: Tensor | None, include_last_offset: bool
-) -> tuple[Tensor, int, Tensor]:
-    """The bag of each index, how many bags there are, and which indices are in one."""
+) -> tuple[Tensor, int]:
+    """The bag of each index, and how many bags there are."""
     places = torch.arange(input.numel(), device=input.device)
-    everything = torch.ones_like(places, dtype=torch.bool)
     if offsets is None:
-        return places // max(input.shape[1], 1), input.shape[0], everything
-    ends = offsets[-1] if include_last_offset else None
+        return places // max(input.shape[1], 1), input.shape[0]
     starts = offsets[:-1] if include_last_offset else offsets
-    bags = torch.searchsorted(starts, places.to(starts.dtype), right=True) - 1
-    return bags, len(starts), everything if ends is None else places < ends
+    return torch.searchsorted(starts, places.to(starts.dtype), right=True) - 1, len(starts)
 
 
 def multi_margin_loss(

@@ -15,7 +15,7 @@ from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-ROUNDINGS = 30
+ROUNDINGS = 10
 """Second derivatives lose up to half of the digits: what may differ is this times their root."""
 
 NOISE = 1e-2
@@ -84,7 +84,9 @@ class WrongFunctions(TorchFunctionMode):
         """Run `func`, after its derivatives were compared."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if name not in self.names and _wrong(func, args, kwargs):
+        # Without gradients it is a part of a function that brings its own derivatives.
+        tried = torch.is_grad_enabled() and name not in self.names
+        if tried and _wrong(func, args, kwargs):
             self.names.append(name)
         return func(*args, **kwargs)
 
