@@ -14,7 +14,7 @@ from fastmaml.episodes.batch import Batch, Episodes
 
 from .database import parts
 
-TASKS, EXAMPLES, STEPS = 2, 3, 2
+TASKS, STEPS = 2, 2
 STEP_SIZE = 0.05
 """An inner step changes the largest parameter by this much of itself, about."""
 
@@ -65,7 +65,7 @@ class OperatorModel(nn.Module):
             self.rest.append(None if isinstance(x, Tensor) else x)
         self.gain = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
         with torch.no_grad():
-            found = self._outputs(torch.zeros(EXAMPLES, dtype=torch.float64))
+            found = self._outputs(torch.zeros(1, dtype=torch.float64))
         sizes = [float(y.double().abs().max()) for y in found if y.numel()]
         self.factor = 1 / max([*sizes, 1e-3])
         self.precision = max(
@@ -86,7 +86,7 @@ class OperatorModel(nn.Module):
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
         """What the operator returns, as real vectors."""
-        stretch = 1 + 0.02 * self.reach * x.mean()
+        stretch = 1 + 0.02 * self.reach * x.squeeze(0)
         arguments = list(self.rest)
         for i, name in enumerate(self.names):
             if name is not None:
@@ -106,9 +106,9 @@ class OperatorModel(nn.Module):
         return torch.view_as_complex(value) if name.startswith("complex") else value
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.cat([y.to(torch.float64) for y in self._outputs(x)]) * self.factor
-        y = self.gain * y
-        return y + 0.3 * (2 * y).sin()
+        outputs = [y.to(torch.float64) for y in self._outputs(x)]
+        y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return (self.gain * self.factor * y).sin()
 
 
 def _real(y: Tensor) -> Tensor:
@@ -121,8 +121,9 @@ def _real(y: Tensor) -> Tensor:
 
 def loss(output: Tensor, target: Tensor) -> Tensor:
     """Squares, no two of which have the same weight."""
-    weights = 1 + 0.5 * torch.cos(torch.arange(len(output), dtype=torch.float64))
-    return (weights * (output - target.mean()).square()).mean()
+    size = len(output)
+    weights = torch.linspace(1 / max(size, 1), 2 / max(size, 1), size, dtype=torch.float64)
+    return torch.dot(weights, (output - target).square())
 
 
 def episodes() -> Episodes:
@@ -132,10 +133,8 @@ def episodes() -> Episodes:
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    support, query = (
-        Batch(numbers(TASKS, EXAMPLES), 0.3 + 0.1 * numbers(TASKS, EXAMPLES)) for _ in range(2)
-    )
-    return Episodes(support, query)
+    sets = (Batch(numbers(TASKS, 1), 0.3 + 0.1 * numbers(TASKS, 1)) for _ in range(2))
+    return Episodes(*sets)
 
 
 def nudged(model: OperatorModel) -> None:
