@@ -16,7 +16,7 @@ PEERS ?=
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test fuzz check format bench bench-quick gpu sanitize clean
+.PHONY: demo test fuzz check format operators bench bench-quick gpu sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -28,6 +28,12 @@ test: $(STAMP)
 # Random modules, tapes and changes between calls, for MINUTES: what failed, and how to run it again.
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/properties/run.py --minutes $(MINUTES)
+
+# PyTorch's own operators through every gradient method and executor, in half an hour on one core:
+# tests/operators/results.json and docs/operators.md. OPERATORS="--only svd linalg.solve --sample 3".
+OPERATORS ?=
+operators: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.operators.sweep $(OPERATORS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

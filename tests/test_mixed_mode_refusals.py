@@ -171,7 +171,9 @@ MISSING = {
 @pytest.mark.parametrize("name", MISSING)
 def test_missing_forward_derivatives_name_the_function_and_the_way_out(name: str) -> None:
     model = Around(MISSING[name], torch.float64)
-    message = rf"PyTorch has none of {name}\. Use gradient=Unrolled\(\) or gradient=Checkpointed\(\)"
+    message = (
+        rf"PyTorch has none of {name}\. Use gradient=Unrolled\(\) or gradient=Checkpointed\(\)"
+    )
     with pytest.raises(fm.MissingDerivative, match=message) as caught:
         meta_gradient(model, gradient=MixedMode())
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -104,9 +104,7 @@ def embedding_bag(
     return total / rows.new_zeros(count, 1).index_add(0, bags, scale).clamp(min=1)
 
 
-def _bags(
-    input: Tensor, offsets: Tensor | None, include_last_offset: bool
-) -> tuple[Tensor, int]:
+def _bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) -> tuple[Tensor, int]:
     """The bag of each index, and how many bags there are."""
     places = torch.arange(input.numel(), device=input.device)
     if offsets is None:
