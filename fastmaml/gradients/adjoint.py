@@ -63,7 +63,7 @@ class AdjointScan(GradientMethod):
                 if step in starts:
                     kept[step] = carry
                 carry = loop.step(step, carry, meta, create_graph=False)
-            cotangent, gradient, query = _query_back(loop, loop.steps, carry, meta)
+            cotangent, gradient, query = query_back(loop, loop.steps, carry, meta)
             queries = [query]
             del carry
             for begin, end in reversed(segments):
@@ -71,7 +71,7 @@ class AdjointScan(GradientMethod):
                     cotangent, own = self.step_back(loop, step, carry, meta, cotangent)
                     gradient = add(gradient, own)
                     if step > 0 and loop.observed(step):
-                        direct, own, query = _query_back(loop, step, carry, meta)
+                        direct, own, query = query_back(loop, step, carry, meta)
                         cotangent, gradient = add(cotangent, direct), add(gradient, own)
                         queries.append(query)
             gradient = add(gradient, _start_back(loop, meta, cotangent))
@@ -93,7 +93,7 @@ class AdjointScan(GradientMethod):
             yield step, carries.pop()
 
 
-def _query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, MetaGradient, Query]:
+def query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, MetaGradient, Query]:
     """The query loss at `carry`: its cotangent, its direct part of the meta-gradient, itself."""
     with torch.enable_grad():
         parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)

@@ -98,7 +98,6 @@ def _wrong(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
     if not moving:
         return False
     values = [leaves[i].detach().clone() for i in moving]
-    directions = [torch.randn_like(x) for x in values]
 
     def curved(*inputs: Tensor) -> Tensor:
         given = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
@@ -110,29 +109,33 @@ def _wrong(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> bool:
         return sum((y.sin().sum() for y in floats), torch.zeros(()))
 
     try:
-        reverse = _by_reverse(curved, values, directions)
+        along, reverse = _by_reverse(curved, values)
     except (RuntimeError, TypeError):
         return False
     try:
-        return differ(_by_forward(curved, values, directions), reverse)
+        return differ(_by_forward(curved, values, along), reverse)
     except RuntimeError:
         return True
 
 
 def _by_reverse(
-    function: Callable[..., Tensor], values: list[Tensor], along: list[Tensor]
-) -> list[Tensor | None]:
-    """H·v of a scalar function, by two backward passes."""
+    function: Callable[..., Tensor], values: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The gradient g of a scalar function, and H·g, by two backward passes.
+
+    In the direction g: where a function has derivatives among symmetric matrices only, it is one.
+    """
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in values]
         gradient = torch.autograd.grad(
             function(*leaves), leaves, create_graph=True, materialize_grads=True
         )
+        along = [g.detach() for g in gradient]
         pairs = [(g, v) for g, v in zip(gradient, along, strict=True) if g.requires_grad]
         if not pairs:
-            return [None] * len(values)
+            return along, [None] * len(values)
         gs, vs = zip(*pairs, strict=True)
-        return list(torch.autograd.grad(gs, leaves, vs, allow_unused=True))
+        return along, list(torch.autograd.grad(gs, leaves, vs, allow_unused=True))
 
 
 def _by_forward(

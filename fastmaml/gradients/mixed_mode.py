@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import vjp
 
-from fastmaml.gradients.adjoint import AdjointScan
+from fastmaml.gradients.adjoint import AdjointScan, query_back
 from fastmaml.gradients.base import (
     Carry,
     Cotangents,
@@ -66,12 +66,8 @@ class MixedMode(AdjointScan):
         meta = detached(meta)
         # After a step: parameters that begin at zero may hide what they multiply.
         carry = loop.step(0, loop.start(meta), meta, create_graph=False)
-        generator = torch.Generator().manual_seed(0)
-        along = {
-            n: torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device)
-            for n, p in carry.parameters.items()
-        }
-        _, hessian, mixed = _hessian_products(loop, 0, carry, meta, along)  # type: ignore[arg-type]
+        along = query_back(loop, loop.steps, carry, meta)[0].parameters
+        _, hessian, mixed = _hessian_products(loop, 0, carry, meta, along)
         with torch.enable_grad():
             parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
             loss = loop.support_loss(0, parameters, shared)

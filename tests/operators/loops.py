@@ -63,7 +63,7 @@ def slope(
             n: (p.detach() + distance * along[n]).requires_grad_()
             for n, p in model.named_parameters()
         }
-        return float(_meta_loss(model, theta, scope, tasks, lr, second_order=False))
+        return float(_meta_loss(model, theta, scope, tasks, lr, second_order=False).detach())
 
     near = (at(width) - at(-width)) / (2 * width)
     far = (at(2 * width) - at(-2 * width)) / (4 * width)

@@ -1,0 +1,95 @@
+"""A fixed sample of PyTorch's operators; `make operators` tries all of them, in more ways."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.operators.judge import judge
+from tests.operators.problem import VARIANTS
+from tests.operators.results import CLASSES, DOCS, RESULTS, figures, page, summary
+
+PLAIN, IN_PLACE, SHARED = VARIANTS
+
+RIGHT = [
+    "linalg.solve",
+    "linalg.slogdet",
+    "logdet",
+    "cumprod",
+    "logit",
+    "linalg.eigh",
+    "svd",
+    "cdist",
+    "nn.functional.pdist",
+    "nn.functional.embedding_bag",
+    "nn.functional.multi_margin_loss",
+    "nn.functional.hardsigmoid",
+    "nn.functional.silu",
+    "nn.functional.group_norm",
+    "nn.functional.conv2d",
+    "nn.functional.max_pool2d",
+    "nn.functional.huber_loss",
+    "masked_select",
+    "sort",
+    "index_put",
+    "fft.rfft",
+    "view_as_complex",
+    "angle",
+    "argmax",
+]
+
+NOT_FORWARDS = [
+    "cholesky",
+    "cholesky_inverse",
+    "triangular_solve",
+    "scatter_reduce.prod",
+    "as_strided_scatter",
+    "index_reduce.mean",
+    "nn.functional.grid_sample",
+    "nn.functional.max_unpool2d",
+]
+
+NOT_TWICE = ["nn.functional.ctc_loss", "_segment_reduce.lengths"]
+
+
+def classes(name: str, *variants: object) -> set[str]:
+    """The class of the operator as each variant."""
+    found = [f.row() for v in variants for f in judge(name, 1, [v])]  # type: ignore[list-item]
+    assert found
+    return {summary({"findings": found})["class"]}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_by_every_method_and_executor(name: str) -> None:
+    assert classes(name, PLAIN) == {"right"}
+
+
+@pytest.mark.parametrize("name", NOT_FORWARDS)
+def test_refused_by_mixed_mode_alone(name: str) -> None:
+    assert classes(name, PLAIN) == {"mixed mode"}
+
+
+@pytest.mark.parametrize("name", NOT_TWICE)
+def test_refused_by_exact_methods_and_right_in_first_order(name: str) -> None:
+    assert classes(name, PLAIN) == {"second order"}
+
+
+@pytest.mark.parametrize("name", ["mul", "cumsum", "index_add"])
+def test_writing_in_place(name: str) -> None:
+    assert classes(name, IN_PLACE) == {"right"}
+
+
+@pytest.mark.parametrize("name", ["linalg.det", "cholesky_inverse", "_segment_reduce.lengths"])
+def test_a_part_that_does_not_adapt(name: str) -> None:
+    expected = "mixed mode" if name == "_segment_reduce.lengths" else "right"
+    assert classes(name, SHARED) == {expected}
+
+
+def test_the_page_is_what_the_run_found() -> None:
+    found = json.loads(RESULTS.read_text())
+    assert DOCS.read_text() == page(found)
+    numbers = figures(found)
+    assert set(numbers) == set(CLASSES)
+    assert numbers["wrong"] == numbers["error"] == numbers["crash"] == 0
+    assert sum(numbers.values()) - numbers["not compared"] >= 400
