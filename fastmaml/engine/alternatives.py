@@ -17,7 +17,7 @@ from fastmaml.engine.meta_step import Program, inner_loop
 from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.trials import attempted, runs
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import FirstOrder, GradientMethod, MixedMode, Unrolled
+from fastmaml.gradients import FirstOrder, GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta, leaves_of
 from fastmaml.gradients.forward_check import WrongFunctions
 
@@ -64,30 +64,33 @@ def explain_missing(
     """
     if is_out_of_memory(error):
         return
+    said = [str(error)]
     for method in _others(program.gradient):
         other = replace(program, gradient=method)
-        if not attempted(partial(runs, other, meta, episodes, seeds, False))[0]:
-            name = named(error)
+        refusal, _ = attempted(partial(runs, other, meta, episodes, seeds, False))
+        if not refusal:
+            name = next(filter(None, map(named, said)), "")
             if not name and method.exact:
                 name = _without_forward(other, meta, episodes, seeds)
             message = _message(error, name, program.gradient, method)
             raise MissingDerivative(message) from error
+        said.append(refusal)
 
 
-def named(error: RuntimeError) -> str:
+def named(error: str) -> str:
     """The function that torch's error says has no derivative, as users call it; "" if it has none.
 
     Torch names the kernel of the pass that it cannot differentiate: ``_cdist_backward``.
     """
-    found = _FORWARD.search(str(error)) or _REVERSE.search(str(error))
+    found = _FORWARD.search(error) or _REVERSE.search(error)
     return re.sub(r"(_forward|_backward)$", "", found[1]).strip("_") if found else ""
 
 
 def _others(method: GradientMethod) -> Iterator[GradientMethod]:
     """Methods that ask less of PyTorch, the exact one first."""
-    if isinstance(method, MixedMode):
+    if method.exact and method != Unrolled():
         yield Unrolled()
-    if not isinstance(method, FirstOrder):
+    if method != FirstOrder():
         yield FirstOrder()
 
 
@@ -105,7 +108,7 @@ def _loop(program: Program, episodes: Episodes, seeds: Tensor) -> InnerLoop:
 
 
 def _message(error: RuntimeError, name: str, asked: GradientMethod, other: GradientMethod) -> str:
-    name = name or "something that this model calls"
+    name = name or "something that this model or the loss calls"
     if other.exact:
         return (
             f"gradient={asked} needs forward-mode derivatives, and PyTorch has none of {name}. Use "
@@ -113,6 +116,6 @@ def _message(error: RuntimeError, name: str, asked: GradientMethod, other: Gradi
         )
     return (
         f"gradient={asked} needs second derivatives, and PyTorch has none of {name}. Use "
-        f"gradient={other}, which needs none and is approximate; or write {name} in operations "
-        f"that have them; or leave it out of what adapts (scope=). PyTorch says: {error}"
+        f"gradient={other}, which needs none and is approximate; or write it in operations that "
+        f"have them; or leave it out of what adapts (scope=). PyTorch says: {error}"
     )

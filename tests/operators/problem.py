@@ -45,8 +45,8 @@ class OperatorModel(nn.Module):
 
     Args:
         function: the operator.
-        sample: what it is called with; tensors that require a gradient become parameters, the
-            others buffers.
+        sample: what it is called with; dense tensors that require a gradient become parameters,
+            the others buffers.
         inplace: whether `function` writes to its first argument.
         reach: by how much of what is usual its arguments move: little, near the edge of a domain.
     """
@@ -68,14 +68,13 @@ class OperatorModel(nn.Module):
             found = self._outputs(torch.zeros(1, dtype=torch.float64))
         sizes = [float(y.double().abs().max()) for y in found if y.numel()]
         self.factor = 1 / max([*sizes, 1e-3])
-        self.precision = max(
-            (torch.finfo(y.dtype).eps for y in found if y.is_floating_point()), default=0
-        )
+        floats = [y.dtype for y in (*found, *self.parameters()) if y.is_floating_point()]
+        self.precision = max(torch.finfo(dtype).eps for dtype in floats)
 
     def _hold(self, place: int, x: Any) -> str | None:
         if not isinstance(x, Tensor):
             return None
-        if not x.requires_grad:
+        if not x.requires_grad or x.layout != torch.strided:
             self.register_buffer(f"constant{place}", x.detach().clone())
             return f"constant{place}"
         kind = "complex" if x.is_complex() else "real"
