@@ -254,6 +254,26 @@ def test_what_has_none_is_refused_by_name_with_the_way_out(gradient, executor) -
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+@pytest.mark.parametrize("gradient", [None, FirstOrder()])
+def test_per_task_functions_say_so_too(gradient) -> None:
+    model = Around(ctc)
+    maml = fm.MAML(model, lr=0.1, gradient=gradient, executor="eager")
+
+    @maml.per_task
+    def run(learner, support, query):
+        learner.adapt(F.mse_loss(learner(support.inputs), support.targets))
+        return F.mse_loss(learner(query.inputs), query.targets)
+
+    if gradient is None:
+        with pytest.raises(fm.MissingDerivative, match=r"none of ctc_loss\..* gradient=FirstOrder"):
+            run(episodes())
+    else:
+        _, expected = hand_loop(model, F.mse_loss, episodes(), 0.1, 1, first_order=True)
+        run(episodes()).loss.backward()
+        for p, e in zip(model.parameters(), expected.values(), strict=True):
+            torch.testing.assert_close(p.grad, e, rtol=1e-9, atol=1e-11)
+
+
 def test_the_way_out_is_right() -> None:
     model = Around(ctc)
     _, expected = hand_loop(model, F.mse_loss, episodes(), 0.1, 2, first_order=True)

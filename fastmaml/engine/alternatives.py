@@ -41,9 +41,7 @@ def check_method(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
 
 
 @contextlib.contextmanager
-def explaining(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
-) -> Iterator[None]:
+def explaining(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Iterator[None]:
     """Raise `MissingDerivative` where another gradient method runs what fails inside."""
     try:
         yield
@@ -75,6 +73,22 @@ def explain_missing(
             message = _message(error, name, program.gradient, method)
             raise MissingDerivative(message) from error
         said.append(refusal)
+
+
+@contextlib.contextmanager
+def naming() -> Iterator[None]:
+    """Raise `MissingDerivative` where a user's own function of a task differentiates in vain."""
+    try:
+        yield
+    except RuntimeError as error:
+        name = named(str(error))
+        if not name or isinstance(error, MissingDerivative):
+            raise
+        raise MissingDerivative(
+            f"the per-task function's adapted learner needs second derivatives, and PyTorch has "
+            f"none of {name}. Make the MAML with gradient=FirstOrder(), which needs none and is "
+            f"approximate; or write it in operations that have them. PyTorch says: {error}"
+        ) from error
 
 
 def named(error: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from fastmaml.engine.alternatives import check_method, explaining
+from fastmaml.engine.alternatives import check_method, explaining, naming
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
@@ -209,11 +209,13 @@ def plan_function(
     """The program of a user's own function of a task, with how it runs decided, and why it loops.
 
     Raises:
+        MissingDerivative: PyTorch has none of something that the function differentiates.
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
     episodes = _first_two(episodes)
     copies, parameters = _copies(program, meta)
-    with Watch(episodes, seeds.device, _own(program, meta), parameters) as watch, Sight() as sight:
+    watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
+    with naming(), watch, Sight() as sight:
         alone, _, _ = runs(program, copies, episodes[:1], seeds[:1], fixed_backend)
     watch.check_unchanged()
     del copies, parameters

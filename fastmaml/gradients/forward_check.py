@@ -22,9 +22,9 @@ NOISE = 1e-2
 """A part this much smaller than the whole may be rounding, and is held against the whole."""
 
 WRONG = {
-    "CholeskyInverseBackward0": "torch.cholesky_inverse",
-    "TriangularSolveBackward0": "torch.triangular_solve",
-    "AsStridedScatterBackward0": "torch.as_strided_scatter",
+    "CholeskyInverse": "torch.cholesky_inverse",
+    "TriangularSolve": "torch.triangular_solve",
+    "AsStridedScatter": "torch.as_strided_scatter",
 }
 """Nodes of the graph with wrong forward derivatives (seen in torch 2.13), and who makes them."""
 
@@ -50,8 +50,9 @@ def known_wrong(loss: Tensor, inputs: Iterable[Tensor]) -> str:
     """A function between `inputs` and `loss` with wrong forward derivatives; "" if none is."""
     wanted = {id(x) for x in inputs}
     for node in _nodes(loss.grad_fn):
-        name = WRONG.get(node.name(), "")
-        if node.name() == "ScatterReduceBackward0" and node._saved_reduce == "prod":
+        kind = node.name().partition("Backward")[0]
+        name = WRONG.get(kind, "")
+        if kind == "ScatterReduce" and node._saved_reduce == "prod":
             name = "scatter_reduce with reduce='prod'"
         if name and any(id(getattr(n, "variable", None)) in wanted for n in _nodes(node)):
             return name

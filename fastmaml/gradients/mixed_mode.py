@@ -41,7 +41,8 @@ class MixedMode(AdjointScan):
     takes, and no faster: measure before you prefer it. Parameters that no loss reaches get a
     gradient of zero rather than None. Needs forward-mode derivatives of everything that the model
     calls, and a loss that is twice differentiable along the trajectory (almost everywhere is
-    enough).
+    enough). Where PyTorch has no such derivative, or a wrong one (one H·v of a task is compared
+    with reverse mode's when a kind of call is first seen), `MissingDerivative` names the function.
     MixFlow-MG (Kemaev et al., ICML 2025, arXiv 2505.00793).
     """
 
