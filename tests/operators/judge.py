@@ -65,17 +65,25 @@ class Expected:
     first: tuple[Numbers, Numbers]
 
 
-def judge(name: str, count: int, variants: Sequence[Variant] = VARIANTS) -> Iterator[Finding]:
+def judge(
+    name: str,
+    count: int,
+    variants: Sequence[Variant] = VARIANTS,
+    executors: Sequence[str] = tuple(EXECUTORS),
+) -> Iterator[Finding]:
     """Every finding about the operator, from `count` samples (all variants but one take one)."""
     op = operators()[name]
     for variant in variants:
         function = op.get_inplace() if variant.inplace else op.op
         if function is None or (not op.supports_autograd and variant.name != "plain"):
             continue
-        yield from _judge_variant(op, function, variant, count if variant.name == "plain" else 1)
+        samples = count if variant.name == "plain" else 1
+        yield from _judge_variant(op, function, variant, samples, executors)
 
 
-def _judge_variant(op: Any, function: Any, variant: Variant, count: int) -> Iterator[Finding]:
+def _judge_variant(
+    op: Any, function: Any, variant: Variant, count: int, executors: Sequence[str]
+) -> Iterator[Finding]:
     refused: list[Finding] = []
     judged = tried = 0
     for number, sample in samples(op):
@@ -91,7 +99,7 @@ def _judge_variant(op: Any, function: Any, variant: Variant, count: int) -> Iter
         model, lr, expected = found
         judged += 1
         for method in METHODS:
-            for executor in EXECUTORS:
+            for executor in executors:
                 found = _tried(model, variant, number, lr, method, executor, expected)
                 yield replace(found, random=draws(op))
     if judged == 0:
