@@ -122,14 +122,15 @@ def _loop(program: Program, episodes: Episodes, seeds: Tensor) -> InnerLoop:
 
 
 def _message(error: RuntimeError, name: str, asked: GradientMethod, other: GradientMethod) -> str:
-    name = name or "something that this model or the loss calls"
     if other.exact:
-        return (
-            f"gradient={asked} needs forward-mode derivatives, and PyTorch has none of {name}. Use "
-            f"{_EXACT}, which need none. PyTorch says: {error}"
+        needed, ways = "forward-mode derivatives", f"{_EXACT}, which need none"
+    else:
+        needed, ways = (
+            "second derivatives",
+            (
+                f"gradient={other}, which needs none and is approximate; or write it in operations "
+                "that have them; or leave it out of what adapts (scope=)"
+            ),
         )
-    return (
-        f"gradient={asked} needs second derivatives, and PyTorch has none of {name}. Use "
-        f"gradient={other}, which needs none and is approximate; or write it in operations that "
-        f"have them; or leave it out of what adapts (scope=). PyTorch says: {error}"
-    )
+    why = f"PyTorch has none of {name}" if name else "they fail for this model or its loss"
+    return f"gradient={asked} needs {needed}, and {why}. Use {ways}. What failed: {error}"
