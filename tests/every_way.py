@@ -26,6 +26,28 @@ def episodes(inputs: int = 3, outputs: int = 2, examples: int = 4, tasks: int = 
     return fm.Episodes(fm.Batch(x, y), fm.Batch(xq, yq))
 
 
+class Between(nn.Module):
+    """Two linear layers, and a function of what is between them and of a vector."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.vector = nn.Parameter(torch.randn(4))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x), self.vector))
+
+
+def between(function: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return Between(function).double()
+
+
+def maml(model: nn.Module, **options: Any) -> fm.MAML:
+    return fm.MAML(model, **{"lr": 0.3, "steps": 2, "loss": F.mse_loss, **options})
+
+
 def close(found: Tensor, expected: Tensor, what: str) -> None:
     """To rounding."""
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11, msg=lambda m: f"{what}: {m}")
