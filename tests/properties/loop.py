@@ -143,6 +143,7 @@ class Loop:
                 if isinstance(module, _BatchNorm):
                     module.running_mean = module.running_var = module.num_batches_tracked = None
                     module.track_running_stats = False
+        self.places = _places(self.model)
         self.theta = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         last = [n for n in self.theta if n.rpartition(".")[0] == "head"]
         self.own = last if plan.head else []
@@ -215,12 +216,30 @@ class Loop:
     def pass_over(self, parameters: Tensors, batch: Any) -> tuple[Tensor, Any, Tensors]:
         """The loss, the output and the buffers as this pass left them."""
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        given = {
+            place: {**parameters, **buffers}[name]
+            for place, name in self.places.items()
+            if name in parameters or name in buffers
+        }
         x = batch.inputs
         args = () if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
-        output = functional_call(
-            self.model, {**parameters, **buffers}, args, x if isinstance(x, dict) else {}
-        )
+        named = x if isinstance(x, dict) else {}
+        output = functional_call(self.model, given, args, named, tie_weights=False)
         return self.loss(output, batch.targets), output, buffers
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Where each parameter and buffer lies, every place once: the first name of what is there.
+
+    `functional_call` with tied names leaves its tensors behind in a module that has two names.
+    """
+    first = {id(x): n for n, x in (*model.named_buffers(), *model.named_parameters())}
+    places = {}
+    for prefix, owner in model.named_modules():
+        for leaf, x in (*owner._parameters.items(), *owner._buffers.items()):
+            if x is not None:
+                places[f"{prefix}.{leaf}".lstrip(".")] = first[id(x)]
+    return places
 
 
 def _one(batch: Any) -> Any:
