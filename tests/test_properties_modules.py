@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from properties import modules
 
+# vmap says so of operations in place that it runs one by one.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 fixed = settings(
-    database=None, deadline=None, derandomize=True, max_examples=10,
+    database=None, deadline=None, derandomize=True, max_examples=6,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
