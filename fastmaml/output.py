@@ -12,7 +12,6 @@ from torch.utils._pytree import register_pytree_node
 
 from fastmaml.engine.meta_step import MetaResult
 from fastmaml.engine.trees import flatten, unflatten
-from fastmaml.gradients.base import smooth
 from fastmaml.losses import logits_of, masked
 
 
@@ -118,7 +117,9 @@ class _MetaLoss(torch.autograd.Function):
         ctx.layout = [isinstance(x, Tensor) for x in leaves], spec
         # autograd wants tensors of its own to mark, not those that the result still holds
         outputs = [x.view_as(x) for x in outputs]
-        ctx.mark_non_differentiable(*(x for x in outputs if not smooth(x)))
+        ctx.mark_non_differentiable(
+            *(x for x in outputs if not (x.is_floating_point() or x.is_complex()))
+        )
         return (result.losses.mean(), result.losses.view_as(result.losses), *outputs)
 
     @staticmethod
