@@ -314,3 +314,24 @@ def test_a_hook_on_a_parameter_is_refused(scope: str) -> None:
     model.between = lambda h: model.body.weight.register_hook(lambda g: -g) and None
     with pytest.raises(ValueError, match=r"registered on a parameter of shape \[4, 3\] inside"):
         learner(model, scope=scope)(episodes())
+
+
+def test_a_parameter_that_forward_freezes_is_refused() -> None:
+    model = Net(lambda h: None)
+    model.between = lambda h: model.body.weight.requires_grad_(False) and None
+    with pytest.raises(ValueError, match=r"freezes its parameter 'body.weight' inside forward"):
+        learner(model, scope="head.*")(episodes())
+
+
+def test_a_derivative_by_the_models_own_parameter_in_the_loss() -> None:
+    model = Net(lambda h: None)
+
+    def given(output: Tensor, target: Tensor) -> Tensor:
+        slope = torch.autograd.grad(
+            output.sum(), model.head.weight, create_graph=True, allow_unused=True
+        )[0]
+        return loss(output, target) + (0 if slope is None else slope.square().sum())
+
+    maml = fm.MAML(model, LR, steps=STEPS, loss=given)
+    with pytest.raises(ValueError, match=r"uses the parameter 'head.weight' itself"):
+        maml(episodes())

@@ -145,6 +145,17 @@ class OwnDerivatives(TorchFunctionMode):
         if self.native:
             self.refuse(RuntimeError(f"it {what}, which only PyTorch's own layers go through"))
 
+    def keep_learned(self, x: Tensor, requires_grad: bool) -> None:
+        """Refuse to freeze a parameter that is to get a gradient."""
+        for name, p in self.shared.items():
+            if p is x and x.requires_grad and not requires_grad:
+                self.refuse(
+                    ValueError(
+                        f"the model freezes its parameter {name!r} inside forward(): call "
+                        "requires_grad_(False) outside, before the meta-step."
+                    )
+                )
+
     def not_forwards(self, what: str) -> Any:
         """Refuse what forward over reverse differentiates wrongly, or not at all."""
         return self.refuse(

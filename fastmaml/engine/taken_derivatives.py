@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
@@ -39,6 +40,30 @@ def _asker() -> str:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
+
+
+def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True) -> Any:
+    """`requires_grad_`, which libraries also call where no derivative is ever taken."""
+    level = functorch.maybe_current_level()
+    if level is None or level != mode.level or functorch.get_inplace_requires_grad_allowed():
+        mode.keep_learned(input, requires_grad)
+        return func(input, requires_grad)  # as ever, or by a transform of torch.func
+    below = mode.below(input)
+    if below.requires_grad == requires_grad:
+        return input
+    mode.keep_learned(input, requires_grad)
+    if below is not input and not requires_grad:
+        mode.alone("calls requires_grad_(False)")
+    # Forward over reverse differentiates on a level of its own.
+    outside = not mode.batched and functorch.maybe_get_level(input) != level
+    if mode.forwards and outside:
+        mode.not_forwards("marks an input with requires_grad_()")
+    functorch.set_inplace_requires_grad_allowed(True)
+    try:
+        below.requires_grad_(requires_grad)
+    finally:
+        functorch.set_inplace_requires_grad_allowed(False)
+    return input
 
 
 def _register_hook(mode: OwnDerivatives, func: Any, input: Tensor, hook: Any) -> Any:
@@ -92,6 +117,7 @@ def _grad(
                     "torch.func.grad, or by a detached copy of the parameter."
                 )
             )
+    mode.own += [x for x in tree_leaves(inputs) if isinstance(x, nn.Parameter)]
     mode.check_graph("torch.autograd.grad()", (outputs, inputs))
     found = func(outputs, inputs, *args, **kwargs)
     create_graph = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
@@ -124,6 +150,8 @@ def _chunked_loss(
 
 ALWAYS: dict[Any, Callable[..., Any]] = {
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
+    Tensor.requires_grad_: _mark,
+    Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
     Tensor.register_hook: _register_hook,
     Tensor.retain_grad: _retain_grad,
     Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[union-attr]

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
-
-from fastmaml.engine.under_forward_mode import marking
 
 if TYPE_CHECKING:
     from fastmaml.engine.own_derivatives import OwnDerivatives
@@ -17,19 +14,6 @@ if TYPE_CHECKING:
 
 def _is_leaf(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> bool:
     return mode.below(input).is_leaf
-
-
-def _mark(mode: OwnDerivatives, func: Any, input: Tensor, requires_grad: bool = True) -> Any:
-    """Libraries mark activations: harmless, until a derivative is taken or asked for."""
-    below = mode.below(input)
-    if below is input or functorch.get_inplace_requires_grad_allowed():
-        return func(input, requires_grad)
-    if below.requires_grad != requires_grad:
-        if not requires_grad:
-            mode.alone(f"calls requires_grad_({requires_grad})")
-        with marking():
-            below.requires_grad_()
-    return input
 
 
 def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
@@ -41,8 +25,6 @@ def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
 
 BATCHED: dict[Any, Callable[..., Any]] = {
     Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
-    Tensor.requires_grad_: _mark,
-    Tensor.requires_grad.__set__: _mark,  # type: ignore[attr-defined]
     torch.select_scatter: _wrong,
     Tensor.select_scatter: _wrong,
     torch.ops.aten.select_scatter: _wrong,
