@@ -247,7 +247,7 @@ class Dependencies:
             wanted = self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2]
             wanted.update(n for n in names if n in own)
         else:
-            self._entries(x.__dict__, names & x.__dict__.keys(), f"{label}.", names)
+            self._entries(x.__dict__, names, f"{label}.", names)
 
     def _class(self, x: type, names: Names, label: str) -> None:
         for name in names or ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import sysconfig
 import types
@@ -96,15 +97,19 @@ class Sight:
         self._importing = 0
         self._tracer = self._called  # one object, which can be told from another's
         self._before: Any = None
+        self._collects = False
 
     def __enter__(self) -> Sight:
-        self._before = sys.gettrace()
+        self._before, self._collects = sys.gettrace(), gc.isenabled()
+        gc.disable()  # finalizers run in whatever frame is there, and are none of the model's code
         sys.settrace(self._tracer)
         return self
 
     def __exit__(self, *error: Any) -> None:
         if sys.gettrace() is self._tracer:  # else a debugger was begun inside
             sys.settrace(self._before)
+        if self._collects:
+            gc.enable()
         self._stack.clear()
 
     def _called(self, frame: types.FrameType, event: str, arg: Any) -> Any:
