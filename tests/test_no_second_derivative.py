@@ -189,7 +189,7 @@ def test_distances_of_a_point_to_itself_are_smooth_enough() -> None:
 
 def test_many_points_go_through_the_product_of_matrices_in_forward_mode() -> None:
     def many(table: Tensor, y: Tensor) -> Tensor:
-        return torch.cdist(torch.cat([table * k for k in range(1, 5)]), y)
+        return torch.cdist(torch.cat([table, 2 * table, 3 * table, 4 * table]), y)
 
     matches(Around(many), Around(many))
 

@@ -66,6 +66,8 @@ class OperatorModel(nn.Module):
         self.gain = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
         with torch.no_grad():
             found = self._outputs(torch.zeros(1, dtype=torch.float64))
+        if not found:
+            raise ValueError("it returns no tensor")
         sizes = [float(y.double().abs().max()) for y in found if y.numel()]
         self.factor = 1 / max([*sizes, 1e-3])
         floats = [y.dtype for y in (*found, *self.parameters()) if y.is_floating_point()]
