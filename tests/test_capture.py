@@ -123,6 +123,7 @@ def test_the_models_code_runs_once() -> None:
 
     captured, _ = pair(lambda: Noting(3, 2))
     outcome(captured, vectors())
+    outcome(captured, vectors())  # which is checked against an eager run
     calls.clear()
     outcome(captured, vectors())
     assert not calls

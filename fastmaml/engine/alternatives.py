@@ -32,7 +32,9 @@ def check_method(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
     """Raise `MissingDerivative` where the gradient method would be wrong for such a task."""
     if program.steps == 0:
         return
-    doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)
+    # The formulas are what is in doubt: under autocast its rounding would hide or feign a fault.
+    with torch.autocast(seeds.device.type, enabled=False):
+        doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)
     if doubt:
         raise MissingDerivative(
             f"gradient={program.gradient} would give a wrong meta-gradient: {doubt}. Use {_EXACT}: "
