@@ -113,7 +113,10 @@ class Uses(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _table(self, x: Tensor) -> str | None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.ndim not in (2, 3):
+        if x.layout is not torch.strided or x._is_zerotensor() or x.ndim not in (2, 3):
+            return None
+        functorch = torch._C._functorch
+        if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
             return None
         return self.tables.get(address(x))
 
