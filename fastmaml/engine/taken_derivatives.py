@@ -103,6 +103,21 @@ def _retain_grad(mode: OwnDerivatives, func: Any, input: Tensor) -> None:
     func(input)
 
 
+def _check_many(mode: OwnDerivatives, outputs: Any, args: Any, kwargs: Any) -> None:
+    """Refuse ``is_grads_batched`` and its like, but not what torch.func does for itself."""
+    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    many = kwargs.get("is_grads_batched") or any(map(functorch.is_batchedtensor, given))
+    levels = {functorch.maybe_get_level(x) for x in tree_leaves(outputs) if isinstance(x, Tensor)}
+    if not many or not levels <= {-1, mode.level}:
+        return
+    what = "takes many derivatives at once (is_grads_batched or vectorize=True)"
+    if mode.forwards:
+        mode.not_forwards(what)
+    if mode.native:
+        words = "which cannot be differentiated again through ops that are not PyTorch's"
+        mode.refuse(RuntimeError(f"it {what}, {words}"))
+
+
 def _grad(
     mode: OwnDerivatives, func: Any, outputs: Any, inputs: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -119,24 +134,12 @@ def _grad(
             )
     mode.own += [x for x in tree_leaves(inputs) if isinstance(x, nn.Parameter)]
     mode.check_graph("torch.autograd.grad()", (outputs, inputs))
-    batch = tree_leaves((args, kwargs.get("grad_outputs")))
-    many = kwargs.get("is_grads_batched") or any(map(_batched, batch))
-    if mode.native and many and not any(map(_batched, tree_leaves(outputs))):
-        mode.refuse(
-            RuntimeError(
-                "it takes many derivatives at once (is_grads_batched or vectorize=True), which "
-                "cannot be differentiated again through ops that are not PyTorch's"
-            )
-        )
+    _check_many(mode, outputs, args, kwargs)
     found = func(outputs, inputs, *args, **kwargs)
     create_graph = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
     if mode.forwards and (mode.off() or not create_graph):  # constants, to forward mode too
         return tree_map_only(Tensor, torch.detach, found)
     return found
-
-
-def _batched(x: Any) -> bool:
-    return isinstance(x, Tensor) and functorch.is_functorch_wrapped_tensor(x)
 
 
 def _backward(mode: OwnDerivatives, func: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,8 +17,6 @@ TORCH_SAYS = {
     "it must override the setup_context staticmethod": "uses a torch.autograd.Function without "
     "setup_context and jvp",
     "You must implement the jvp function for custom": "uses a torch.autograd.Function without jvp",
-    "not implemented for aten::_unpack_dual": "takes many derivatives at once (is_grads_batched or "
-    "vectorize=True)",
 }
 """What its own errors mean here."""
 
