@@ -203,3 +203,58 @@ def test_rounding_is_no_difference_and_more_is() -> None:
         assert differ([x], [x + 100 * step * noise])
         assert differ([x, None], [x, 0.1 * x[:20]])
         assert not differ([x], [x / 0])  # what is not finite is reported elsewhere
+
+
+ACTIVATIONS = {
+    "elu": lambda x: F.elu(x, 0.7),
+    "celu": lambda x: F.celu(x, 1.25),
+    "selu": F.selu,
+    "selu in place": lambda x: F.selu(x + 0, inplace=True),
+    "torch.celu": lambda x: torch.celu(x, 1.25),
+    "torch.selu_": lambda x: torch.selu_(x + 0),
+    "elu_": lambda x: F.elu_(x + 0, 0.7),
+    "silu": F.silu,
+    "mish": F.mish,
+    "hardsigmoid": F.hardsigmoid,
+    "softplus": F.softplus,
+}
+
+
+class Body(nn.Module):
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.activation = activation
+        self.matrix = nn.Parameter(torch.randn(SIZE, SIZE, dtype=torch.float64))
+        self.head = nn.Linear(SIZE, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.activation(x @ self.matrix)).tanh()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("scope", ["all", "head"])
+def test_activations_whose_input_does_not_adapt(name: str, scope: str) -> None:
+    """Elu's kernel ended the interpreter there."""
+    model = Body(ACTIVATIONS[name])
+    if name == "hardsigmoid":  # the exact loop has no second derivative of its own
+        model.activation = lambda x: F.relu6(x + 3) / 6
+    expected = meta_gradient(model, gradient=Unrolled(), scope=scope, executor="eager")
+    model.activation = ACTIVATIONS[name]
+    found = meta_gradient(model, gradient=MixedMode(), scope=scope, executor="eager")
+    for n, g in expected.items():
+        torch.testing.assert_close(found[n], g, rtol=1e-9, atol=1e-11)
+
+
+def test_stand_ins_write_where_they_were_told_to() -> None:
+    for function in (F.silu, F.mish, F.elu, F.celu, F.selu, F.hardsigmoid):
+
+        def written(x: Tensor, function=function) -> Tensor:
+            y = x * 1
+            function(y, inplace=True)
+            return y
+
+        expected = meta_gradient(Body(function), gradient=MixedMode())
+        found = meta_gradient(Body(written), gradient=MixedMode())
+        for n, g in expected.items():
+            torch.testing.assert_close(found[n], g, rtol=1e-9, atol=1e-11)

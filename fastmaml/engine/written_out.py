@@ -7,7 +7,9 @@ derivative or the rule of vmap is lacking, it always does.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,19 +70,52 @@ def soft_margin_loss(
     return reduced(F.softplus(-target * input), None, reduction_of(size_average, reduce, reduction))
 
 
+def _of(function: Callable[[Tensor], Tensor], input: Tensor, inplace: bool) -> Tensor:
+    """The function of the input, written there where it was to be."""
+    return input.copy_(function(input.clone())) if inplace else function(input)
+
+
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x·σ(x)."""
-    return input * input.sigmoid()
+    return _of(lambda x: x * x.sigmoid(), input, inplace)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """x·tanh(log(1 + eˣ))."""
-    return input * F.softplus(input).tanh()
+    return _of(lambda x: x * F.softplus(x).tanh(), input, inplace)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(x + 3, 0), 6) / 6."""
-    return F.relu6(input + 3) / 6
+    return _of(lambda x: F.relu6(x + 3) / 6, input, inplace)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x above zero, α·(eˣ - 1) below.
+
+    Torch's forward derivative of its gradient ends the interpreter (seen in 2.13) where the input
+    has no tangent and tasks are batched.
+    """
+    return _of(partial(_elu, alpha=alpha, slope=1.0), input, inplace)
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """x above zero, α·(eˣᐟᵅ - 1) below."""
+    # Torch takes α in float32 where it differentiates.
+    slope = 1 / struct.unpack("f", struct.pack("f", alpha))[0]
+    return _of(partial(_elu, alpha=alpha, slope=slope), input, inplace)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """A scaled ELU whose mean and variance reproduce themselves."""
+    return _of(lambda x: _SELU_SCALE * _elu(x, _SELU_ALPHA, 1.0), input, inplace)
+
+
+def _elu(x: Tensor, alpha: float, slope: float) -> Tensor:
+    return torch.where(x > 0, x, alpha * torch.expm1((slope * x).clamp(max=0)))
+
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
 
 def group_norm(
@@ -128,6 +163,14 @@ FORWARD_MODE: dict[Any, Callable[..., Tensor]] = {
     F.soft_margin_loss: soft_margin_loss,
     F.silu: silu,
     F.mish: mish,
+    F.elu: elu,
+    F.elu_: partial(elu, inplace=True),
+    F.celu: celu,
+    torch.celu: celu,
+    torch.celu_: partial(celu, inplace=True),
+    F.selu: selu,
+    torch.selu: selu,
+    torch.selu_: partial(selu, inplace=True),
     F.group_norm: group_norm,
     Tensor.data.__get__: data,  # type: ignore[attr-defined]
 }

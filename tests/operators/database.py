@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
-LOOKED_AT = 48
-"""Samples of an operator that are looked at."""
+LOOKED_AT, KEPT = 400, 48
+"""Samples of an operator that are looked at, and of those that serve."""
 
 LARGEST = 20000
 """Elements of a sample's tensors, at most."""
@@ -44,7 +44,7 @@ def samples(op: Any) -> Iterator[tuple[int, Any]]:
         (i, sample)
         for i, sample in enumerate(itertools.islice(found, LOOKED_AT))
         if _usable(sample, differentiable)
-    ]
+    ][:KEPT]
     numbered.sort(key=lambda pair: -_trainable(pair[1]))
     for place in _spread(len(numbered)):
         yield numbered[place]

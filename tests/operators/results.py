@@ -66,9 +66,9 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
 
 def _class(tried: list[dict[str, Any]]) -> str:
     outcomes = {f["outcome"] for f in tried}
-    for worst in ("crash", "wrong", "plain wrong", "error"):
+    for worst in ("crash", "wrong", "error"):
         if worst in outcomes:
-            return "wrong" if worst == "plain wrong" else worst
+            return worst
     if not tried:
         return "not compared"
     refusing = {f["method"] for f in tried if f["outcome"] == "refused"}
@@ -163,8 +163,8 @@ written by the run.
 _BETWEEN = """
 {random} of them are random: what is right is then what `Unrolled` gives run eagerly, with the same
 seed. {eager} cannot be recorded (most read a value back) and run eagerly, which is right and
-logged. {differences} have no second derivative in PyTorch, but have one here: the model runs the
-same function written in other operations, and central differences say what is right.
+logged. {differences} have no second derivative in PyTorch, or a wrong one, but are right here: the
+model runs the same function written in other operations, and central differences say what is right.
 
 ## Refused
 
