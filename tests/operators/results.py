@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def _reason(finding: dict[str, Any]) -> str:
     kind, _, message = why.partition(": ")
     if kind != "MissingDerivative":
         return why[:200]
-    message = message.split(" Use gradient=")[0]
-    return (message.partition(": ")[2] or message.partition(" needs ")[2]).rstrip(".")
+    message = message.split(" Use gradient=")[0].rstrip(".")
+    missing = re.search(r" needs (.+)s, and PyTorch has none of (.+)", message)
+    return f"no {missing[1]} of {missing[2]}" if missing else message.partition(": ")[2] or message
 
 
 def _cell(found: dict[str, Any]) -> str:
