@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmaml import ops
+from fastmaml.engine import second_order
 
 if TYPE_CHECKING:
     from fastmaml.engine.routing import Routing
@@ -111,10 +112,10 @@ def embedding_bag(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """`F.embedding_bag`, unless it would write to its weight."""
+    """`F.embedding_bag` with second derivatives, unless it would write to its weight."""
     if max_norm is not None:
         raise ValueError(_RENORMALISES.format(max_norm))
-    return func(input, weight, offsets, max_norm, *args, **kwargs)
+    return second_order.embedding_bag(input, weight, offsets, max_norm, *args, **kwargs)
 
 
 def embedding(

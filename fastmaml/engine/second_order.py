@@ -161,7 +161,6 @@ def multilabel_margin_loss(
 SECOND_ORDER: dict[Any, Callable[..., Tensor]] = {
     torch.cdist: cdist,
     F.pdist: pdist,
-    F.embedding_bag: embedding_bag,
     F.multi_margin_loss: multi_margin_loss,
     F.multilabel_margin_loss: multilabel_margin_loss,
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import sys
-import sysconfig
 import types
 import weakref
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ MACHINERY = frozenset({"torch", "numpy", "fastmaml", "functorch", "sympy", "mpma
 LIBRARIES = MACHINERY | {"transformers", "peft", "torchvision", "timm"}
 """Whose code reads no variables of the user's; what their objects hold is looked at as a whole."""
 
-_STANDARD = (sysconfig.get_paths()["stdlib"], "<frozen", "<__array_function__")
+_STANDARD = (os.path.dirname(os.__file__), "<frozen", "<__array_function__")
 
 _IMPORTS = sys.intern("<frozen importlib._bootstrap>")
 
