@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
+from fastmaml.engine.left_behind import left_behind
 from fastmaml.engine.module_guards import guard_module
 from fastmaml.engine.outside_world import about_call, about_names
 from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, own_code, root
@@ -60,12 +61,15 @@ class Dependencies:
         restless: what changes by itself whenever the model runs, and is read there, too; empty if
             there is nothing. It is not guarded.
         unguardable: what is read that nothing can watch; empty if there is nothing.
+        left: where runs leave tensors behind, as activations that a model keeps: what gives them,
+            and how that is called.
     """
 
     def __init__(self) -> None:
         self.guards = Guards()
         self.inputs: set[int] = set()
         self.restless = self.unguardable = ""
+        self.left: list[tuple[Callable[[], Any], str]] = []
         self._codes: set[types.CodeType] = set()
         self._seen: set[Any] = set()
         self._wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]] = {}
@@ -82,10 +86,18 @@ class Dependencies:
         """Whether everything is as it was; asked once a call (`Guards.hold`)."""
         return self.guards.hold(call)
 
-    def settle(self) -> None:
-        """Note, and guard no more, what changed by running again."""
-        while (label := self.guards.forget_changed()) is not None:
-            self.restless = self.restless or label
+    def settle(self, first: bool = False) -> None:
+        """Note, and guard no more, what changed by running again.
+
+        Args:
+            first: a tensor that each run leaves behind is no reason by itself: whether a later run
+                reads it is for `LeftBehind` to see.
+        """
+        while (found := self.guards.forget_changed()) is not None:
+            if first and found.tensors is not None:
+                self.left.append((found.tensors, found.label))
+            else:
+                self.restless = self.restless or found.label
 
     def add(self, sight: Sight, roots: Iterable[Any], inputs: Iterable[Tensor]) -> None:
         """What was seen to run, and what libraries read of these objects.
@@ -148,9 +160,11 @@ class Dependencies:
     ) -> None:
         """Entries of a dict, which functions read that read attributes of these names."""
         wanted = self._wanted.setdefault(id(of), (of, label, set(), set()))[2]
-        names = list(names)
-        wanted.update(names)
-        for name in names:
+        for name in list(names):
+            if isinstance(x := of.get(name), Tensor) and left_behind(x):
+                self.left.append((functools.partial(of.get, name), f"{label}{name}"))
+                continue
+            wanted.add(name)
             if name in of:
                 _require(about_call(of[name], within or frozenset()))
                 self.visit(of[name], within, f"{label}{name}")
@@ -191,9 +205,8 @@ class Dependencies:
         """Nothing in it can change."""
 
     def _tensor(self, x: Tensor, names: Names, label: str) -> None:
-        left_behind = x.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(x)
         has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
-        if id(x) not in self.inputs and not left_behind and has_memory:
+        if id(x) not in self.inputs and not left_behind(x) and has_memory:
             self.guards.place(x, label)
 
     def _module(self, x: nn.Module, names: Names, label: str) -> None:
@@ -265,6 +278,8 @@ class Dependencies:
                 return
 
     def _sequence(self, x: Any, names: Names, label: str) -> None:
+        if x and all(isinstance(y, Tensor) and left_behind(y) for y in x):
+            return  # to guard them would keep their graph
         if not isinstance(x, tuple) and (id(x), "entries") not in self._seen:
             self._seen.add((id(x), "entries"))
             self.guards.row(x, label)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import starmap
 from operator import is_, itemgetter
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -19,8 +18,20 @@ Whole = tuple[Mapping[Any, Any], list[Any], list[Any], str]
 Row = tuple[Any, list[Any], str]
 Read = tuple[Callable[[], Any], Any, str]
 Place = tuple[Tensor, int, tuple[int, ...], str]
-Changed = tuple[str, Callable[[], None]]
-"""What changed, and what to call for it not to be looked at again."""
+
+
+class Changed(NamedTuple):
+    """Something that changed.
+
+    Attributes:
+        label: what.
+        forget: to be called for it not to be looked at again.
+        tensors: gives a tree of other tensors that are there now, if they are all that changed.
+    """
+
+    label: str
+    forget: Callable[[], None]
+    tensors: Callable[[], Any] | None = None
 
 
 @final
@@ -111,21 +122,19 @@ class Guards:
     def changed(self) -> str | None:
         """What is not as it was; None if everything is."""
         found = self._changed()
-        return None if found is None else found[0]
+        return None if found is None else found.label
 
-    def forget_changed(self) -> str | None:
-        """As `changed`, which is not looked at any more from now on."""
+    def forget_changed(self) -> Changed | None:
+        """What changed, which is not looked at any more from now on."""
         found = self._changed()
-        if found is None:
-            return None
-        label, forget = found
-        forget()
-        return label
+        if found is not None:
+            found.forget()
+        return found
 
     def _changed(self) -> Changed | None:
         if any(map(len, self._empty)):
             one = next(x for x in self._empty if x)
-            return "a module's hooks", partial(_remove, self._empty, one)
+            return Changed("a module's hooks", partial(_remove, self._empty, one))
         if not all(map(is_, map(type, self._objects), self._kinds)):
             return self._changed_kind(self._objects, self._kinds, type, "class")
         if not all(map(is_, map(vars, self._holders), self._dicts)):
@@ -133,7 +142,7 @@ class Guards:
         for absent in self._absent:
             if not absent[0].isdisjoint(absent[1]):
                 name = sorted(absent[1].intersection(absent[0]))[0]
-                return f"{absent[2]}{name}", partial(_remove, self._absent, absent)
+                return Changed(f"{absent[2]}{name}", partial(_remove, self._absent, absent))
         for i, (of, get, _, seen, _) in enumerate(self._items):
             try:
                 if all(map(is_, get(of), seen)):
@@ -152,7 +161,7 @@ class Guards:
         def forget() -> None:
             del objects[i], seen[i]
 
-        return f"the {what} of a {type(objects[i]).__name__}", forget
+        return Changed(f"the {what} of a {type(objects[i]).__name__}", forget)
 
     def _changed_item(self, i: int) -> Changed | None:
         """Which entry is another one; None where they are alike, and are then known as they are."""
@@ -160,7 +169,9 @@ class Guards:
         found = [of.get(name, _MISSING) for name in names]
         for j, (name, x, y) in enumerate(zip(names, found, seen, strict=True)):
             if not same(x, y):
-                return f"{label}{name}", partial(self._forget_item, i, j)
+                forget = partial(self._forget_item, i, j)
+                moved = _only_tensors(x) and _only_tensors(y)
+                return Changed(f"{label}{name}", forget, partial(of.get, name) if moved else None)
         seen[:] = found
         return None
 
@@ -175,16 +186,20 @@ class Guards:
         for whole in self._wholes:
             of, keys, values, label = whole
             if len(of) != len(keys) or not all(map(is_, of.values(), values)):
-                if len(of) != len(keys) or not _alike(list(of.values()), values):
-                    return label, partial(_remove, self._wholes, whole)
+                found = list(of.values())
+                if not _alike(found, values):
+                    tensors = partial(list, of.values()) if _moved(found, values) else None
+                    return Changed(label, partial(_remove, self._wholes, whole), tensors)
                 values[:] = of.values()
             if not all(map(is_, of, keys)) and list(of) != keys:
-                return label, partial(_remove, self._wholes, whole)
+                return Changed(label, partial(_remove, self._wholes, whole))
         for line in self._rows:
             row, values, label = line
             if len(row) != len(values) or not all(map(is_, row, values)):
-                if len(row) != len(values) or not _alike(list(row), values):
-                    return label, partial(_remove, self._rows, line)
+                found = list(row)
+                if not _alike(found, values):
+                    tensors = partial(list, row) if _moved(found, values) else None
+                    return Changed(label, partial(_remove, self._rows, line), tensors)
                 values[:] = row
         return None
 
@@ -193,11 +208,11 @@ class Guards:
             function, value, label = read
             found = function()
             if found is not value and not same(found, value):
-                return label, partial(_remove, self._reads, read)
+                return Changed(label, partial(_remove, self._reads, read))
         for place in self._places:
             x, pointer, stride, label = place
             if x.data_ptr() != pointer or x.stride() != stride:
-                return label, partial(_remove, self._places, place)
+                return Changed(label, partial(_remove, self._places, place))
         return None
 
 
@@ -211,7 +226,21 @@ def _remove(entries: list[Any], one: Any) -> None:
 
 
 def _alike(found: list[Any], seen: list[Any]) -> bool:
-    return all(starmap(same, zip(found, seen, strict=True)))
+    return len(found) == len(seen) and all(map(same, found, seen))
+
+
+def _moved(found: list[Any], seen: list[Any]) -> bool:
+    """Whether all that is another one are tensors, and were."""
+    pairs = zip(found, seen, strict=False)
+    return len(found) == len(seen) and all(
+        same(x, y) or (_only_tensors(x) and _only_tensors(y)) for x, y in pairs
+    )
+
+
+def _only_tensors(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        return all(map(_only_tensors, x))
+    return all(map(_only_tensors, x.values())) if isinstance(x, dict) else isinstance(x, Tensor)
 
 
 def same(x: Any, y: Any) -> bool:

@@ -16,13 +16,14 @@ from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.kept_bytes import kept_bytes, saved
+from fastmaml.engine.left_behind import LeftBehind
 from fastmaml.engine.memory_estimate import Estimator
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.sight import Sight
 from fastmaml.engine.table_search import about_tables, find_tables
-from fastmaml.engine.trials import batches, runs
+from fastmaml.engine.trials import batches, run, runs
 from fastmaml.engine.watching import Watch
 from fastmaml.engine.weighing import Weighed, mib
 from fastmaml.episodes.batch import Episodes
@@ -143,7 +144,8 @@ def make_plan(
     del copies, parameters
     program.watched(sight)
     tables = find_tables(alone, *one)
-    program.depends.settle()
+    program.depends.settle(first=True)
+    _reads_left_behind(alone, program.depends, *one)
     drew = _unrepeatable(watch.drew(), program.depends.restless)
     tables = () if drew else tables
     if not drew:
@@ -220,8 +222,10 @@ def plan_function(
     watch.check_unchanged()
     del copies, parameters
     program.watched(sight)
-    alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend)
-    program.depends.settle()
+    with LeftBehind(program.depends.left) as behind:
+        alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend)
+    program.depends.restless = behind.read
+    program.depends.settle(first=True)
     weights = torch.ones(1, device=seeds.device)
     loop = inner_loop(alone, episodes[:1], seeds[:1], Objective(weights, [0.0, 1.0]))
     function = alone.function
@@ -267,6 +271,16 @@ def _chunk(
         room, most = LANE_BYTES, math.ceil(tasks / lanes)
     fitting = max(1, min(most, room // max(bytes_task, 1)))
     return math.ceil(tasks / math.ceil(tasks / fitting))  # rather than a small rest at the end
+
+
+def _reads_left_behind(
+    alone: Program, depends: Dependencies, meta: Meta, episodes: Episodes, seeds: Tensor
+) -> None:
+    """Note a tensor that one run leaves behind and the next one reads."""
+    if depends.left and not depends.restless:
+        with LeftBehind(depends.left) as behind:
+            run(alone, meta, episodes, seeds)
+        depends.restless = behind.read
 
 
 def _unrepeatable(drew: bool, restless: str) -> str:
