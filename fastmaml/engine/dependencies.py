@@ -17,6 +17,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.attributes import (
+    array_content,
+    content,
+    drawn,
+    opaque,
+    slots,
+    transparent,
+)
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
 from fastmaml.engine.left_behind import left_behind
@@ -233,8 +241,8 @@ class Dependencies:
     def _cells(self, x: types.FunctionType, reads: CodeReads, label: str) -> None:
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             if name in reads.of_cells or name == "__class__":
-                self.guards.read(functools.partial(_content, cell), f"{label}'s {name}")
-                self.visit(_content(cell), reads.of_attributes, name)
+                self.guards.read(functools.partial(content, cell), f"{label}'s {name}")
+                self.visit(content(cell), reads.of_attributes, name)
 
     def _method(self, x: types.MethodType, names: Names, label: str) -> None:
         self.visit(x.__func__, names, label)
@@ -323,10 +331,10 @@ class Dependencies:
         if x.dtype.hasobject:
             self.guards.row(x.ravel(), label)
         elif getattr(x, "ndim", 0) or hasattr(x, "flags"):
-            self.guards.read(functools.partial(_array_content, x), label)
+            self.guards.read(functools.partial(array_content, x), label)
 
     def _generator(self, x: Any, names: Names, label: str) -> None:
-        self.guards.read(functools.partial(_drawn, x), label)
+        self.guards.read(functools.partial(drawn, x), label)
 
     def _iterator(self, x: Any, names: Names, label: str) -> None:
         self._attributes(x, names, label)
@@ -338,9 +346,9 @@ class Dependencies:
         self.visit(x(), names, label)
 
     def _object(self, x: Any, names: Names, label: str) -> None:
-        if (names is None and _opaque(type(x))) or type(x).__module__.startswith("fastmaml.engine"):
+        if (names is None and opaque(type(x))) or type(x).__module__.startswith("fastmaml.engine"):
             return
-        self._attributes(x, None if _transparent(type(x)) else names, label)
+        self._attributes(x, None if transparent(type(x)) else names, label)
         if callable(x) and not isinstance(call := type(x).__call__, types.WrapperDescriptorType):
             self.visit(call, names, label)
 
@@ -356,10 +364,10 @@ class Dependencies:
             self._entries(own, list(own) if names is None else names, label, names)
             if names is None:
                 self.guards.read(functools.partial(len, own), label[:-1])
-        for slot in _slots(type(x)):
-            if (names is None or slot in names) and hasattr(x, slot):
-                self.guards.read(functools.partial(_slot, x, slot), f"{label}{slot}")
-                self.visit(getattr(x, slot), names, f"{label}{slot}")
+        for name in slots(type(x)):
+            if (names is None or name in names) and hasattr(x, name):
+                self.guards.read(functools.partial(slot, x, name), f"{label}{name}")
+                self.visit(getattr(x, name), names, f"{label}{name}")
         for name in names or ():
             if not isinstance(own, dict) or name not in own:
                 self._class_attribute(type(x), name, names, label)
@@ -386,51 +394,3 @@ _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
 def _require(nothing: str) -> None:
     if nothing:
         raise UnguardableError(nothing)
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty one
-        return None
-
-
-def _array_content(x: Any) -> tuple[Any, ...]:
-    return x.dtype.str, x.shape, x.strides, x.tobytes()
-
-
-def _slot(x: Any, name: str) -> Any:
-    return getattr(x, name, None)
-
-
-def _slots(kind: type) -> list[str]:
-    """The names of attributes that objects of a class have without a dict."""
-    found: list[str] = []
-    for each in kind.__mro__:
-        if not of_a_library(each.__module__):
-            slots = each.__dict__.get("__slots__", ())
-            found += [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in found if name not in ("__dict__", "__weakref__")]
-
-
-def _drawn(x: Any) -> Any:
-    """How far a generator of random numbers is, so that what it drew is never used twice."""
-    if isinstance(x, torch.Generator):
-        return x.get_state().numpy().tobytes()
-    if isinstance(x, random.Random):
-        return x.getstate()
-    return str(getattr(getattr(x, "bit_generator", x), "state", None) or x.get_state())
-
-
-def _transparent(kind: type) -> bool:
-    """Whether such objects are there for what they hold, which a library's code reads."""
-    return of_a_library(kind.__module__) and kind.__name__ in (
-        "SimpleNamespace", "Namespace", "UserDict", "UserList", "UserString", "ChainMap", "Counter",
-    )  # fmt: skip
-
-
-def _opaque(kind: type) -> bool:
-    """Whether such objects are machinery, as locks, loggers and paths."""
-    inside = root(kind.__module__) in ("torch", "numpy", "functorch")
-    machinery = inside or root(kind.__module__) in sys.stdlib_module_names
-    return machinery and not _transparent(kind)

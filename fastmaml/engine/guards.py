@@ -188,8 +188,9 @@ class Guards:
             if len(of) != len(keys) or not all(map(is_, of.values(), values)):
                 found = list(of.values())
                 if not _alike(found, values):
-                    tensors = partial(list, of.values()) if _moved(found, values) else None
-                    return Changed(label, partial(_remove, self._wholes, whole), tensors)
+                    now = partial(list, of.values())
+                    forget = partial(_remove, self._wholes, whole)
+                    return Changed(label, forget, now if _moved(found, values) else None)
                 values[:] = of.values()
             if not all(map(is_, of, keys)) and list(of) != keys:
                 return Changed(label, partial(_remove, self._wholes, whole))
@@ -198,8 +199,10 @@ class Guards:
             if len(row) != len(values) or not all(map(is_, row, values)):
                 found = list(row)
                 if not _alike(found, values):
-                    tensors = partial(list, row) if _moved(found, values) else None
-                    return Changed(label, partial(_remove, self._rows, line), tensors)
+                    forget = partial(_remove, self._rows, line)
+                    return Changed(
+                        label, forget, partial(list, row) if _moved(found, values) else None
+                    )
                 values[:] = row
         return None
 
