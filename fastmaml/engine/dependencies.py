@@ -22,6 +22,7 @@ from fastmaml.engine.attributes import (
     content,
     drawn,
     opaque,
+    slot,
     slots,
     transparent,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from operator import is_, itemgetter
 from typing import Any, NamedTuple, final
@@ -188,9 +188,8 @@ class Guards:
             if len(of) != len(keys) or not all(map(is_, of.values(), values)):
                 found = list(of.values())
                 if not _alike(found, values):
-                    now = partial(list, of.values())
                     forget = partial(_remove, self._wholes, whole)
-                    return Changed(label, forget, now if _moved(found, values) else None)
+                    return Changed(label, forget, _moved(of.values(), values))
                 values[:] = of.values()
             if not all(map(is_, of, keys)) and list(of) != keys:
                 return Changed(label, partial(_remove, self._wholes, whole))
@@ -232,12 +231,17 @@ def _alike(found: list[Any], seen: list[Any]) -> bool:
     return len(found) == len(seen) and all(map(same, found, seen))
 
 
-def _moved(found: list[Any], seen: list[Any]) -> bool:
-    """Whether all that is another one are tensors, and were."""
-    pairs = zip(found, seen, strict=False)
-    return len(found) == len(seen) and all(
+def _moved(now: Collection[Any], seen: list[Any]) -> Callable[[], Any] | None:
+    """What gives the entries, if all that are other ones are tensors, and were."""
+    pairs = zip(now, seen, strict=False)
+    moved = len(now) == len(seen) and all(
         same(x, y) or (_only_tensors(x) and _only_tensors(y)) for x, y in pairs
     )
+    return partial(_entries, now) if moved else None
+
+
+def _entries(of: Collection[Any]) -> list[Any]:
+    return list(of)
 
 
 def _only_tensors(x: Any) -> bool:
