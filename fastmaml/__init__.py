@@ -3,7 +3,7 @@
 from fastmaml import episodes, gradients, heads, losses, models, ops, rules
 from fastmaml.config import LoopConfig, TrainConfig
 from fastmaml.engine.buffers import forget_running_statistics
-from fastmaml.engine.errors import MissingDerivative, NonFiniteLoss
+from fastmaml.engine.errors import MissingDerivative, NonFiniteLoss, StaleRecordingError
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
 from fastmaml.maml import MAML
 from fastmaml.output import MetaOutput
@@ -25,6 +25,7 @@ __all__ = [
     "MissingDerivative",
     "NonFiniteLoss",
     "Report",
+    "StaleRecordingError",
     "Sweep",
     "TrainConfig",
     "Verification",

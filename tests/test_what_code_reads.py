@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,9 @@ from outcomes import agree, outcome, pair, recordings, vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmaml.engine.fingerprint import LONG, fingerprint
+import fastmaml as fm
+from fastmaml.engine.attributes import drawn
+from fastmaml.engine.guards import Guards
 
 WEIGHT = 1.0
 SETTINGS: dict[str, Any] = {"loss": {"weight": 1.0}}
@@ -159,34 +162,44 @@ def test_of_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recordings(both[0]) == known + 1
 
 
-def test_circles_end_and_long_containers_are_not_looked_through() -> None:
-    circle: dict[str, Any] = {"weight": 1.0}
+def test_circles_end_and_long_containers_are_looked_through() -> None:
+    circle: dict[str, Any] = {"weight": 1.0, "long": [0.0] * 1000}
     circle["self"] = circle
-    before = fingerprint(circle)
-    assert hash(before) == hash(fingerprint(circle))
+
+    def loss(y: Tensor, t: Tensor) -> Tensor:
+        return (circle["self"]["self"]["weight"] + sum(circle["long"])) * F.mse_loss(y, t)
+
+    both = pair(lambda: nn.Linear(3, 2).double(), loss=loss)
+    agree(*both, vectors())
     circle["weight"] = 2.0
-    assert fingerprint(circle) != before
-    long = [0.0] * (LONG + 1)
-    before = fingerprint(long)
-    long[0] = 1.0
-    assert fingerprint(long) == before
-    assert fingerprint(long[1:]) != before
+    agree(*both, vectors())
+    circle["long"][999] = 0.5
+    agree(*both, vectors())
+    assert recordings(both[0]) == 3
 
 
-def test_a_function_that_calls_itself() -> None:
+def test_a_function_that_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def down(n: int) -> float:
         return WEIGHT if n == 0 else down(n - 1)
 
-    assert hash(fingerprint(down)) == hash(fingerprint(down))
+    both = pair(lambda: nn.Linear(3, 2), loss=lambda y, t: down(9) * F.mse_loss(y, t))
+    agree(*both, vectors())
+    set_global("WEIGHT", 2.0)(monkeypatch)
+    agree(*both, vectors())
+    assert recordings(both[0]) == 2
 
 
-def test_what_a_generator_of_ones_own_draws_is_not_used_twice() -> None:
+def test_what_a_generator_of_ones_own_draws_is_not_used_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     generator = pytest.importorskip("numpy").random.default_rng(0)
-    both = pair(
-        lambda: nn.Linear(3, 2).double(), loss=lambda y, t: generator.random() * F.mse_loss(y, t)
+    maml = fm.MAML(
+        nn.Linear(3, 2).double(), 0.3, loss=lambda y, t: generator.random() * (y - t).sum()
     )
-    losses = [float(outcome(both[0], vectors()).losses[0]) for _ in range(3)]
+    losses = [float(outcome(maml, vectors()).losses[0]) for _ in range(3)]
     assert len(set(losses)) == 3
+    maml.explain(vectors())
+    assert "is read while it runs, and changes whenever it runs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["random", "numpy", "numpy.RandomState"])
@@ -197,8 +210,8 @@ def test_generators_count_by_how_far_they_are(kind: str) -> None:
         numpy = pytest.importorskip("numpy")
         return numpy.random.default_rng(0) if kind == "numpy" else numpy.random.RandomState(0)
 
-    generator = made()
-    before = fingerprint(generator)
-    assert fingerprint(generator) == before
+    guards, generator = Guards(), made()
+    guards.read(partial(drawn, generator), "it")
+    assert guards.hold()
     generator.random()
-    assert fingerprint(generator) != before
+    assert guards.changed() == "it"

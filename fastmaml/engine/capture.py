@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.cuda_graph import CudaGraph
+from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.plans import Identity, environment, key_of
 from fastmaml.engine.sight import Sight
-from fastmaml.engine.spot_checks import StaleRecordingError, due, spot_check
+from fastmaml.engine.spot_checks import due, spot_check
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
 from fastmaml.episodes.batch import Episodes

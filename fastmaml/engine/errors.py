@@ -23,3 +23,7 @@ class MissingDerivative(NotImplementedError):  # noqa: N818  # it says what is m
 
     The message names the operation, where that is known, and the methods that can do without.
     """
+
+
+class StaleRecordingError(RuntimeError):
+    """A spot check found that a recording does not give what the model gives now."""

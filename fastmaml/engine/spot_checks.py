@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flattening import Flat, Layout, laid_out
 from fastmaml.engine.printing import HeldBack
 from fastmaml.engine.randomness import foreign_state
@@ -23,10 +24,6 @@ ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 COARSE = 2e-2
 """The same for narrower dtypes."""
-
-
-class StaleRecordingError(RuntimeError):
-    """A recording does not give what the model gives now."""
 
 
 @dataclass(frozen=True)

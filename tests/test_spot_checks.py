@@ -1,0 +1,105 @@
+"""Calls 2, 4, 8, ... of a recording are held against an eager run."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from outcomes import CAPTURED, outcome, pair, vectors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+from fastmaml.engine.capture import Captured, Recording
+from fastmaml.engine.spot_checks import due
+
+HIDDEN = (ctypes.c_double * 1)(1.0)
+"""Where no guard looks: in memory of C's."""
+
+
+class Hiding(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * HIDDEN[0]
+
+
+def due_after(calls: int) -> int:
+    return next(n for n in range(calls + 1, 5) if due(n))
+
+
+def test_when() -> None:
+    assert [n for n in range(1, 70) if due(n)] == [2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "per_task"])
+def test_what_no_guard_sees_is_found_by_call_four(after: int, backend: str, verb: str) -> None:
+    HIDDEN[0] = 1.0
+    maml = fm.MAML(
+        Hiding(3, 2).double(), 0.3, steps=2, loss=F.mse_loss, executor="captured", backend=backend
+    )
+    run = {"train": maml, "evaluate": maml.evaluate, "per_task": maml.per_task(task)}[verb]
+    for _ in range(after):
+        run(vectors())
+    HIDDEN[0] = 1.001
+    what = "the meta-gradient of (weight|bias)|the loss|an output"
+    for _ in range(due_after(after) - after - 1):
+        run(vectors())
+    with pytest.raises(fm.StaleRecordingError, match=rf"({what}).* is off by .*executor=\"eager\""):
+        run(vectors())
+    run(vectors())  # from a new recording
+
+
+def recorded(maml: fm.MAML) -> list[Recording]:
+    executor = maml._execute
+    assert isinstance(executor, Captured)
+    return [x for x in executor._kept.values() if isinstance(x, Recording)]
+
+
+def task(learner: nn.Module, support: fm.Batch, query: fm.Batch) -> Tensor:
+    learner.adapt(F.mse_loss(learner(support.inputs), support.targets))
+    return F.mse_loss(learner(query.inputs), query.targets)
+
+
+def test_they_can_be_switched_off() -> None:
+    HIDDEN[0] = 1.0
+    maml = fm.MAML(Hiding(3, 2).double(), 0.3, loss=F.mse_loss, spot_checks=False, **CAPTURED)
+    before = outcome(maml, vectors())
+    HIDDEN[0] = 2.0
+    for _ in range(8):
+        assert outcome(maml, vectors()).same_bits(before)
+
+
+@pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.MixedMode()])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_kinks_of_float32_are_no_difference(backend: str, gradient: fm.gradients.Unrolled) -> None:
+    torch.manual_seed(0)
+    model = fm.models.conv4(3, filters=8, pool="max", image_size=16)
+    maml = fm.MAML(
+        model, 0.4, steps=2, loss=F.cross_entropy, executor="captured", backend=backend,
+        gradient=gradient,
+    )  # fmt: skip
+    for _ in range(9):
+        images = [torch.randn(4, 6, 1, 16, 16).round() / 2 for _ in range(2)]  # many ties
+        labels = torch.arange(3).repeat(4, 2)
+        maml(fm.Episodes(*(fm.Batch(x, labels) for x in images))).loss.backward()
+        with torch.no_grad():
+            for p in maml.parameters():
+                p -= 0.1 * p.grad / p.grad.norm().clamp(min=1e-6)
+        maml.zero_grad()
+    assert [r.calls for r in recorded(maml)] == [9]
+
+
+def test_what_a_model_prints_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Printing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            print("forward")
+            return super().forward(x)
+
+    captured, _ = pair(lambda: Printing(3, 2))
+    outcome(captured, vectors())
+    capsys.readouterr()
+    for _ in range(4):
+        outcome(captured, vectors())
+    assert not capsys.readouterr().out
