@@ -82,6 +82,7 @@ class Dependencies:
         self._codes: set[types.CodeType] = set()
         self._seen: set[Any] = set()
         self._wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]] = {}
+        self._of_classes: dict[type, Mapping[str, Any]] = {}
         self._alive: list[Any] = []  # an address must not be used again meanwhile
 
     @property
@@ -282,8 +283,9 @@ class Dependencies:
         for each in kind.__mro__:
             if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
                 return
-            self._entries(each.__dict__, (name,), label, within)
-            if name in each.__dict__:
+            own = self._of_classes.setdefault(each, each.__dict__)  # another proxy at each asking
+            self._entries(own, (name,), label, within)
+            if name in own:
                 return
 
     def _sequence(self, x: Any, names: Names, label: str) -> None:

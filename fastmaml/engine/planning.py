@@ -147,7 +147,7 @@ def make_plan(
     program.depends.settle(first=True)
     _reads_left_behind(alone, program.depends, *one)
     drew = _unrepeatable(watch.drew(), program.depends.restless)
-    tables = () if drew else tables
+    tables = () if drew or program.depends.unguardable else tables
     if not drew:
         check_method(alone, *one)
     alone = replace(alone, tables=tables, repeatable=not drew)
