@@ -297,7 +297,7 @@ def test_meta_steps_leave_no_cycles_for_the_collector() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
     x = torch.randn(2, 5, 3)
     batch = fm.Batch(x, x[..., :2])
-    # A spot check runs eagerly, where torch's own tree_flatten leaves cycles (that hold no tensors).
+    # A spot check runs eagerly, where torch's own tree_flatten leaves cycles (without tensors).
     maml = fm.MAML(model, lr=0.1, steps=2, loss=F.mse_loss, spot_checks=False)
     for _ in range(3):
         maml(fm.Episodes(batch, batch)).loss.backward()
