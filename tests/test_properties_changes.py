@@ -15,6 +15,7 @@ fixed = settings(
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 VERBS = ["train", "evaluate", "per_task"]
+EVERY = 3  # of the kinds of things that are read: the rest is for `make fuzz`
 IN_A_ROW = 5  # more kinds in a row than this, and fastmaml would leave off recording
 
 
@@ -34,21 +35,20 @@ def sequences(call: Call, reader: int, count: int) -> list[tuple[Call | Change, 
     return [(call, *(event for pair in row for event in pair)) for row in rows]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", list(READERS)[::EVERY])
 def test_every_change_of_what_a_model_reads_is_seen(name: str) -> None:
     call = Call(VERBS[list(READERS).index(name) % 3])
     for events in sequences(call, 0, len(READERS[name]()[1])):
         changes.check(Case((name,), events=events))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", list(LOSSES)[::EVERY])
 def test_every_change_of_what_a_loss_reads_is_seen(name: str) -> None:
     call = Call(VERBS[list(LOSSES).index(name) % 3])
     for events in sequences(call, -1, len(LOSSES[name]()[1])):
         changes.check(Case(("float",), name, events=events))
 
 
-@pytest.mark.parametrize("tokens", [False, True])
-def test_every_change_of_the_maml_is_seen(tokens: bool) -> None:
+def test_every_change_of_the_maml_is_seen() -> None:
     for events in sequences(Call(), -2, changes.OF_MAML):
-        changes.check(Case(("float",), tokens=tokens, events=events))
+        changes.check(Case(("float",), events=events))

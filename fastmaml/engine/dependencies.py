@@ -282,7 +282,9 @@ class Dependencies:
         """Where a name is looked up in classes, up to where it is found."""
         for each in kind.__mro__:
             if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
-                return
+                if name in each.__dict__:
+                    return
+                continue  # a user's class may come after it
             own = self._of_classes.setdefault(each, each.__dict__)  # another proxy at each asking
             self._entries(own, (name,), label, within)
             if name in own:
