@@ -22,7 +22,7 @@ from fastmaml.engine.flat import cleaned, compiled, element_count, operation_cou
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.out_of_memory import is_out_of_memory
-from fastmaml.engine.plans import Identity, environment, key_of
+from fastmaml.engine.plans import Identity, key_of
 from fastmaml.engine.sight import Sight
 from fastmaml.engine.spot_checks import due, spot_check
 from fastmaml.engine.spread import run_chunks
@@ -163,7 +163,6 @@ class Captured:
             key_of((program.gradient, program.tables)),
             None if program.function is None else program.function.key(),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
-            environment(flat.seeds.device.type),
             flat.kind(),
         )
         if not depends.hold(program.call):

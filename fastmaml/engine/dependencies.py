@@ -212,7 +212,7 @@ class Dependencies:
         return self._object
 
     def _ignored(self, x: Any, names: Names, label: str) -> None:
-        """Nothing in it can change."""
+        """Nothing can change."""
 
     def _tensor(self, x: Tensor, names: Names, label: str) -> None:
         has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
@@ -275,6 +275,8 @@ class Dependencies:
     def _class(self, x: type, names: Names, label: str) -> None:
         for name in names or ():
             self._class_attribute(x, name, names, f"{x.__name__}.")
+            if type(x) is not type:  # a class of classes, where what the class lacks is looked up
+                self._class_attribute(type(x), name, names, f"{type(x).__name__}.")
         for function in of_function_class(x):
             self.visit(function, names, label)
 
@@ -368,7 +370,7 @@ class Dependencies:
         if isinstance(own, dict):
             self._entries(own, list(own) if names is None else names, label, names)
             if names is None:
-                self.guards.read(functools.partial(len, own), label[:-1])
+                self.guards.size(own)
         for name in slots(type(x)):
             if (names is None or name in names) and hasattr(x, name):
                 self.guards.read(functools.partial(slot, x, name), f"{label}{name}")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from operator import is_, itemgetter
+from itertools import chain
+from operator import is_, is_not, itemgetter, ne
 from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
 _MISSING = object()
+_GET = itemgetter.__call__
 PLAIN = frozenset({bool, int, str, bytes, type(None)})
 
 Items = tuple[Mapping[str, Any], Callable[[Any], Any], tuple[str, ...], list[Any], str]
 Whole = tuple[Mapping[Any, Any], list[Any], list[Any], str]
 Row = tuple[Any, list[Any], str]
 Read = tuple[Callable[[], Any], Any, str]
-Place = tuple[Tensor, int, tuple[int, ...], str]
+Place = tuple[Tensor, int, tuple[int, ...], bool, str]
 
 
 class Changed(NamedTuple):
@@ -57,7 +59,10 @@ class Guards:
         self._holders: list[Any] = []
         self._dicts: list[Any] = []
         self._empty: list[Any] = []
+        self._sized: list[Any] = []
+        self._sizes: list[int] = []
         self._entries = 0
+        self._flat: tuple[list[Any], list[Any], list[Any]] | None = None
         self._held: Any = None
 
     def __len__(self) -> int:
@@ -70,8 +75,9 @@ class Guards:
             self._absent.append((of.keys(), missing, label))
         if found:
             seen = [of[n] for n in found]
-            get = itemgetter(*found) if len(found) > 1 else _single(found[0])
+            get = itemgetter(*found) if len(found) > 1 else itemgetter(found[0], found[0])
             self._items.append((of, get, found, seen, label))
+            self._flat = None
             self._entries += len(found)
 
     def whole(self, of: Mapping[Any, Any], label: str) -> None:
@@ -90,8 +96,8 @@ class Guards:
         self._entries += 1
 
     def place(self, x: Tensor, label: str) -> None:
-        """Where a tensor's elements are; their values may change."""
-        self._places.append((x, x.data_ptr(), x.stride(), label))
+        """Where a tensor's elements are, and whether it is trained; their values may change."""
+        self._places.append((x, x.data_ptr(), x.stride(), x.requires_grad, label))
         self._entries += 1
 
     def kind(self, x: Any) -> None:
@@ -105,6 +111,11 @@ class Guards:
     def empty(self, of: Any) -> None:
         """That a dict has no entries."""
         self._empty.append(of)
+
+    def size(self, of: Any) -> None:
+        """How many entries a dict has."""
+        self._sized.append(of)
+        self._sizes.append(len(of))
 
     def hold(self, call: Any = None) -> bool:
         """Whether everything is as it was.
@@ -143,20 +154,35 @@ class Guards:
             if not absent[0].isdisjoint(absent[1]):
                 name = sorted(absent[1].intersection(absent[0]))[0]
                 return Changed(f"{absent[2]}{name}", partial(_remove, self._absent, absent))
-        for i, (of, get, _, seen, _) in enumerate(self._items):
-            try:
-                if all(map(is_, get(of), seen)):
-                    continue
-            except KeyError:
-                pass
-            if found := self._changed_item(i):
-                return found
+        if list(map(len, self._sized)) != self._sizes:
+            return self._changed_kind(self._sized, self._sizes, len, "size", ne)
+        if not self._same_items():
+            for i in range(len(self._items)):
+                if found := self._changed_item(i):
+                    return found
         return self._changed_containers() or self._changed_values()
 
+    def _same_items(self) -> bool:
+        """Whether all entries are the very same, in one go, since this is asked at every call."""
+        if self._flat is None:
+            seen = [x for *_, own, _ in self._items for x in (own * 2 if len(own) == 1 else own)]
+            self._flat = [get for _, get, *_ in self._items], [of for of, *_ in self._items], seen
+        getters, dicts, seen = self._flat
+        try:
+            return all(map(is_, chain.from_iterable(map(_GET, getters, dicts)), seen))
+        except KeyError:
+            return False
+
     def _changed_kind(
-        self, objects: list[Any], seen: list[Any], look: Callable[[Any], Any], what: str
+        self,
+        objects: list[Any],
+        seen: list[Any],
+        look: Callable[[Any], Any],
+        what: str,
+        other: Callable[[Any, Any], bool] = is_not,
     ) -> Changed:
-        i = next(i for i, (x, y) in enumerate(zip(objects, seen, strict=True)) if look(x) is not y)
+        pairs = zip(map(look, objects), seen, strict=True)
+        i = next(i for i, (x, y) in enumerate(pairs) if other(x, y))
 
         def forget() -> None:
             del objects[i], seen[i]
@@ -173,10 +199,12 @@ class Guards:
                 moved = _only_tensors(x) and _only_tensors(y)
                 return Changed(f"{label}{name}", forget, partial(of.get, name) if moved else None)
         seen[:] = found
+        self._flat = None
         return None
 
     def _forget_item(self, i: int, j: int) -> None:
         of, _, names, seen, label = self._items.pop(i)
+        self._flat = None
         if rest := [n for n in names if n != names[j]]:
             kept = {n: seen[names.index(n)] for n in rest}
             self.items(of, rest, label)
@@ -212,14 +240,10 @@ class Guards:
             if found is not value and not same(found, value):
                 return Changed(label, partial(_remove, self._reads, read))
         for place in self._places:
-            x, pointer, stride, label = place
-            if x.data_ptr() != pointer or x.stride() != stride:
+            x, pointer, stride, trained, label = place
+            if x.data_ptr() != pointer or x.stride() != stride or x.requires_grad != trained:
                 return Changed(label, partial(_remove, self._places, place))
         return None
-
-
-def _single(name: str) -> Callable[[Any], Any]:
-    return lambda of: (of[name],)
 
 
 def _remove(entries: list[Any], one: Any) -> None:

@@ -94,7 +94,7 @@ def _settings(to: Visitor, module: nn.Module, label: str) -> None:
     plain = own if deep else {n: x for n, x in own.items() if _plain(x)}
     to._entries(module.__dict__, plain, f"{label}.", None)
     # A name that is new: a forward() of its own, say.
-    to.guards.read(lambda: len(module.__dict__), label)
+    to.guards.size(module.__dict__)
 
 
 def _plain(x: Any) -> bool:
