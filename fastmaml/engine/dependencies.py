@@ -203,16 +203,13 @@ class Dependencies:
             if isinstance(x, kinds):
                 return functools.partial(method, self)
         kind = type(x)
-        if kind.__module__ == "numpy":
-            return self._array if hasattr(x, "tobytes") else self._ignored
+        if kind.__module__ == "numpy" and hasattr(x, "tobytes"):
+            return self._array
         if isinstance(x, random.Random) or kind.__module__.startswith("numpy.random"):
             return self._generator
         if isinstance(x, collections.abc.Iterator):
             return self._iterator
         return self._object
-
-    def _ignored(self, x: Any, names: Names, label: str) -> None:
-        """Nothing can change."""
 
     def _tensor(self, x: Tensor, names: Names, label: str) -> None:
         has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
