@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmaml.gradients import FirstOrder, GradientMethod
+from fastmaml.episodes.batch import Batch
+from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.rules import SGD, Rule
 
 
@@ -97,3 +98,21 @@ def rate_parameters(rates: Mapping[str, Tensor]) -> nn.ParameterDict:
 def rate_key(name: str) -> str:
     """A rate's name as a key of a ParameterDict: it takes no dots and no names of its methods."""
     return "rate:" + name.replace(".", "/")
+
+
+def require_batch(support: Any) -> None:
+    """Raise ValueError unless `support` is a `Batch`."""
+    if not isinstance(support, Batch):
+        raise ValueError(
+            f"support is a {type(support).__name__}; give a fastmaml.Batch(inputs, targets) "
+            "with the examples of one task."
+        )
+
+
+def require_all_adapt(gradient: GradientMethod | None, more: bool) -> None:
+    """Raise ValueError where `gradient` learns only what adapts, and there is more to learn."""
+    if more and isinstance(gradient, Reptile):
+        raise ValueError(
+            "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
+            "requires_grad_(False)) and a rule without learned rates, or gradient=FirstOrder()."
+        )

@@ -14,6 +14,8 @@ from fastmaml.arguments import (
     chosen_gradient,
     chosen_rule,
     rate_parameters,
+    require_all_adapt,
+    require_batch,
     require_choice,
     require_count,
     task_weights,
@@ -42,7 +44,7 @@ from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.trees import flatten
 from fastmaml.engine.turns import Turns, in_turn
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
-from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
+from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.gradients.base import Meta
 from fastmaml.heads import Head
 from fastmaml.learner import Progress, adapt_in_place
@@ -159,11 +161,7 @@ class MAML(nn.Module):
         self._stock = Stock()
         self._progress = Progress()
         self._turns = Turns()
-        if isinstance(self.gradient, Reptile) and (rates or self._meta().shared):
-            raise ValueError(
-                "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
-                "requires_grad_(False)) and a rule without learned rates, or gradient=FirstOrder()."
-            )
+        require_all_adapt(self.gradient, bool(rates or self._meta().shared))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``maml(episodes)``: the meta-step. Anything else is passed to the model.
@@ -267,11 +265,7 @@ class MAML(nn.Module):
             modes (they hold no running statistics), as they did while it was meta-trained; to load
             its ``state_dict()`` into a fresh model, see `fastmaml.forget_running_statistics`.
         """
-        if not isinstance(support, Batch):
-            raise ValueError(
-                f"support is a {type(support).__name__}; give a fastmaml.Batch(inputs, targets) "
-                "with the examples of one task."
-            )
+        require_batch(support)
         task = support.map(lambda x: x.unsqueeze(0))
         steps = self.steps if steps is None else require_count("steps", steps, least=0)
         episodes = Episodes(task, task)

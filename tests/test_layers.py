@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "learner": {"engine", "rules"},
     "per_task": {"arguments", "assembly", "engine", "episodes", "gradients", "maml", "output"},
     "output": {"engine", "losses"},
-    "arguments": {"gradients", "rules"},
+    "arguments": {"episodes", "gradients", "rules"},
     "assembly": {"arguments", "engine", "episodes", "gradients", "integrations", "rules"},
     "maml": {
         "arguments",
