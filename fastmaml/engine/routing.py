@@ -263,14 +263,15 @@ def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -
 def without_cudnn() -> Iterator[None]:
     """cuDNN off inside.
 
-    `torch.backends.cudnn.flags` does more, and raises where TF32 was set for convolutions alone.
+    `torch.backends.cudnn.flags` does more, and raises where TF32 was set for convolutions alone; to
+    set `torch.backends.cudnn.enabled` raises once torch's testing modules were imported.
     """
-    enabled = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
+    enabled = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = enabled
+        torch._C._set_cudnn_enabled(enabled)
 
 
 def _recurrent(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
