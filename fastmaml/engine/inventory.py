@@ -44,8 +44,8 @@ class _Walk:
     """A walk through a model: the dicts that it looked into, and what it found there."""
 
     model: nn.Module
-    modules: list[dict[str, Any]] = field(default_factory=list)
-    """The attributes of every module."""
+    modules: list[nn.Module] = field(default_factory=list)
+    attributes: list[dict[str, Any]] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     entries: list[Any] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Walk:
         """Whether another walk would find the very same."""
         parts = self.parts
         return (
-            all(map(is_, chain.from_iterable(map(_PARTS, self.modules)), parts))
+            all(map(is_, chain.from_iterable(map(_PARTS, self.attributes)), parts))
             and list(map(len, parts)) == self.sizes
             and all(map(is_, self.now(), self.entries))
         )
@@ -85,7 +85,7 @@ class Stock:
         walk = self._walk
         if walk is None or walk.model is not model or not walk.still():
             walk = self._walk = _walk(model)
-        training = tuple([m["training"] for m in walk.modules])
+        training = tuple([m.training for m in walk.modules])
         return Inventory(walk.parameters, walk.buffers, training, object())
 
 
@@ -98,7 +98,8 @@ def _walk(model: nn.Module) -> _Walk:
     found = _Walk(model)
     seen: set[int] = set()
     for prefix, module in _modules(model):
-        found.modules.append(module.__dict__)
+        found.modules.append(module)
+        found.attributes.append(module.__dict__)
         parts = _PARTS(module.__dict__)
         found.parts += parts
         for into, part in zip((found.parameters, found.buffers), parts, strict=False):

@@ -34,6 +34,7 @@ def in_configuration(
         scope=twin.scope,
         head=None if twin.head is None else twin.head.head,
         executor=executor,
+        spot_checks=False,  # what is measured is a call like most
         backend=backend,
         tasks_chunk=twin.tasks_chunk,
         batch_norm=twin.batch_norm,
