@@ -68,8 +68,9 @@ class MetaStep:
     def __init__(self, work: Workload, method: fm.gradients.GradientMethod, device: str) -> None:
         self.problem = p = problem_of(work, device)
         self.maml = fm.MAML(
-            p.model, p.lr, steps=p.steps, loss=p.loss, gradient=method, tasks_chunk=work.tasks
-        )
+            p.model, p.lr, steps=p.steps, loss=p.loss, gradient=method, tasks_chunk=work.tasks,
+            spot_checks=False,
+        )  # fmt: skip
         with redirect_stdout(StringIO()):
             self.maml.explain(p.episodes)
 

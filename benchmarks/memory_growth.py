@@ -93,6 +93,7 @@ class MetaStep:
             loss=F.mse_loss,
             gradient=method,
             tasks_chunk=setting.tasks,  # else fewer tasks at a time may run, and share memory
+            spot_checks=False,
         )
         with contextlib.redirect_stdout(io.StringIO()):
             self.maml.explain(self.episodes)  # plans, so that only the step itself is measured
