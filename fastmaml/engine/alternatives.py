@@ -62,7 +62,8 @@ def explain_missing(
         program: it.
         meta, episodes, seeds: of that task.
     """
-    if is_out_of_memory(error) or "gradient=" in str(error):  # that one says what to do
+    # Those say what to do.
+    if is_out_of_memory(error) or "gradient=" in str(error) or "backend=" in str(error):
         return
     said = [str(error)]
     for method in _others(program.gradient):

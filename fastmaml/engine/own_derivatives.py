@@ -143,7 +143,12 @@ class OwnDerivatives(TorchFunctionMode):
         if self.batched:
             self.alone(what)
         if self.native:
-            self.refuse(RuntimeError(f"it {what}, which only PyTorch's own layers go through"))
+            self.refuse(
+                RuntimeError(
+                    f"it {what}, which only PyTorch's own layers go through: leave backend= out, "
+                    'or use backend="reference"'
+                )
+            )
 
     def keep_learned(self, x: Tensor, requires_grad: bool) -> None:
         """Refuse to freeze a parameter that is to get a gradient."""
