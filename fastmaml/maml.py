@@ -95,8 +95,7 @@ class MAML(nn.Module):
             It reads one number back from the device. Switch it off for float16 with a GradScaler,
             which expects to meet infinities; note that the meta-gradient is computed before the
             scaler's factor is known, so that float16 may underflow where bfloat16 does not.
-        spot_checks: run one chunk of calls 2, 4, 8, ... of a recording eagerly as well, and raise
-            `StaleRecordingError` where the two differ by more than rounding.
+        spot_checks: hold calls 2, 4, 8, ... of a recording against an eager run of one chunk.
 
     Raises:
         ValueError: an argument that cannot be obeyed, named in the message.
@@ -248,8 +247,7 @@ class MAML(nn.Module):
             )
             with Surroundings(self.module, episodes, held):
                 results = evaluate(self._execute_evaluation, program, meta, episodes, seeds, at)
-        targets = episodes.query.targets
-        return [MetaOutput(losses.mean(), losses, y, targets) for losses, y in results]
+        return [MetaOutput(x.mean(), x, y, episodes.query.targets) for x, y in results]
 
     @in_turn
     def adapt_to(self, support: Batch, steps: int | None = None) -> nn.Module:
