@@ -24,6 +24,7 @@ from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.sight import Sight
 from fastmaml.engine.table_search import about_tables, find_tables
 from fastmaml.engine.trials import batches, run, runs
+from fastmaml.engine.value_reads import ValueReads
 from fastmaml.engine.watching import Watch
 from fastmaml.engine.weighing import Weighed, mib
 from fastmaml.episodes.batch import Episodes
@@ -138,12 +139,14 @@ def make_plan(
     copies, parameters = _copies(program, meta)
     one = (meta, episodes[:1], seeds[:1])
     watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
-    with explaining(alone, *one), watch, Sight() as sight:
+    values = ValueReads()
+    with explaining(alone, *one), watch, Sight() as sight, values:
         alone, outputs, backend_why = runs(alone, copies, *one[1:], fixed_backend)
     watch.check_unchanged()
     del copies, parameters
     program.watched(sight)
-    tables = find_tables(alone, *one)
+    # Whoever reads values may take another way the next time, on which a table is used otherwise.
+    tables = () if values.seen else find_tables(alone, *one)
     program.depends.settle(first=True)
     _reads_left_behind(alone, program.depends, *one)
     drew = _unrepeatable(watch.drew(), program.depends.restless)

@@ -24,8 +24,8 @@ from fastmaml.rules import Chain, ClipNorm, Rule, WeightDecay
 LEAST_ROWS = 1024
 """A table with fewer rows is copied whole: finding its rows would cost more."""
 
-_ABOUT_IT = {"shape", "dtype", "device", "is_cuda", "ndim", "requires_grad", "layout"}
-"""What may be asked of a table without using its numbers."""
+_ABOUT_IT = {"dtype", "device", "is_cuda", "ndim", "requires_grad", "layout"}
+"""What may be asked of a table: its rows have the same."""
 
 
 def find_tables(
@@ -126,6 +126,8 @@ class Uses(TorchFunctionMode):
             return None
         if kwargs.get("max_norm") is not None or kwargs.get("scale_grad_by_freq"):
             return None
+        if (kwargs.get("padding_idx") or 0) < 0:
+            return None  # counted from the end of the whole table
         if not isinstance(args[0], Tensor) or not args[0].is_contiguous():
             return None
         key = (address(args[0]), args[0].numel(), args[0].dtype)

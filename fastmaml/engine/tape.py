@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastmaml.engine.randomness import foreign_state
+from fastmaml.engine.value_reads import ABOUT_SHAPES, DOORS, reads
 from fastmaml.engine.zero_tensors import with_memory
 
 
@@ -126,12 +127,6 @@ def record(
     return recorder.tape, results
 
 
-_ABOUT_SHAPES = {
-    torch.ops.aten.is_same_size.default,
-    torch.ops.aten._has_same_storage_numel.default,
-}
-"""What forward-mode differentiation asks; no values are read."""
-
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor], tape: Tape | None) -> None:
@@ -152,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, args = kwargs or {}, with_memory(func, args)
-        if func in _ABOUT_SHAPES:
+        if func in ABOUT_SHAPES:
             return func(*args, **kwargs)
         if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
             func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
@@ -160,9 +155,8 @@ class _Recorder(TorchDispatchMode):
             raise UncapturableError(f"it calls {func}, which draws random numbers")
         named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))
         result = func(*args, **kwargs)
-        for x in tree_leaves(result):
-            if x is not None and not isinstance(x, Tensor):
-                raise UncapturableError(f"it calls {func}, which reads a value back from a tensor")
+        if reads(func, result):
+            raise UncapturableError(f"it calls {func}, which reads a value back from a tensor")
         if func._opname in ("resize_", "set_"):
             raise UncapturableError(f"it calls {func}, which changes what memory a tensor has")
         if torch.Tag.inplace_view in func.tags:
@@ -302,7 +296,7 @@ class _NoEscape(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.numpy, Tensor.tolist, Tensor.__dlpack__):
+        if func in DOORS:
             raise UncapturableError(f"it calls {func.__name__}, which reads a value back")
         return func(*args, **(kwargs or {}))
 

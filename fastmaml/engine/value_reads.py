@@ -1,0 +1,83 @@
+"""Whether code takes numbers out of tensors: what it does may then depend on them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+DOORS = (Tensor.numpy, Tensor.tolist, Tensor.__dlpack__)
+"""What reads values without an operation."""
+
+ABOUT_SHAPES = {
+    torch.ops.aten.is_same_size.default,
+    torch.ops.aten._has_same_storage_numel.default,
+}
+"""What forward-mode differentiation asks; no values are read."""
+
+
+def reads(func: Any, result: Any) -> bool:
+    """Whether an operation that returned this read a value back."""
+    if func in ABOUT_SHAPES:
+        return False
+    return any(x is not None and not isinstance(x, Tensor) for x in tree_leaves(result))
+
+
+@final
+class ValueReads:
+    """Watches while it is active.
+
+    A shape that depends on numbers counts, as code can ask for it.
+
+    Attributes:
+        seen: what read first; nothing if nothing did.
+    """
+
+    def __init__(self) -> None:
+        self.seen = ""
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ValueReads:
+        self._stack.enter_context(_Operations(self))
+        self._stack.enter_context(_Doors(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, found: ValueReads) -> None:
+        super().__init__()
+        self.found = found
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default loads all of torch.compile, for most of a second, to keep it off."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if reads(func, result) or torch.Tag.dynamic_output_shape in func.tags:
+            self.found.seen = self.found.seen or str(func)
+        return result
+
+
+class _Doors(TorchFunctionMode):
+    def __init__(self, found: ValueReads) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in DOORS:
+            self.found.seen = self.found.seen or func.__name__
+        return func(*args, **(kwargs or {}))
