@@ -53,6 +53,7 @@ class _Plan:
     unreached: str
     depends: Dependencies
     restless: str
+    uncertain: bool
     recorded: bool = True
 
     def applied(self, program: Program, function: TaskFunction) -> Program:
@@ -63,7 +64,7 @@ class _Plan:
         )  # fmt: skip
         return replace(
             program, forward=forward, chunk=self.chunk, function=function,
-            unreached=self.unreached, depends=self.depends,
+            unreached=self.unreached, depends=self.depends, uncertain=self.uncertain,
         )  # fmt: skip
 
 
@@ -194,7 +195,7 @@ class PerTask:
         forward = program.forward
         plan = _Plan(
             own, forward.batched, forward.backend, program.chunk, program.unreached,
-            program.depends, program.depends.restless,
+            program.depends, program.depends.restless, program.uncertain,
         )  # fmt: skip
         if not isinstance(self._execute, Captured):
             return plan

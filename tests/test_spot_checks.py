@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,13 +15,22 @@ import fastmaml as fm
 from fastmaml.engine.capture import Captured, Recording
 from fastmaml.engine.spot_checks import due
 
-HIDDEN = (ctypes.c_double * 1)(1.0)
-"""Where no guard looks: in memory of C's."""
+
+def hide(scale: float) -> None:
+    """Where no guard looks: in memory of the interpreter's."""
+    sys.setswitchinterval(0.005 * scale)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
 
 
 class Hiding(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * HIDDEN[0]
+        return super().forward(x) * (sys.getswitchinterval() / 0.005)
 
 
 def due_after(calls: int) -> int:
@@ -35,14 +45,14 @@ def test_when() -> None:
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("verb", ["train", "evaluate", "per_task"])
 def test_what_no_guard_sees_is_found_by_call_four(after: int, backend: str, verb: str) -> None:
-    HIDDEN[0] = 1.0
+    hide(1.0)
     maml = fm.MAML(
         Hiding(3, 2).double(), 0.3, steps=2, loss=F.mse_loss, executor="captured", backend=backend
     )
     run = {"train": maml, "evaluate": maml.evaluate, "per_task": maml.per_task(task)}[verb]
     for _ in range(after):
         run(vectors())
-    HIDDEN[0] = 1.001
+    hide(1.001)
     what = "the meta-gradient of (weight|bias)|the loss|an output"
     for _ in range(due_after(after) - after - 1):
         run(vectors())
@@ -63,10 +73,10 @@ def task(learner: nn.Module, support: fm.Batch, query: fm.Batch) -> Tensor:
 
 
 def test_they_can_be_switched_off() -> None:
-    HIDDEN[0] = 1.0
+    hide(1.0)
     maml = fm.MAML(Hiding(3, 2).double(), 0.3, loss=F.mse_loss, spot_checks=False, **CAPTURED)
     before = outcome(maml, vectors())
-    HIDDEN[0] = 2.0
+    hide(2.0)
     for _ in range(8):
         assert outcome(maml, vectors()).same_bits(before)
 

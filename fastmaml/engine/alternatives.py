@@ -28,10 +28,24 @@ _REVERSE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented"
 _EXACT = "gradient=Unrolled() or gradient=Checkpointed()"
 
 
-def check_method(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
-    """Raise `MissingDerivative` where the gradient method would be wrong for such a task."""
+def check_method(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, reads: str
+) -> None:
+    """Raise `MissingDerivative` where the gradient method would be wrong for such a task.
+
+    Args:
+        program, meta, episodes, seeds: of that task.
+        reads: what reads values in it; empty if nothing does.
+    """
     if program.steps == 0:
         return
+    if reads and program.gradient.tried_once:
+        raise MissingDerivative(
+            f"gradient={program.gradient} takes forward-mode derivatives, some of which PyTorch "
+            "has wrong, so that they are tried out; but the model or the loss reads values "
+            f"({reads}), and may call other functions the next time. Use {_EXACT}; or read none "
+            "(torch.distributions: validate_args=False)."
+        )
     # The formulas are what is in doubt: under autocast its rounding would hide or feign a fault.
     with torch.autocast(seeds.device.type, enabled=False):
         doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)

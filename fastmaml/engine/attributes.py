@@ -1,15 +1,14 @@
-"""What objects hold where no dict shows it, and which objects hold nothing that matters."""
+"""What objects hold where no dict shows it."""
 
 from __future__ import annotations
 
 import random
-import sys
 import types
 from typing import Any
 
 import torch
 
-from fastmaml.engine.sight import of_a_library, root
+from fastmaml.engine.sight import of_a_library
 
 
 def content(cell: types.CellType) -> Any:
@@ -30,11 +29,16 @@ def slot(x: Any, name: str) -> Any:
     return getattr(x, name, None)
 
 
-def slots(kind: type) -> list[str]:
-    """The names of attributes that objects of a class have without a dict."""
+def slots(kind: type, every: bool) -> list[str]:
+    """The names of attributes that objects of a class have without a dict.
+
+    Args:
+        kind: the class.
+        every: also those that a library's class has.
+    """
     found: list[str] = []
     for each in kind.__mro__:
-        if not of_a_library(each.__module__):
+        if every or not of_a_library(each.__module__):
             slots = each.__dict__.get("__slots__", ())
             found += [slots] if isinstance(slots, str) else list(slots)
     return [name for name in found if name not in ("__dict__", "__weakref__")]
@@ -47,17 +51,3 @@ def drawn(x: Any) -> Any:
     if isinstance(x, random.Random):
         return x.getstate()
     return str(getattr(getattr(x, "bit_generator", x), "state", None) or x.get_state())
-
-
-def transparent(kind: type) -> bool:
-    """Whether such objects are there for what they hold, which a library's code reads."""
-    return of_a_library(kind.__module__) and kind.__name__ in (
-        "SimpleNamespace", "Namespace", "UserDict", "UserList", "UserString", "ChainMap", "Counter",
-    )  # fmt: skip
-
-
-def opaque(kind: type) -> bool:
-    """Whether such objects are machinery, as locks, loggers and paths."""
-    inside = root(kind.__module__) in ("torch", "numpy", "functorch")
-    machinery = inside or root(kind.__module__) in sys.stdlib_module_names
-    return machinery and not transparent(kind)

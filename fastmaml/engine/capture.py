@@ -21,6 +21,7 @@ from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.modes_around import modes_around
 from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.plans import Identity, key_of
 from fastmaml.engine.sight import Sight
@@ -118,6 +119,7 @@ class Captured:
         """
         arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
         try:
+            _require_no_mode()
             return self._replayed(flattened(*arguments))
         except UncapturableError as error:
             message = f"this meta-step cannot be captured: {error}"
@@ -135,6 +137,7 @@ class Captured:
             arguments: those of a call.
         """
         try:
+            _require_no_mode()
             flat = flattened(*arguments)
             found = self.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
         except UncapturableError as error:
@@ -295,3 +298,9 @@ def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor])
 
 def _largest(x: Tensor) -> float:
     return float(x.nan_to_num().abs().max()) if x.numel() else 0.0
+
+
+def _require_no_mode() -> None:
+    """Raise UncapturableError where a mode of the user's is active: a replay would pass it by."""
+    if mode := modes_around():
+        raise UncapturableError(f"a {mode} is active around it")

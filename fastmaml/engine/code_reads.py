@@ -33,7 +33,8 @@ _LOADS = {
     "LOAD_NAME": "STORE_NAME",
     "LOAD_DEREF": "STORE_DEREF",
 }
-_BUILT = frozenset({"FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING", "BINARY_OP", "BINARY_ADD"})
+_CONSTANT_OF_CALL = frozenset({"PRECALL", "KW_NAMES", "CACHE", "EXTENDED_ARG"})
+"""What lies between the last argument of a call and the call."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class CodeReads:
     whole: bool
     of_all_globals: bool
 
+    @property
+    def within(self) -> frozenset[str] | None:
+        """The attributes that matter of what the code reaches; None if they may be any."""
+        return None if self.whole else self.of_attributes
+
 
 @functools.lru_cache(maxsize=4096)
 def code_reads(code: types.CodeType) -> CodeReads:
@@ -82,6 +88,10 @@ def code_reads(code: types.CodeType) -> CodeReads:
             elif name in _READS and not _only_written(steps, i):
                 found["attributes"].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
+            elif name == "MATCH_CLASS":  # by keywords, and by position, which the class decides
+                named = steps[i - 1].argval
+                found["attributes"].update(named if isinstance(named, tuple) else ())
+                whole |= bool(step.arg)
             elif name == "IMPORT_NAME":
                 found["imports"].add(step.argval)
     of_globals = frozenset(found["LOAD_GLOBAL"] | found["LOAD_NAME"])
@@ -124,14 +134,50 @@ def _only_counts(steps: Sequence[dis.Instruction], i: int) -> bool:
 
 def _made_up(steps: Sequence[dis.Instruction], i: int) -> bool:
     """Whether the name that ``getattr`` is given from here may be no constant."""
-    named = False
-    for step in steps[i + 1 :]:
-        if step.opname.startswith("CALL"):
-            break
-        if step.opname in _BUILT:
-            return True
-        named |= step.opname.startswith("LOAD_CONST") and isinstance(step.argval, str)
-    return not named
+    given = _arguments(steps, i)
+    if given is None:
+        return True
+    count, before = given
+    if steps[i].argval in ("attrgetter", "methodcaller"):
+        return not all(map(_is_name, before))
+    default = count - 2
+    if default == 1:  # a constant, a variable or an attribute of one
+        while before and before[-1].opname in _READS:
+            before = before[:-1]
+        before = before[:-1] if before and before[-1].opname.startswith("LOAD_") else []
+    return default not in (0, 1) or not before or not _is_name(before[-1])
+
+
+def _arguments(
+    steps: Sequence[dis.Instruction], i: int
+) -> tuple[int, Sequence[dis.Instruction]] | None:
+    """How many arguments what is loaded here is called with, and the code that makes them.
+
+    None where that is not to be seen, as it is not called at once, or there is a branch inside.
+    """
+    depth = 1
+    for j in range(i + 1, len(steps)):
+        step = steps[j]
+        if "JUMP" in step.opname or step.opname.startswith(("FOR_", "SEND", "YIELD", "RETURN")):
+            return None
+        depth += _effect(step)
+        if depth <= 1 and step.opname.startswith("CALL"):
+            before = [x for x in steps[i + 1 : j] if x.opname not in _CONSTANT_OF_CALL]
+            while before and before[0].opname == "PUSH_NULL":
+                before = before[1:]
+            return step.arg or 0, before
+        if depth < 1:
+            return None
+    return None
+
+
+def _effect(step: dis.Instruction) -> int:
+    with_argument = step.opcode >= dis.HAVE_ARGUMENT and step.arg is not None
+    return dis.stack_effect(step.opcode, step.arg if with_argument else None, jump=False)
+
+
+def _is_name(step: dis.Instruction) -> bool:
+    return step.opname.startswith("LOAD_CONST") and isinstance(step.argval, str)
 
 
 def _strings(constants: Sequence[object]) -> set[str]:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import array
 import collections
 import functools
 import gc
 import os
-import random
 import sys
 import types
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.attributes import (
-    array_content,
-    content,
-    drawn,
-    opaque,
-    slot,
-    slots,
-    transparent,
-)
+from fastmaml.engine.attributes import content, slot, slots
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
+from fastmaml.engine.kept_values import Names, UnguardableError, way_to_look
 from fastmaml.engine.left_behind import left_behind
+from fastmaml.engine.library_objects import hidden, machinery, reads_files, run_by_a_library
 from fastmaml.engine.module_guards import guard_module
 from fastmaml.engine.outside_world import about_call, about_names
 from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, own_code, root
@@ -36,24 +27,13 @@ from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, 
 MOST = 2**16
 """So many entries may be looked at in every call."""
 
-LARGEST = 2**16
-"""An array of more bytes than this is not compared at every call."""
-
-Names = frozenset[str] | None
-"""Of the attributes that matter; None stands for all."""
-
 _OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
 
 _NOTHING = (
     bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size,
-    slice, range, property, types.BuiltinFunctionType, types.MethodWrapperType,
-    types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
-    types.MemberDescriptorType, types.CodeType,
+    slice, range, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType,
 )  # fmt: skip
-
-
-class UnguardableError(Exception):
-    """Something is read that cannot be watched; the message says what."""
 
 
 @final
@@ -148,6 +128,8 @@ class Dependencies:
         self._from_globals(pool.globals, reads)
         names = reads.of_attributes | {code.co_name}
         for x in pool.alive():
+            if hidden(x) or machinery(type(x)):
+                continue  # whatever holds it is looked at
             self.visit(x, names, type(x).__name__)
             if reads.whole and not isinstance(x, type | types.ModuleType | types.FunctionType):
                 self._attributes(x, None, type(x).__name__)
@@ -157,11 +139,11 @@ class Dependencies:
         if reads.of_all_globals:
             names |= reads.strings & of.keys()
         _require(about_names(names | reads.of_attributes, of))
-        self._entries(of, names, f"{of.get('__name__')}.", reads.of_attributes)
+        self._entries(of, names, f"{of.get('__name__')}.", reads.within)
         package = of.get("__package__") or ""
         for name in reads.imports:
             for whole in (name, f"{package}.{name}", package):
-                self.visit(sys.modules.get(whole), reads.of_attributes, whole)
+                self.visit(sys.modules.get(whole), reads.within, whole)
         if {"environ", "getenv"} & (names | reads.of_attributes):
             self._dict(vars(os.environ)["_data"], frozenset(), "os.environ")
 
@@ -202,29 +184,24 @@ class Dependencies:
         for kinds, method in _METHODS:
             if isinstance(x, kinds):
                 return functools.partial(method, self)
-        kind = type(x)
-        if kind.__module__ == "numpy" and hasattr(x, "tobytes"):
-            return self._array
-        if isinstance(x, random.Random) or kind.__module__.startswith("numpy.random"):
-            return self._generator
-        if isinstance(x, collections.abc.Iterator):
-            return self._iterator
-        return self._object
+        way = way_to_look(x)
+        return self._object if way is None else functools.partial(way, self)
 
     def _tensor(self, x: Tensor, names: Names, label: str) -> None:
         has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
         if id(x) not in self.inputs and not left_behind(x) and has_memory:
             self.guards.place(x, label)
+            self._entries(x.__dict__, x.__dict__, f"{label}.", None)
 
     def _module(self, x: nn.Module, names: Names, label: str) -> None:
         guard_module(self, x, names, label)
 
     def _function(self, x: types.FunctionType, names: Names, label: str) -> None:
-        own = own_code(x.__code__, x.__module__)
+        own = own_code(x.__code__, x.__globals__.get("__name__"))
         if not own and not x.__closure__:
             return
         reads = code_reads(x.__code__)
-        within = reads.of_attributes
+        within = reads.within
         if (id(x), "itself") not in self._seen:
             self._seen.add((id(x), "itself"))
             self.guards.read(lambda: (x.__code__, x.__defaults__, x.__kwdefaults__), f"{label}()")
@@ -241,13 +218,13 @@ class Dependencies:
         for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
             if name in reads.of_cells or name == "__class__":
                 self.guards.read(functools.partial(content, cell), f"{label}'s {name}")
-                self.visit(content(cell), reads.of_attributes, name)
+                self.visit(content(cell), reads.within, name)
 
     def _method(self, x: types.MethodType, names: Names, label: str) -> None:
         self.visit(x.__func__, names, label)
         self.visit(x.__self__, names, label)
         if isinstance(x.__func__, types.FunctionType):
-            self.visit(x.__self__, code_reads(x.__func__.__code__).of_attributes, label)
+            self.visit(x.__self__, code_reads(x.__func__.__code__).within, label)
 
     def _partial(self, x: functools.partial[Any], names: Names, label: str) -> None:
         self.visit(x.func, names, label)
@@ -258,19 +235,23 @@ class Dependencies:
         self.visit(x.__func__, names, label)
 
     def _python_module(self, x: types.ModuleType, names: Names, label: str) -> None:
-        names = names or frozenset()
-        if of_a_library(x.__name__):
-            # What a library has under a name may be exchanged; what it holds is its own.
-            own = x.__dict__
-            for name in names:
-                _require(about_call(own.get(name), names))
-            wanted = self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2]
-            wanted.update(n for n in names if n in own)
-        else:
-            self._entries(x.__dict__, names, f"{label}.", names)
+        own = x.__dict__
+        if not of_a_library(x.__name__):
+            if names is None:
+                names = frozenset(n for n, y in own.items() if not n.startswith("__"))
+                names -= {n for n in names if isinstance(own[n], types.ModuleType)}
+            self._entries(own, names, f"{label}.", names)
+            return
+        # What a library has under a name may be exchanged; what it holds is its own, or plain.
+        names = (names or frozenset()) & own.keys()
+        for name in names:
+            _require(about_call(own[name], names))
+            if type(own[name]) in (list, dict, set):
+                self.visit(own[name], frozenset(), f"{label}.{name}")
+        self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(names)
 
     def _class(self, x: type, names: Names, label: str) -> None:
-        for name in names or ():
+        for name in _own_names(x) if names is None else names:
             self._class_attribute(x, name, names, f"{x.__name__}.")
             if type(x) is not type:  # a class of classes, where what the class lacks is looked up
                 self._class_attribute(type(x), name, names, f"{type(x).__name__}.")
@@ -284,7 +265,11 @@ class Dependencies:
                 if name in each.__dict__:
                     return
                 continue  # a user's class may come after it
-            own = self._of_classes.setdefault(each, each.__dict__)  # another proxy at each asking
+            if each not in self._of_classes:
+                self._of_classes[each] = each.__dict__  # another proxy at each asking
+                if not of_a_library(each.__module__):
+                    self.guards.size(self._of_classes[each])  # a new __bool__, say
+            own = self._of_classes[each]
             self._entries(own, (name,), label, within)
             if name in own:
                 return
@@ -308,14 +293,14 @@ class Dependencies:
 
     def _dict(self, x: Any, names: Names, label: str) -> None:
         if x is sys.modules:
-            return
+            raise UnguardableError("it looks modules up in sys.modules")
         if (id(x), "entries") not in self._seen:
             self._seen.add((id(x), "entries"))
             self._alive.append(x)
             self.guards.whole(x, label)
             self._count()
         for key, y in x.items():
-            self.visit(y, names, f"{label}[{key!r}]")
+            self.visit(y, names, f"{label}[{key!r}]" if isinstance(key, str | int) else label)
         self._beside(x, names, label)
 
     def _beside(self, x: Any, names: Names, label: str) -> None:
@@ -323,36 +308,19 @@ class Dependencies:
         if type(x).__module__ not in ("builtins", "collections", "types"):
             self._attributes(x, names, label)
 
-    def _bytes(self, x: Any, names: Names, label: str) -> None:
-        self.guards.read(functools.partial(bytes, x), label)
-
-    def _array(self, x: Any, names: Names, label: str) -> None:
-        if x.nbytes > LARGEST:
-            raise UnguardableError(
-                f"{label} is a numpy array of {x.nbytes:,} bytes, too large to look at in every "
-                "call: make it a buffer"
-            )
-        if x.dtype.hasobject:
-            self.guards.row(x.ravel(), label)
-        elif getattr(x, "ndim", 0) or hasattr(x, "flags"):
-            self.guards.read(functools.partial(array_content, x), label)
-
-    def _generator(self, x: Any, names: Names, label: str) -> None:
-        self.guards.read(functools.partial(drawn, x), label)
-
-    def _iterator(self, x: Any, names: Names, label: str) -> None:
-        self._attributes(x, names, label)
-        if not hasattr(x, "__dict__"):
-            raise UnguardableError(f"{label} is a {type(x).__name__}, whose state cannot be seen")
-
-    def _weak(self, x: Any, names: Names, label: str) -> None:
-        self.guards.read(x, label)
-        self.visit(x(), names, label)
-
     def _object(self, x: Any, names: Names, label: str) -> None:
-        if (names is None and opaque(type(x))) or type(x).__module__.startswith("fastmaml.engine"):
+        kind = type(x)
+        if machinery(kind):
+            if reads_files(names) and root(kind.__module__) in ("io", "_io"):
+                raise UnguardableError(f"{label} is a {kind.__name__}, which is read")
             return
-        self._attributes(x, None if transparent(type(x)) else names, label)
+        if kind.__module__.startswith("fastmaml.engine"):
+            return
+        if hidden(x):
+            raise UnguardableError(
+                f"{label} is a {kind.__module__}.{kind.__name__}, in which nothing can be seen"
+            )
+        self._attributes(x, None if run_by_a_library(kind) else names, label)
         if callable(x) and not isinstance(call := type(x).__call__, types.WrapperDescriptorType):
             self.visit(call, names, label)
 
@@ -368,11 +336,11 @@ class Dependencies:
             self._entries(own, list(own) if names is None else names, label, names)
             if names is None:
                 self.guards.size(own)
-        for name in slots(type(x)):
+        for name in slots(type(x), names is None):
             if (names is None or name in names) and hasattr(x, name):
                 self.guards.read(functools.partial(slot, x, name), f"{label}{name}")
                 self.visit(getattr(x, name), names, f"{label}{name}")
-        for name in names or ():
+        for name in _own_names(type(x)) if names is None else names:
             if not isinstance(own, dict) or name not in own:
                 self._class_attribute(type(x), name, names, label)
 
@@ -389,10 +357,13 @@ _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
     ((list, tuple, collections.deque), Dependencies._sequence),
     ((set, frozenset), Dependencies._set),
     ((dict, types.MappingProxyType), Dependencies._dict),
-    ((bytearray, memoryview, array.array), Dependencies._bytes),
-    (torch.Generator, Dependencies._generator),
-    (weakref.ref, Dependencies._weak),
 )
+
+
+def _own_names(kind: type) -> frozenset[str]:
+    """What the user's own classes say, for code that makes names up."""
+    own = (each for each in kind.__mro__ if not of_a_library(each.__module__))
+    return frozenset(n for each in own for n in each.__dict__ if not n.startswith("__"))
 
 
 def _require(nothing: str) -> None:

@@ -10,6 +10,7 @@ from fastmaml import ops
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.inductor import compiled_by_inductor
 from fastmaml.engine.meta_step import MetaResult, meta_step
+from fastmaml.engine.modes_around import modes_around
 
 Executor = Callable[..., MetaResult]
 """Takes the arguments of `meta_step`."""
@@ -56,6 +57,8 @@ def chosen_backend(asked: str | None, executor: str | None, device: torch.device
             f"backend={asked!r} with executor='compiled': Inductor makes its own kernels from the "
             "reference ops. Leave backend out, or use executor='captured'."
         )
+    if asked is None and modes_around():
+        return "reference"  # the user's modes are to see what the model calls
     if asked is None:
         return ops.default_backend(device) if executor in (None, "captured") else "reference"
     if asked != "reference" and device.type not in ops.kernels(asked).devices:

@@ -78,7 +78,7 @@ class Flat:
         meta, frozen, buffers = unflatten(filled[0], self.specs[0])
         support, query, seeds, weights, cotangents = unflatten(filled[1], self.specs[1])
         forward = replace(self.program.forward, frozen=frozen, buffers=buffers, fuses=True)
-        program = replace(self.program, forward=forward, chunk=len(seeds))
+        program = replace(self.program, forward=forward, chunk=len(seeds), uncertain=False)
         episodes = Episodes(Batch(*support), Batch(*query))
         return meta_step(program, meta, episodes, seeds, weights, self.step_weights, cotangents)
 

@@ -6,20 +6,23 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import chain
-from operator import is_, is_not, itemgetter, ne
+from operator import attrgetter, is_, is_not, itemgetter, ne
 from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
 _MISSING = object()
+_ANYTHING = object()
+"""Stands for an entry of a container that is not looked at any more, as others still are."""
 _GET = itemgetter.__call__
+_MRO = attrgetter("__mro__")
 PLAIN = frozenset({bool, int, str, bytes, type(None)})
 
 Items = tuple[Mapping[str, Any], Callable[[Any], Any], tuple[str, ...], list[Any], str]
 Whole = tuple[Mapping[Any, Any], list[Any], list[Any], str]
 Row = tuple[Any, list[Any], str]
 Read = tuple[Callable[[], Any], Any, str]
-Place = tuple[Tensor, int, tuple[int, ...], bool, str]
+Place = tuple[Tensor, tuple[Any, ...], str]
 
 
 class Changed(NamedTuple):
@@ -56,6 +59,8 @@ class Guards:
         self._places: list[Place] = []
         self._objects: list[Any] = []
         self._kinds: list[type] = []
+        self._classes: list[type] = []
+        self._bases: list[tuple[type, ...]] = []
         self._holders: list[Any] = []
         self._dicts: list[Any] = []
         self._empty: list[Any] = []
@@ -97,13 +102,16 @@ class Guards:
 
     def place(self, x: Tensor, label: str) -> None:
         """Where a tensor's elements are, and whether it is trained; their values may change."""
-        self._places.append((x, x.data_ptr(), x.stride(), x.requires_grad, label))
+        self._places.append((x, _place(x), label))
         self._entries += 1
 
     def kind(self, x: Any) -> None:
         """Of what class an object is, and in what dict it has its attributes."""
         self._objects.append(x)
         self._kinds.append(type(x))
+        if not any(type(x) is one for one in self._classes):
+            self._classes.append(type(x))
+            self._bases.append(type(x).__mro__)
         if hasattr(x, "__dict__"):
             self._holders.append(x)
             self._dicts.append(vars(x))
@@ -148,6 +156,8 @@ class Guards:
             return Changed("a module's hooks", partial(_remove, self._empty, one))
         if not all(map(is_, map(type, self._objects), self._kinds)):
             return self._changed_kind(self._objects, self._kinds, type, "class")
+        if not all(map(is_, map(_MRO, self._classes), self._bases)):
+            return self._changed_kind(self._classes, self._bases, _MRO, "bases")
         if not all(map(is_, map(vars, self._holders), self._dicts)):
             return self._changed_kind(self._holders, self._dicts, vars, "__dict__")
         for absent in self._absent:
@@ -216,9 +226,10 @@ class Guards:
             if len(of) != len(keys) or not all(map(is_, of.values(), values)):
                 found = list(of.values())
                 if not _alike(found, values):
-                    forget = partial(_remove, self._wholes, whole)
-                    return Changed(label, forget, _moved(of.values(), values))
-                values[:] = of.values()
+                    if moved := _moved(of.values(), values):
+                        return Changed(label, partial(_overlook, values, found), moved)
+                    return Changed(label, partial(_remove, self._wholes, whole))
+                _renew(values, found)
             if not all(map(is_, of, keys)) and list(of) != keys:
                 return Changed(label, partial(_remove, self._wholes, whole))
         for line in self._rows:
@@ -226,11 +237,10 @@ class Guards:
             if len(row) != len(values) or not all(map(is_, row, values)):
                 found = list(row)
                 if not _alike(found, values):
-                    forget = partial(_remove, self._rows, line)
-                    return Changed(
-                        label, forget, partial(list, row) if _moved(found, values) else None
-                    )
-                values[:] = row
+                    if _moved(found, values):
+                        return Changed(label, partial(_overlook, values, found), partial(list, row))
+                    return Changed(label, partial(_remove, self._rows, line))
+                _renew(values, found)
         return None
 
     def _changed_values(self) -> Changed | None:
@@ -240,15 +250,29 @@ class Guards:
             if found is not value and not same(found, value):
                 return Changed(label, partial(_remove, self._reads, read))
         for place in self._places:
-            x, pointer, stride, trained, label = place
-            if x.data_ptr() != pointer or x.stride() != stride or x.requires_grad != trained:
+            x, where, label = place
+            if _place(x) != where:
                 return Changed(label, partial(_remove, self._places, place))
         return None
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x.requires_grad, len(x.__dict__)
 
 
 def _remove(entries: list[Any], one: Any) -> None:
     """By identity: entries hold tensors, which compare element by element."""
     del entries[next(i for i, x in enumerate(entries) if x is one)]
+
+
+def _overlook(values: list[Any], found: list[Any]) -> None:
+    """Expect anything in place of the entries that are other ones now."""
+    values[:] = [y if same(x, y) else _ANYTHING for x, y in zip(found, values, strict=True)]
+
+
+def _renew(values: list[Any], found: list[Any]) -> None:
+    """Know the entries as they are, which are alike."""
+    values[:] = [y if y is _ANYTHING else x for x, y in zip(found, values, strict=True)]
 
 
 def _alike(found: list[Any], seen: list[Any]) -> bool:
@@ -276,7 +300,7 @@ def _only_tensors(x: Any) -> bool:
 
 def same(x: Any, y: Any) -> bool:
     """Whether two values are the same object, or equal numbers, strings, or tuples of such."""
-    if x is y:
+    if x is y or y is _ANYTHING:
         return True
     kind = type(x)
     if kind is not type(y):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from fastmaml.engine.careful import careful
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.forward import TaskForward
 from fastmaml.engine.head_layer import HeadLayer
@@ -41,6 +42,7 @@ class Program:
         tables: embeddings that adapt in the rows that a task looks up.
         function: runs in place of the inner loop, where the user wrote one.
         unreached: about a trainable tensor that would get no meta-gradient.
+        uncertain: whether what was seen when it was planned may not be all (see `careful`).
     """
 
     forward: TaskForward
@@ -55,6 +57,7 @@ class Program:
     tables: tuple[RowTable, ...] = ()
     function: TaskFunction | None = None
     unreached: str = ""
+    uncertain: bool = False
 
     def watched(self, sight: Sight) -> None:
         """Depend on what was seen to run, too."""
@@ -105,9 +108,10 @@ def meta_step(
     for chunk in _chunks(len(seeds), program.chunk):
         part = None if cotangents is None else tree_map_only(Tensor, _slicer(chunk), cotangents)
         objective = Objective(weights[chunk], step_weights, part)
-        loop = inner_loop(program, episodes[chunk], seeds[chunk], objective)
         method = program.function or program.gradient
-        own, queries = method.meta_gradient(loop, meta)
+        with careful(program, meta, episodes[chunk]) as (given, batch):
+            loop = inner_loop(program, batch, seeds[chunk], objective)
+            own, queries = method.meta_gradient(loop, given)
         gradient = add(gradient, own)
         parts.append((_losses(queries, step_weights), queries[-1].outputs, loop.buffers))
     losses, outputs, buffers = concatenate(parts)
@@ -118,7 +122,7 @@ def adapt(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Te
     """The adapted parameters ``[tasks, *shape]``, no graphs."""
     objective = Objective(torch.ones_like(seeds), [0.0] * (program.steps + 1))
     program = replace(program, tables=(), gradient=FirstOrder())  # whole parameters are wanted
-    with torch.no_grad():
+    with torch.no_grad(), careful(program, meta, episodes) as (meta, episodes):
         loop = inner_loop(program, episodes, seeds, objective)
         carry = loop.start(detached(meta))
         for step in range(program.steps):

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.engine.taken_derivatives import ALWAYS
 from fastmaml.engine.under_forward_mode import FORWARDS, TORCH_SAYS, constant, refuse_module_hooks
 from fastmaml.engine.under_vmap import BATCHED
+from fastmaml.engine.value_reads import DOORS
 from fastmaml.rules.base import Tensors
 
 
@@ -69,9 +70,16 @@ class OwnDerivatives(TorchFunctionMode):
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(self, func, *args, **kwargs)
+        if self.batched and func in DOORS and any(self.below(x) is not x for x in _tensors(args)):
+            self.refuse(RuntimeError(f"it calls {func.__name__}, which shows all tasks at once"))
         if self.forwards and self.off():
             return constant(func, args, kwargs)
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception as error:
+            if self.batched:  # vmap's, perhaps, and the user's code may go on
+                self.refused = error
+            raise
         for x in (*args, *kwargs.values()):
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
                 self._note_own(x, result)
@@ -186,6 +194,10 @@ class OwnDerivatives(TorchFunctionMode):
                     "as a constant. Compute what needs it in forward(), from the module that holds "
                     "it, and return it beside the output; or detach() it, if a constant is meant."
                 )
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    return [x for x in given if isinstance(x, Tensor)]
 
 
 def _needs_gradient(x: Any) -> bool:

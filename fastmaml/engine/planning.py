@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.alternatives import check_method, explaining, naming
+from fastmaml.engine.careful import check_steps, cloned, copies, drawing
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
@@ -29,8 +29,7 @@ from fastmaml.engine.watching import Watch
 from fastmaml.engine.weighing import Weighed, mib
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
-from fastmaml.gradients.adjoint import AdjointScan
-from fastmaml.gradients.base import Meta, detached, leaves_of
+from fastmaml.gradients.base import Meta, leaves_of
 
 CACHE_BYTES = 64 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot, 4
@@ -66,6 +65,7 @@ class Plan:
             none.
         depends: what it holds for.
         restless: what of that changes whenever the model runs.
+        uncertain: whether the code may do something else when it runs again.
     """
 
     gradient: GradientMethod
@@ -85,6 +85,7 @@ class Plan:
     unreached: str = ""
     depends: Dependencies = field(default_factory=Dependencies)
     restless: str = ""
+    uncertain: bool = False
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -101,6 +102,7 @@ class Plan:
             tables=self.tables,
             unreached=self.unreached,
             depends=self.depends,
+            uncertain=self.uncertain,
         )
 
 
@@ -135,35 +137,40 @@ def make_plan(
     tasks, steps = episodes.tasks, program.steps
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     alone = replace(program, chunk=1, gradient=gradient or Unrolled(), steps=min(steps, 1))
-    episodes = _first_two(episodes)
-    copies, parameters = _copies(program, meta)
+    episodes = cloned(episodes[:2])
+    copied, parameters = copies(program, meta)
     one = (meta, episodes[:1], seeds[:1])
     watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
     values = ValueReads()
     with explaining(alone, *one), watch, Sight() as sight, values:
-        alone, outputs, backend_why = runs(alone, copies, *one[1:], fixed_backend)
+        alone, outputs, backend_why = runs(alone, copied, *one[1:], fixed_backend)
     watch.check_unchanged()
-    del copies, parameters
+    del copied, parameters
     program.watched(sight)
     # Whoever reads values may take another way the next time, on which a table is used otherwise.
     tables = () if values.seen else find_tables(alone, *one)
     program.depends.settle(first=True)
     _reads_left_behind(alone, program.depends, *one)
-    drew = _unrepeatable(watch.drew(), program.depends.restless)
+    drew = _unrepeatable(watch.drew(), program.depends)
     tables = () if drew or program.depends.unguardable else tables
     if not drew:
-        check_method(alone, *one)
+        check_method(alone, *one, values.seen)
     alone = replace(alone, tables=tables, repeatable=not drew)
     kept = kept_bytes(alone, *one)
     size = _chunk(tasks, chunk, sum(kept), seeds.device, free, lanes)
 
     estimator = Estimator(meta, episodes, seeds[:2], tasks, steps, lanes)
     watched = partial(estimator.sample, chunk=size) if size > 1 else None
-    alone, refusal, why, found = batches(alone, meta, episodes, seeds[:2], fixed_backend, watched)
+    alone, refusal, why, found = batches(
+        alone, meta, episodes, seeds[:2], fixed_backend, sight, watched
+    )
     program.depends.settle()
     restless = program.depends.restless
     if restless and not drew:  # it takes more runs to see that
-        drew, alone = _unrepeatable(False, restless), replace(alone, tables=(), repeatable=False)
+        drew, alone = (
+            _unrepeatable(False, program.depends),
+            replace(alone, tables=(), repeatable=False),
+        )
     backend, backend_why = alone.forward.backend, backend_why or why
     forward = replace(alone.forward, batched=not refusal)
     ready = replace(alone, forward=forward, chunk=1 if refusal else size)
@@ -198,6 +205,7 @@ def make_plan(
         unreached=watch.unreached(),
         depends=program.depends,
         restless=restless,
+        uncertain=bool(values.seen or drew),
     )
 
 
@@ -217,16 +225,17 @@ def plan_function(
         MissingDerivative: PyTorch has none of something that the function differentiates.
         Exception: whatever the function raises when it runs on one task in plain PyTorch.
     """
-    episodes = _first_two(episodes)
-    copies, parameters = _copies(program, meta)
+    episodes = cloned(episodes[:2])
+    copied, parameters = copies(program, meta)
     watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
-    with naming(), watch, Sight() as sight:
-        alone, _, _ = runs(program, copies, episodes[:1], seeds[:1], fixed_backend)
+    values = ValueReads()
+    with naming(), watch, Sight() as sight, values:
+        alone, _, _ = runs(program, copied, episodes[:1], seeds[:1], fixed_backend)
     watch.check_unchanged()
-    del copies, parameters
+    del copied, parameters
     program.watched(sight)
     with LeftBehind(program.depends.left) as behind:
-        alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend)
+        alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend, sight)
     program.depends.restless = behind.read
     program.depends.settle(first=True)
     weights = torch.ones(1, device=seeds.device)
@@ -242,25 +251,16 @@ def plan_function(
     size = _chunk(len(seeds), chunk, kept, seeds.device, free, lanes)
     size = 1 if refusal else size
     forward = replace(alone.forward, batched=not refusal)
-    planned = replace(alone, forward=forward, chunk=size, unreached=watch.unreached())
+    planned = replace(
+        alone, forward=forward, chunk=size, unreached=watch.unreached(),
+        uncertain=bool(values.seen or watch.drew()),
+    )  # fmt: skip
     return planned, refusal
 
 
 def _own(program: Program, meta: Meta) -> list[Tensor]:
     """What may be trainable: a task's own head is, and has no meta-gradient."""
     return [*tensors_of(tuple(meta)), *program.forward.frozen.values()]
-
-
-def _first_two(episodes: Episodes) -> Episodes:
-    """Copies, so that a model which writes to its inputs does no harm before that is noticed."""
-    two = episodes[:2]
-    return Episodes(*(b.map(torch.clone) for b in (two.support, two.query)))
-
-
-def _copies(program: Program, meta: Meta) -> tuple[Meta, dict[str, Tensor]]:
-    """The meta-parameters for a model that may write to them, and all of them that it may."""
-    copies = tree_map_only(Tensor, torch.clone, detached(meta))
-    return copies, {**copies.adapted, **copies.shared, **program.forward.frozen}
 
 
 def _chunk(
@@ -286,14 +286,10 @@ def _reads_left_behind(
         depends.restless = behind.read
 
 
-def _unrepeatable(drew: bool, restless: str) -> str:
+def _unrepeatable(drew: bool, depends: Dependencies) -> str:
     """Why running the model again may give other numbers; empty where it does not."""
-    if drew:
-        return (
-            "the model draws random numbers in a way that cannot be drawn again (dropout and "
-            "torch's common random functions can)"
-        )
-    return f"the model reads {restless}, which changes whenever it runs" if restless else ""
+    found = depends.restless
+    return drawing(drew, f"{found}, which changes whenever it runs" if found else "")
 
 
 def _about_tasks(size: int, tasks: int, asked: int | None, lanes: int, refusal: str) -> str:
@@ -327,11 +323,8 @@ def _method(
     asked: GradientMethod | None, unrolled: int, free: int, drew: str
 ) -> tuple[GradientMethod, str]:
     """The gradient method, and why; `unrolled` is what the largest call would need of Unrolled."""
-    if drew and isinstance(asked, AdjointScan):
-        raise ValueError(
-            f"gradient={asked} runs inner steps again, but {drew}: the meta-gradient would be "
-            "wrong. Use gradient=Unrolled()."
-        )
+    if asked is not None and not asked.steps_once:
+        check_steps(asked, drew)
     if asked is not None:
         return asked, f"gradient: {asked}, as asked"
     if drew:

@@ -24,6 +24,7 @@ from fastmaml.engine.bias_alone import bias_alone, without_bias
 from fastmaml.engine.language_routing import attention, embedding, embedding_bag
 from fastmaml.engine.op_routing import OpRouting
 from fastmaml.engine.randomness import python_seed
+from fastmaml.engine.row_tables import asks_about
 from fastmaml.engine.second_order import SECOND_ORDER
 from fastmaml.engine.sparse_constants import with_sparse_constants
 from fastmaml.engine.written_out import ALWAYS, FORWARD_MODE
@@ -117,6 +118,8 @@ class Routing(TorchFunctionMode):
         return self._routed(func, args, kwargs)
 
     def _routed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self.rows and func is not F.embedding and not asks_about(func):
+            self._require_lookup(func, args)
         if self.ops is not None:
             result = self.ops(func, args, kwargs)
             if result is not NotImplemented:
@@ -138,6 +141,17 @@ class Routing(TorchFunctionMode):
         if _draws(func, args, kwargs):
             return self.replayed(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _require_lookup(self, func: Any, args: Any) -> None:
+        """Raise RuntimeError where a table of some rows is used as if it had all."""
+        for x in args:
+            if isinstance(x, Tensor) and any(x is table for table, _ in self.rows):
+                name = getattr(func, "__name__", func)
+                raise RuntimeError(
+                    f"the model uses an embedding's table in {name}, where it only looked rows up "
+                    "when this kind of call was planned: please report it; a scope= "
+                    "without that table goes around it"
+                )
 
     def native(self, op: str, *tensors: Tensor | None) -> str | None:
         """The backend that has the op for these tensors; None where plain PyTorch is to run."""

@@ -9,6 +9,7 @@ up among the task's own sorted ones. The meta-gradient goes back through the gat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,15 @@ class RowTable:
         new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
         filled = ordered[:, -1:].expand_as(ordered).clone()
         return filled.scatter(1, new.cumsum(1) - 1, ordered)
+
+
+_ABOUT_IT = {"dtype", "device", "is_cuda", "ndim", "requires_grad", "layout"}
+"""What may be asked of a table: its rows have the same."""
+
+
+def asks_about(func: Any) -> bool:
+    """Whether a function that a mode sees reads such an attribute."""
+    return getattr(getattr(func, "__self__", None), "__name__", "") in _ABOUT_IT
 
 
 def gathered(table: Tensor, rows: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ def embedding_bag(
         )  # fmt: skip
     bags, count = _bags(input, offsets, include_last_offset)
     ids = input.reshape(-1)
-    rows, kept = F.embedding(ids, weight), torch.ones_like(ids, dtype=torch.bool).unsqueeze(-1)
+    # No F.embedding, whose tables may hold some rows only: these indices are not told of them.
+    rows = weight.index_select(0, ids.long())
+    kept = torch.ones_like(ids, dtype=torch.bool).unsqueeze(-1)
     if padding_idx is not None:
         kept = (ids != padding_idx % len(weight)).unsqueeze(-1)
     if mode == "max":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import gc
 import os
 import sys
 import types
 import weakref
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MACHINERY = frozenset({"torch", "numpy", "fastmaml", "functorch", "sympy", "mpmath"})
 LIBRARIES = MACHINERY | {"transformers", "peft", "torchvision", "timm"}
@@ -22,10 +24,11 @@ _STANDARD = (os.path.dirname(os.__file__), "<frozen", "<__array_function__")
 
 _IMPORTS = sys.intern("<frozen importlib._bootstrap>")
 
-_NO_OBJECTS = (
-    bool, int, float, complex, str, bytes, type(None), Tensor, tuple, list, dict, set, frozenset,
-)  # fmt: skip
-"""Tensors are looked at where they are kept, and containers are reached from what holds them."""
+_NO_OBJECTS = (bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter)
+"""Tensors are looked at where they are kept."""
+
+_CONTAINERS = (tuple, list, dict, set, frozenset, collections.deque)
+"""They are reached from what holds them, and what they hold from here."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,13 +64,26 @@ class Pool:
     objects: dict[int, Any] = field(default_factory=dict)
 
     def add(self, x: Any) -> None:
-        """An object; what was made on the way is let go with its last user."""
-        if isinstance(x, _NO_OBJECTS):
+        """An object, or those in a container; what was made on the way goes with its last user."""
+        waiting, seen = [x], set()
+        while waiting:
+            x = waiting.pop()
+            if type(x) in _NO_OBJECTS or id(x) in seen:
+                continue
+            if isinstance(x, _CONTAINERS):
+                seen.add(id(x))
+                waiting += x.values() if isinstance(x, dict) else x
+            elif type(x).__name__ == "ndarray" and x.dtype.hasobject:
+                waiting += x.ravel().tolist()
+            self._note(x)
+
+    def _note(self, x: Any) -> None:
+        if type(x) in _CONTAINERS:
             return
         try:
             self.objects[id(x)] = weakref.ref(x)
         except TypeError:
-            if not of_a_library(type(x).__module__):  # else an iterator of this run, say
+            if not isinstance(x, Iterator | Collection):  # of this run, say
                 self.objects[id(x)] = functools.partial(_same, x)
 
     def alive(self) -> list[Any]:
@@ -88,10 +104,12 @@ class Sight:
 
     Attributes:
         pools: by code that ran.
+        raised: exceptions that the user's functions saw, caught or not: where, and of what class.
     """
 
     def __init__(self) -> None:
         self.pools: dict[types.CodeType, Pool] = {}
+        self.raised: set[tuple[types.CodeType, int, type]] = set()
         self._own: dict[types.CodeType, bool] = {}
         self._stack: list[Pool] = []
         self._importing = 0
@@ -131,6 +149,8 @@ class Sight:
         return self._returned
 
     def _returned(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        if event == "exception":
+            self.raised.add((frame.f_code, frame.f_lineno, arg[0]))
         if event == "return" and self._stack:
             pool = self._stack.pop()
             for x in frame.f_locals.values():

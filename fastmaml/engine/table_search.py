@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop
-from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.row_tables import RowTable, asks_about
 from fastmaml.engine.storages import address
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Reptile
@@ -23,9 +23,6 @@ from fastmaml.rules import Chain, ClipNorm, Rule, WeightDecay
 
 LEAST_ROWS = 1024
 """A table with fewer rows is copied whole: finding its rows would cost more."""
-
-_ABOUT_IT = {"dtype", "device", "is_cuda", "ndim", "requires_grad", "layout"}
-"""What may be asked of a table: its rows have the same."""
 
 
 def find_tables(
@@ -104,8 +101,7 @@ class Uses(TorchFunctionMode):
     ) -> Any:
         """Run `func`, and note the tables among its arguments."""
         kwargs = dict(kwargs or {})
-        asked = getattr(getattr(func, "__self__", None), "__name__", "")
-        if asked not in _ABOUT_IT and func is not Tensor.squeeze:  # which a task's share is made by
+        if not asks_about(func) and func is not Tensor.squeeze:  # which a task's share is made by
             for i, x in enumerate((*args, *kwargs.values())):
                 if isinstance(x, Tensor) and (name := self._table(x)) is not None:
                     leaf = self._leaf(func, i, args, kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -119,19 +119,26 @@ def record(
     """
     recorder = _Recorder(inputs, tape)
     state = foreign_state()
-    with recorder, _NoEscape():
-        results = function(*inputs)
+    try:
+        with recorder, _NoEscape(recorder):
+            results = function(*inputs)
+    except Exception as error:
+        if recorder.refused not in (None, error):  # TorchScript makes it an error of its own
+            raise recorder.refused from error
+        raise
+    if recorder.refused is not None:  # and the function caught it
+        raise recorder.refused
     if foreign_state() != state:
         raise UncapturableError("it draws from Python's random or numpy.random")
     recorder.tape.outputs = [recorder.number(x) for x in results]
     return recorder.tape, results
 
 
-
 class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor], tape: Tape | None) -> None:
         super().__init__()
         self.tape = tape or Tape(len(inputs))
+        self.refused: UncapturableError | None = None
         # The references keep an address from being used again while it names a value here.
         self._storages: dict[int, tuple[StorageWeakRef, int, int]] = {}
         self._places: dict[Any, int] = {}
@@ -152,17 +159,17 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
             func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
-            raise UncapturableError(f"it calls {func}, which draws random numbers")
+            self._refuse(f"it calls {func}, which draws random numbers")
         named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))
         result = func(*args, **kwargs)
         if reads(func, result):
-            raise UncapturableError(f"it calls {func}, which reads a value back from a tensor")
+            self._refuse(f"it calls {func}, which reads a value back from a tensor")
         if func._opname in ("resize_", "set_"):
-            raise UncapturableError(f"it calls {func}, which changes what memory a tensor has")
+            self._refuse(f"it calls {func}, which changes what memory a tensor has")
         if torch.Tag.inplace_view in func.tags:
             return result  # another shape for the same memory: seen at the tensor's next use
         if torch.Tag.dynamic_output_shape in func.tags and not self._same_shape(func, args):
-            raise UncapturableError(f"it calls {func}, the shape of whose result depends on values")
+            self._refuse(f"it calls {func}, the shape of whose result depends on values")
         results = self._results(result)
         if func._schema.is_mutable:
             self._note_writes(func, named[0], named[1])
@@ -265,6 +272,10 @@ class _Recorder(TorchDispatchMode):
         self.tape.geometry.append(geometry)
         return len(self.tape.owner) - 1
 
+    def _refuse(self, why: str) -> NoReturn:
+        self.refused = UncapturableError(why)
+        raise self.refused
+
     def _zeros(self, x: Tensor) -> int:
         """Forward-mode differentiation's stand-ins for zero have no memory: make real zeros."""
         value = self._new(len(self.tape.owner), Geometry.of(x))
@@ -281,7 +292,7 @@ class _Recorder(TorchDispatchMode):
             for ref in _refs(given):
                 owner = self.tape.owner[ref.value]
                 if owner < self.tape.inputs or owner in self.tape.constants:
-                    raise UncapturableError(f"it writes to a tensor from outside ({func})")
+                    self._refuse(f"it writes to a tensor from outside ({func})")
                 self.tape.written.add(owner)
 
 
@@ -293,11 +304,15 @@ def _refs(arguments: Any) -> list[Ref]:
 class _NoEscape(TorchFunctionMode):
     """Refuses what reads values without an operation, which the recorder would not see."""
 
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in DOORS:
-            raise UncapturableError(f"it calls {func.__name__}, which reads a value back")
+            self.recorder._refuse(f"it calls {func.__name__}, which reads a value back")
         return func(*args, **(kwargs or {}))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.out_of_memory import is_out_of_memory
+from fastmaml.engine.sight import Sight
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
 
@@ -50,6 +51,7 @@ def batches(
     episodes: Episodes,
     seeds: Tensor,
     fixed_backend: bool,
+    plainly: Sight,
     watched: Callable[[Program], T] | None = None,
 ) -> tuple[Program, str, str, T | None]:
     """The program on a backend that batches tasks, if one does; why none; why another backend.
@@ -60,26 +62,35 @@ def batches(
         episodes: two tasks, or the only one.
         seeds: their seeds.
         fixed_backend: try no other one.
-        watched: another way to run two tasks, whose result is the last one returned: None if it
-            failed, which is no refusal where a plain run does not fail.
+        plainly: of a run of one task.
+        watched: another way to run two tasks, whose result is the last one returned, or None if
+            it failed.
     """
     if len(seeds) == 1:
         return alone, "", "", None
     first = ""
     for program in (alone, _on_reference(alone)):
         both = replace(program, chunk=2, forward=replace(program.forward, batched=True))
-        refusal, found = "not tried", None
-        if watched is not None:
-            refusal, found = attempted(partial(watched, both))
-        if refusal:
+        with Sight() as sight:
             refusal, _ = attempted(partial(run, both, meta, episodes, seeds))
+        refusal = refusal or _caught(sight, plainly)
         if not refusal:
+            # Apart: PyTorch may take other ways where its operations are watched.
+            found = None if watched is None else attempted(partial(watched, both))[1]
             why = f", as {alone.forward.backend} cannot batch it: {first}" * bool(first)
             return program, "", why, found
         first = first or refusal
         if fixed_backend or program.forward.backend == "reference":
             break
     return alone, first, "", None
+
+
+def _caught(batched: Sight, plainly: Sight) -> str:
+    """About an exception that only vmap raises, after which the user's code went on."""
+    found = next(iter(batched.raised - plainly.raised), None)
+    if found is None:
+        return ""
+    return f"{found[0].co_name}() catches its {found[2].__name__}, and goes on another way"
 
 
 def attempted(function: Callable[[], T]) -> tuple[str, T | None]:

@@ -11,7 +11,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-DOORS = (Tensor.numpy, Tensor.tolist, Tensor.__dlpack__)
+DOORS = frozenset(
+    {
+        Tensor.numpy,
+        Tensor.tolist,
+        Tensor.storage,
+        Tensor.apply_,
+        Tensor.map_,
+        Tensor.__array__,
+        Tensor.__dlpack__,
+        Tensor.__deepcopy__,
+        Tensor.__repr__,
+        Tensor.__format__,
+        Tensor.__reduce_ex__,
+    }
+)
 """What reads values without an operation."""
 
 ABOUT_SHAPES = {

@@ -103,10 +103,12 @@ class GradientMethod(ABC):
         exact: whether the result is the meta-gradient itself, up to rounding.
         steps_once: whether each inner step runs once, so that steps may share what they have in
             common; a method that runs them again keeps as little as it can in between.
+        tried_once: whether it is right for a model only as far as `doubt` has tried.
     """
 
     exact: ClassVar[bool] = True
     steps_once: ClassVar[bool] = True
+    tried_once: ClassVar[bool] = False
 
     @abstractmethod
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import warnings
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch.autograd import forward_ad
@@ -43,8 +43,11 @@ class MixedMode(AdjointScan):
     calls, and a loss that is twice differentiable along the trajectory (almost everywhere is
     enough). Where PyTorch has no such derivative, or a wrong one (one H·v of a task is compared
     with reverse mode's when a kind of call is first seen), `MissingDerivative` names the function.
+    A model or loss that reads values (``item()``) is refused, as it may call other functions later.
     MixFlow-MG (Kemaev et al., ICML 2025, arXiv 2505.00793).
     """
+
+    tried_once: ClassVar[bool] = True
 
     def step_back(
         self, loop: Loop, step: int, carry: Carry, meta: Meta, cotangent: Any

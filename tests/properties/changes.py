@@ -182,7 +182,7 @@ def _per_task(maml: fm.MAML, episodes: fm.Episodes) -> dict[str, Tensor]:
             return maml.loss(learner(query.inputs), query.targets)
 
         maml.__dict__["own_function"] = function  # as a user keeps one
-    out = function(episodes.support, episodes.query)
+    out = function(episodes)
     out.loss.backward()
     named = maml.module.named_parameters()
     grads = {f"gradient {n}": _grad(p) for n, p in named if p.requires_grad}

@@ -1,0 +1,195 @@
+"""Objects that keep what no attribute of theirs shows: how each kind is looked at."""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextvars
+import ctypes
+import functools
+import gc
+import operator
+import random
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+from fastmaml.engine.attributes import array_content, content, drawn
+from fastmaml.engine.guards import Guards
+from fastmaml.engine.library_objects import of_the_process
+
+LARGEST = 2**16
+"""An array of more bytes than this is not compared at every call."""
+
+Names = frozenset[str] | None
+
+
+class UnguardableError(Exception):
+    """Something is read that cannot be watched; the message says what."""
+
+
+class Visitor(Protocol):
+    """`Dependencies`."""
+
+    guards: Guards
+
+    def visit(self, x: Any, names: Names, label: str) -> None: ...  # noqa: D102
+
+    def _attributes(self, x: Any, names: Names, label: str) -> None: ...
+
+
+Way = Callable[[Visitor, Any, Names, str], None]
+
+
+def way_to_look(x: Any) -> Way | None:
+    """At such an object; None where attributes are all that it has."""
+    for kinds, way in _WAYS:
+        if isinstance(x, kinds):
+            return way
+    module = type(x).__module__
+    if module == "numpy" and hasattr(x, "tobytes"):
+        return _array
+    if any(k.__module__ == "numpy" and k.__name__ == "ndarray" for k in type(x).__mro__):
+        return _kind_of_array
+    if module.startswith("numpy.random"):
+        return _generator
+    if module.startswith(("multiprocessing.managers", "multiprocessing.pool", "concurrent.")):
+        return _elsewhere
+    return _iterator if isinstance(x, Iterator) else None
+
+
+def _bytes(to: Visitor, x: Any, names: Names, label: str) -> None:
+    to.guards.read(functools.partial(bytes, x), label)
+
+
+def _array(to: Visitor, x: Any, names: Names, label: str) -> None:
+    if x.nbytes > LARGEST:
+        raise UnguardableError(
+            f"{label} is a numpy array of {x.nbytes:,} bytes, too large to look at in every call: "
+            "make it a buffer"
+        )
+    if x.dtype.hasobject:
+        to.guards.row(x.ravel(), label)
+        for y in x.ravel():
+            to.visit(y, names, label)
+    elif getattr(x, "ndim", 0) or hasattr(x, "flags"):
+        to.guards.read(functools.partial(array_content, x), label)
+
+
+def _kind_of_array(to: Visitor, x: Any, names: Names, label: str) -> None:
+    """A record array, a masked one, a user's own."""
+    _array(to, x, names, label)
+    to._attributes(x, None, label)
+
+
+def _generator(to: Visitor, x: Any, names: Names, label: str) -> None:
+    if not of_the_process(x):
+        to.guards.read(functools.partial(drawn, x), label)
+
+
+def _iterator(to: Visitor, x: Any, names: Names, label: str) -> None:
+    to._attributes(x, names, label)
+    if not hasattr(x, "__dict__"):
+        raise UnguardableError(f"{label} is a {type(x).__name__}, whose state cannot be seen")
+
+
+def _weak(to: Visitor, x: Any, names: Names, label: str) -> None:
+    to.guards.read(x, label)
+    to.visit(x(), names, label)
+
+
+def _context(to: Visitor, x: contextvars.ContextVar[Any], names: Names, label: str) -> None:
+    look = functools.partial(x.get, None)
+    to.guards.read(look, label)
+    to.visit(look(), names, label)
+
+
+def _c_data(to: Visitor, x: Any, names: Names, label: str) -> None:
+    if "pointer" in type(x).__name__.lower() or isinstance(x, ctypes._Pointer):
+        raise UnguardableError(f"{label} is a pointer, and nothing tells what it points to")
+    to.guards.read(functools.partial(bytes, x), label)
+
+
+def _elsewhere(to: Visitor, x: Any, names: Names, label: str) -> None:
+    kind = type(x).__name__
+    raise UnguardableError(f"{label} is a {kind}, whose work is done in another thread or process")
+
+
+def _getter(to: Visitor, x: Any, names: Names, label: str) -> None:
+    kind = type(x).__name__
+    raise UnguardableError(
+        f"it reads through {label}, an operator.{kind}, and of what cannot be seen"
+    )
+
+
+def _built_in(to: Visitor, x: Any, names: Names, label: str) -> None:
+    """A method bound to an object, which it reads: all that this holds."""
+    if not isinstance(x.__self__, types.ModuleType | type | None):
+        to.visit(x.__self__, None, label)
+
+
+def _property(to: Visitor, x: property, names: Names, label: str) -> None:
+    """One of a function that Python can see runs where it is seen."""
+    if not isinstance(x.fget, types.FunctionType):
+        to.visit(x.fget, names, label)
+
+
+def _cell(to: Visitor, x: types.CellType, names: Names, label: str) -> None:
+    to.guards.read(functools.partial(content, x), label)
+    to.visit(content(x), names, label)
+
+
+def _view(to: Visitor, x: Any, names: Names, label: str) -> None:
+    to.visit(x.mapping, names, label)
+
+
+def _cache(to: Visitor, x: Any, names: Names, label: str) -> None:
+    """What an `functools.lru_cache` remembers: a function whose result is there does not run."""
+    found = _Remembered(x)
+    to.guards.row(found, f"what {label}() remembers")
+    for y in found:
+        to.visit(y, None, f"{label}()")
+    to.visit(x.__wrapped__, names, label)
+
+
+class _Remembered:
+    """The results in the cache of a function, and what they are found by."""
+
+    def __init__(self, cached: Any) -> None:
+        self._cached = cached
+        self._entries()
+
+    def _entries(self) -> list[Any]:
+        referents = gc.get_referents(self._cached)  # ..., the cache, the function, ...
+        after = next(i for i, x in enumerate(referents) if x is self._cached.__wrapped__)
+        if not isinstance(cache := referents[after - 1], dict):
+            raise UnguardableError("what an lru_cache remembers cannot be seen")
+        return list(cache.values())
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[Any]:
+        for x in self._entries():
+            if type(x).__name__ == "_lru_list_elem":
+                yield from gc.get_referents(x)
+            else:
+                yield x
+
+
+_WAYS: tuple[tuple[Any, Way], ...] = (
+    ((bytearray, memoryview, array.array), _bytes),
+    ((torch.Generator, random.Random), _generator),
+    (weakref.ref, _weak),
+    (contextvars.ContextVar, _context),
+    ((ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._Pointer), _c_data),
+    ((operator.attrgetter, operator.methodcaller), _getter),
+    ((types.BuiltinFunctionType, types.MethodWrapperType), _built_in),
+    (property, _property),
+    (types.CellType, _cell),
+    ((collections.abc.KeysView, collections.abc.ValuesView, collections.abc.ItemsView), _view),
+    (functools._lru_cache_wrapper, _cache),
+)
