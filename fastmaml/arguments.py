@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.inventory import Inventory
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.rules import SGD, Rule
@@ -73,11 +74,10 @@ def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> lis
 
 
 def task_weights(
-    cotangents: tuple[Tensor | None, Tensor | None] | None, like: Tensor, tasks: int
+    cotangents: tuple[Tensor | None, Tensor | None] | None, held: Inventory, tasks: int
 ) -> Tensor:
     """``[tasks]``: each task's weight, given the cotangents of the mean and of the losses."""
-    dtype = torch.promote_types(like.dtype, torch.float32).to_real()
-    mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=like.device)
+    mean = torch.full((tasks,), 1 / tasks, dtype=held.dtype, device=held.device)
     if cotangents is None:
         return mean
     of_mean, of_each = cotangents

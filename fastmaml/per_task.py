@@ -149,7 +149,7 @@ class PerTask:
         function = TaskFunction(self.function, spec, batches, first_order, learns)
         program = program_of(maml, held, 1, maml.executor, needs_loss=False)
         same = Surroundings(maml.module, episodes, held)
-        weights, by_step = task_weights(None, held.first, len(seeds)), weights_by_step(None, 1)
+        weights, by_step = task_weights(None, held, len(seeds)), weights_by_step(None, 1)
         given = (meta, episodes, seeds, weights, by_step, None)
 
         kind = (
@@ -165,7 +165,7 @@ class PerTask:
         execute = self._execute if plan.recorded else meta_step
 
         def run(cotangents: Any, outputs: Any) -> MetaResult:
-            own = task_weights(cotangents, held.first, len(seeds)) if cotangents else weights
+            own = task_weights(cotangents, held, len(seeds)) if cotangents else weights
             with self._turns, same:
                 return execute(program, meta, episodes, seeds, own, by_step, outputs)
 

@@ -75,9 +75,11 @@ def code_reads(code: types.CodeType) -> CodeReads:
     """Of `code`."""
     found: dict[str, set[str]] = {name: set() for name in (*_LOADS, "attributes", "imports")}
     strings: set[str] = set()
+    fields: list[str] = []
     whole = False
     for each in _nested(code):
         strings.update(_strings(each.co_consts))
+        fields += [x for x in each.co_consts if isinstance(x, str) and "{" in x]
         steps = list(dis.get_instructions(each))
         for i, step in enumerate(steps):
             name = step.opname
@@ -96,6 +98,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 found["imports"].add(step.argval)
     of_globals = frozenset(found["LOAD_GLOBAL"] | found["LOAD_NAME"])
     attributes = frozenset(found["attributes"])
+    whole |= bool(attributes & {"format", "format_map"}) and any("." in x for x in fields)
     if (of_globals | attributes) & _BY_NAME:
         attributes |= {part for text in strings for part in text.split(".")}
     return CodeReads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import collections
 import functools
 import gc
@@ -140,6 +141,7 @@ class Dependencies:
             names |= reads.strings & of.keys()
         _require(about_names(names | reads.of_attributes, of))
         self._entries(of, names, f"{of.get('__name__')}.", reads.within)
+        self._entries(vars(builtins), names - of.keys(), "builtins.", reads.within)
         package = of.get("__package__") or ""
         for name in reads.imports:
             for whole in (name, f"{package}.{name}", package):
@@ -262,9 +264,10 @@ class Dependencies:
         """Where a name is looked up in classes, up to where it is found."""
         for each in kind.__mro__:
             if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
-                if name in each.__dict__:
+                if name not in each.__dict__:
+                    continue  # a user's class may come after it
+                if callable(each.__dict__[name]) or hasattr(each.__dict__[name], "__get__"):
                     return
-                continue  # a user's class may come after it
             if each not in self._of_classes:
                 self._of_classes[each] = each.__dict__  # another proxy at each asking
                 if not of_a_library(each.__module__):

@@ -27,13 +27,22 @@ class Inventory(NamedTuple):
 
     @property
     def first(self) -> nn.Parameter:
-        """The model's first parameter, whose device and dtype are the model's."""
+        """The model's first parameter, whose device is the model's."""
         return next(iter(self.parameters.values()))
 
     @property
     def device(self) -> torch.device:
         """The model's."""
         return self.first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest real one of the parameters, at least float32."""
+        widest = torch.float32
+        for dtype in {x.dtype for x in self.parameters.values()}:
+            if dtype.is_floating_point or dtype.is_complex:
+                widest = torch.promote_types(widest, dtype.to_real())
+        return widest
 
 
 _PARTS = itemgetter("_parameters", "_buffers", "_modules")

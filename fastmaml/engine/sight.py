@@ -40,7 +40,17 @@ def root(module: str | None) -> str:
 @functools.lru_cache(maxsize=4096)
 def of_a_library(module: str | None) -> bool:
     """Whether what is defined in this module is no code of the user's."""
-    return root(module) in LIBRARIES or root(module) in sys.stdlib_module_names
+    if root(module) in LIBRARIES:
+        return True
+    # make_dataclass says "types" of what it makes; a user's file may be called statistics.py.
+    standard = root(module) in sys.stdlib_module_names and module != "types"
+    return standard and not _shadowed(sys.modules.get(module or ""))
+
+
+def _shadowed(module: types.ModuleType | None) -> bool:
+    """Whether it has the name of a standard module, and is none."""
+    file = getattr(module, "__file__", None)
+    return file is not None and not file.startswith((os.path.dirname(os.__file__), sys.prefix))
 
 
 def own_code(code: types.CodeType, module: str | None) -> bool:
