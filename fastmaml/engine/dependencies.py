@@ -253,6 +253,8 @@ class Dependencies:
         self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(names)
 
     def _class(self, x: type, names: Names, label: str) -> None:
+        if not of_a_library(x.__module__):
+            self.guards.bases(x)
         for name in _own_names(x) if names is None else names:
             self._class_attribute(x, name, names, f"{x.__name__}.")
             if type(x) is not type:  # a class of classes, where what the class lacks is looked up

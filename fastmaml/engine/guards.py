@@ -109,12 +109,16 @@ class Guards:
         """Of what class an object is, and in what dict it has its attributes."""
         self._objects.append(x)
         self._kinds.append(type(x))
-        if not any(type(x) is one for one in self._classes):
-            self._classes.append(type(x))
-            self._bases.append(type(x).__mro__)
+        self.bases(type(x))
         if hasattr(x, "__dict__"):
             self._holders.append(x)
             self._dicts.append(vars(x))
+
+    def bases(self, kind: type) -> None:
+        """Of what classes a class is made."""
+        if not any(kind is one for one in self._classes):
+            self._classes.append(kind)
+            self._bases.append(kind.__mro__)
 
     def empty(self, of: Any) -> None:
         """That a dict has no entries."""

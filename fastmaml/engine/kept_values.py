@@ -167,17 +167,14 @@ class _Remembered:
         after = next(i for i, x in enumerate(referents) if x is self._cached.__wrapped__)
         if not isinstance(cache := referents[after - 1], dict):
             raise UnguardableError("what an lru_cache remembers cannot be seen")
-        return list(cache.values())
+        # Where it is bounded, keys and results are kept in a list of its own, before the cache.
+        return [*referents[: after - 1], *cache.values()]
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._entries())
 
     def __iter__(self) -> Iterator[Any]:
-        for x in self._entries():
-            if type(x).__name__ == "_lru_list_elem":
-                yield from gc.get_referents(x)
-            else:
-                yield x
+        return iter(self._entries())
 
 
 _WAYS: tuple[tuple[Any, Way], ...] = (
