@@ -20,6 +20,7 @@ from fastmaml.engine.cuda_graph import CudaGraph
 from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
+from fastmaml.engine.fresh_constants import require_constants
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.modes_around import modes_around
 from fastmaml.engine.out_of_memory import is_out_of_memory
@@ -28,6 +29,7 @@ from fastmaml.engine.sight import Sight
 from fastmaml.engine.spot_checks import due, spot_check
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
+from fastmaml.engine.trials import caught
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta
 
@@ -217,9 +219,14 @@ class Captured:
             layout[:] = [how]
             return found
 
-        with torch.enable_grad(), Sight() as sight:
-            tape, results = record(function, tensors)
         depends = flat.program.depends
+        with torch.enable_grad(), Sight() as sight:
+            tape, results = _recorded(function, tensors)
+            if new := sight.raised - depends.raised:
+                raise UncapturableError(caught(*new.pop()))
+            require_constants(
+                tape, lambda moved: _recorded(function, moved)[0], tensors, depends.tensors()
+            )
         depends.settle()
         flat.program.watched(sight)
         if depends.refusal:
@@ -298,6 +305,22 @@ def _check(run: Function, tensors: Sequence[Tensor], expected: Sequence[Tensor])
 
 def _largest(x: Tensor) -> float:
     return float(x.nan_to_num().abs().max()) if x.numel() else 0.0
+
+
+def _recorded(
+    function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> tuple[Tape, Sequence[Tensor]]:
+    """As `record`; what fails only while it is recorded is no error of the user's.
+
+    Raises:
+        UncapturableError: it fails, or cannot be recorded. Eager execution then tells.
+    """
+    try:
+        return record(function, tensors)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise UncapturableError(f"to record it fails with {error!r:.300}") from error
 
 
 def _require_no_mode() -> None:

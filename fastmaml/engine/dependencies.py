@@ -51,6 +51,7 @@ class Dependencies:
         restless: what changes by itself whenever the model runs, and is read there, too; empty if
             there is nothing. It is not guarded.
         unguardable: what is read that nothing can watch; empty if there is nothing.
+        raised: the exceptions that the functions saw (`Sight.raised`).
         left: where runs leave tensors behind, as activations that a model keeps: what gives them,
             and how that is called.
     """
@@ -59,6 +60,7 @@ class Dependencies:
         self.guards = Guards()
         self.inputs: set[int] = set()
         self.restless = self.unguardable = ""
+        self.raised: set[tuple[types.CodeType, int, type]] = set()
         self.left: list[tuple[Callable[[], Any], str]] = []
         self._codes: set[types.CodeType] = set()
         self._seen: set[Any] = set()
@@ -72,6 +74,10 @@ class Dependencies:
         if self.restless:
             return f"{self.restless} is read while it runs, and changes whenever it runs"
         return self.unguardable
+
+    def tensors(self) -> list[Tensor]:
+        """Those that were come across."""
+        return [x for x in self._alive if isinstance(x, Tensor)]
 
     def hold(self, call: Any = None) -> bool:
         """Whether everything is as it was; asked once a call (`Guards.hold`)."""
@@ -99,6 +105,7 @@ class Dependencies:
             inputs: tensors whose identity does not matter, as they are read at every call.
         """
         self.inputs |= {id(x) for x in inputs}
+        self.raised |= sight.raised
         try:
             self._add(sight, roots)
         except UnguardableError as error:

@@ -242,9 +242,7 @@ class _Recorder(TorchDispatchMode):
     def _known(self, x: Tensor) -> int | None:
         """The value at this tensor's place; a view step makes it if it is known memory only."""
         if x.layout != torch.strided or x.is_nested or x.is_conj() or x.is_neg():
-            raise UncapturableError(
-                f"it uses a tensor of layout {x.layout}, or a nested or conjugated one"
-            )
+            self._refuse(f"it uses a tensor of layout {x.layout}, or a nested or conjugated one")
         storage = self._storages.get(x.untyped_storage()._cdata)
         if storage is None:
             return None
@@ -252,7 +250,7 @@ class _Recorder(TorchDispatchMode):
         place = (owner, x.storage_offset(), x.shape, x.stride(), x.dtype)
         if place not in self._places:
             if x.dtype != self.tape.geometry[owner].dtype:
-                raise UncapturableError("it reinterprets a tensor's memory in another dtype")
+                self._refuse("it reinterprets a tensor's memory in another dtype")
             offset = int(x.storage_offset()) - begin
             view = View(owner, tuple(x.shape), tuple(x.stride()), offset)
             value = self._new(owner, Geometry.of(x))

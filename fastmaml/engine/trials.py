@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -90,7 +91,12 @@ def _caught(batched: Sight, plainly: Sight) -> str:
     found = next(iter(batched.raised - plainly.raised), None)
     if found is None:
         return ""
-    return f"{found[0].co_name}() catches its {found[2].__name__}, and goes on another way"
+    return caught(*found)
+
+
+def caught(code: types.CodeType, line: int, kind: type) -> str:
+    """About one that a plain run does not raise (see `Sight.raised`)."""
+    return f"{code.co_name}() catches a {kind.__name__} that is none of its own, in line {line}"
 
 
 def attempted(function: Callable[[], T]) -> tuple[str, T | None]:

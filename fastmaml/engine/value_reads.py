@@ -66,6 +66,8 @@ class ValueReads:
 
 
 class _Operations(TorchDispatchMode):
+    supports_higher_order_operators = True  # as torch.cond is one; it reads its condition
+
     def __init__(self, found: ValueReads) -> None:
         super().__init__()
         self.found = found
@@ -79,7 +81,8 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if reads(func, result) or torch.Tag.dynamic_output_shape in func.tags:
+        tags = getattr(func, "tags", (torch.Tag.dynamic_output_shape,))
+        if reads(func, result) or torch.Tag.dynamic_output_shape in tags:
             self.found.seen = self.found.seen or str(func)
         return result
 
