@@ -272,3 +272,31 @@ def test_a_layer_with_two_names_stays_the_models_own() -> None:
         assert all(g is not None for g in gradients(model))
         assert model.base[0].weight is weight
         assert isinstance(weight, nn.Parameter)
+
+
+def test_a_task_differentiates_by_the_learners_parameters() -> None:
+    """Also where it looked at the model without gradients before."""
+    model, given = network()[:3].double(), data()
+    maml = fm.MAML(model, lr=0.3, loss=F.cross_entropy, executor="eager")
+
+    @maml.per_task
+    def penalised(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+        learner.adapt(F.cross_entropy(learner(xs), ys))
+        with torch.no_grad():
+            learner(xq)
+        loss = F.cross_entropy(learner(xq), yq)
+        found = torch.autograd.grad(loss, list(learner.parameters()), create_graph=True)
+        return sum((g.square().sum() for g in found), torch.zeros(()))
+
+    penalised(*given).loss.backward()
+    losses = []
+    for xs, ys, xq, yq in zip(*given, strict=True):
+        theta: dict[str, Tensor] = dict(model.named_parameters())
+        for x, y in ((xs, ys), (xq, yq)):
+            loss = F.cross_entropy(functional_call(model, theta, (x,)), y)
+            found = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+            theta = {n: p - 0.3 * g for (n, p), g in zip(theta.items(), found, strict=True)}
+        losses.append(sum(g.square().sum() for g in found))
+    expected = torch.autograd.grad(torch.stack(losses).mean(), list(model.parameters()))
+    for p, g in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-14)

@@ -75,7 +75,7 @@ class Captured:
     """Runs meta-steps from recordings; each kind of meta-step is recorded at its first call.
 
     A recording is made anew when shapes, dtypes, layouts, the rule, the gradient method, autocast,
-    or the model's or the loss's settings change (see `fingerprint`). Values of tensors, learned
+    or the model's or the loss's settings change (see `Dependencies`). Values of tensors, learned
     rates among them, are read at every replay.
 
     Args:

@@ -53,6 +53,7 @@ class TaskLearner:
         self._level = torch._C._functorch.maybe_get_level(seed)
         self._calls = [0]  # a list, as clones go on counting
         self._steps = 0
+        self._shown: tuple[Carry | None, Tensors] = (None, {})
 
     @property
     def calls(self) -> int:
@@ -206,7 +207,12 @@ class TaskLearner:
         return {**self._loop.forward.constants({}), **self._meta.shared, **self._adapted()}
 
     def _adapted(self) -> Tensors:
-        return {n: self._above(p) for n, p in self._carry.parameters.items()}
+        """The very same tensors until the next step: a task may differentiate by them."""
+        if self._shown[0] is not self._carry:
+            with torch.enable_grad():  # they outlive a no_grad() of the task's
+                shown = {n: self._above(p) for n, p in self._carry.parameters.items()}
+            self._shown = self._carry, shown
+        return self._shown[1]
 
     def _above(self, x: Tensor) -> Tensor:
         """One task's share of ``[tasks, ...]``."""
