@@ -15,6 +15,7 @@ from hand_loop import hand_loop
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import utils
+from torch.nn.utils import prune
 
 import fastmaml as fm
 from fastmaml.engine.written_out import weight_norm
@@ -222,6 +223,15 @@ class Keeps(nn.Module):
         self.kept = self.a(x).tanh()
         self.more["twice"] = [2 * self.kept]
         return self.b(self.kept)
+
+
+def test_pruned_again_after_a_meta_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    for _ in range(2):
+        prune.l1_unstructured(model[0], "weight", amount=0.3)  # type: ignore[no-untyped-call]
+        held_to_loop(model, episodes())
+        assert model[0].weight.sum().isfinite()
 
 
 def test_kept_activations() -> None:

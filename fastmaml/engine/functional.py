@@ -27,6 +27,7 @@ def functional(
     """
     places: dict[str, Tensor] = {}
     first: dict[int, str] = {}
+    made: list[tuple[nn.Module, str, Any]] = []
     for prefix, owner in model.named_modules():
         for leaf, own in (*owner._parameters.items(), *owner._buffers.items()):
             if own is not None:
@@ -34,4 +35,18 @@ def functional(
                 known = first.setdefault(id(own), name)
                 if known in tensors:
                     places[name] = tensors[known]
-    return functional_call(model, places, tuple(args), dict(kwargs or {}), tie_weights=False)
+        for hook in owner._forward_pre_hooks.values():
+            if (weight := _made_by(hook)) in owner.__dict__:
+                made.append((owner, weight, owner.__dict__[weight]))
+    try:
+        return functional_call(model, places, tuple(args), dict(kwargs or {}), tie_weights=False)
+    finally:
+        for owner, weight, before in made:  # else a tensor of a vmap that is over
+            owner.__dict__[weight] = before
+
+
+def _made_by(hook: Any) -> str:
+    """The attribute that a hook of pruning, or of weight or spectral norm, makes at every call."""
+    if not type(hook).__module__.startswith("torch.nn.utils."):
+        return ""
+    return getattr(hook, "_tensor_name", getattr(hook, "name", ""))
