@@ -36,12 +36,13 @@ def slots(kind: type, every: bool) -> list[str]:
         kind: the class.
         every: also those that a library's class has.
     """
-    found: list[str] = []
-    for each in kind.__mro__:
-        if every or not of_a_library(each.__module__):
-            slots = each.__dict__.get("__slots__", ())
-            found += [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in found if name not in ("__dict__", "__weakref__")]
+    own = (each for each in kind.__mro__ if every or not of_a_library(each.__module__))
+    return [
+        name
+        for each in own
+        for name, x in each.__dict__.items()
+        if isinstance(x, types.MemberDescriptorType)
+    ]
 
 
 def drawn(x: Any) -> Any:

@@ -317,7 +317,9 @@ def _recorded(
     """
     try:
         return record(function, tensors)
-    except RuntimeError as error:
+    except UncapturableError:
+        raise
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise UncapturableError(f"to record it fails with {error!r:.300}") from error

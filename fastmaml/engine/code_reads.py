@@ -19,14 +19,21 @@ _WHOLE = frozenset(
         "getattr_static",
         "asdict",
         "astuple",
-        "fields",
-        "copy",
         "deepcopy",
-        "replace",
         "model_dump",
+        "dump",
+        "dumps",
+        "__reduce__",
+        "__reduce_ex__",
+        "__getstate__",
     }
 )
+_COPIES = frozenset({"copy", "replace", "fields"})
+"""The same, as functions of these modules; methods of many things have such names, too."""
+
+_COPIERS = frozenset({"copy", "dataclasses"})
 _DUPLICATES = frozenset({"COPY", "DUP_TOP"})
+_OTHERS = ("attributes", "written", "imports")
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
 _LOADS = {
     "LOAD_GLOBAL": "STORE_GLOBAL",
@@ -49,6 +56,7 @@ class CodeReads:
         of_cells: looked up in what the function closes over.
         of_attributes: looked up on objects; those of modules and methods are told apart when they
             are looked up. Constant names that ``getattr`` is given are among them.
+        written: attributes that are set, counted up or appended to.
         imports: modules that the code itself imports when it runs.
         strings: constants that may name something (for ``globals()["name"]``).
         whole: whether it may look at all attributes of an object, or at some by names that are
@@ -59,6 +67,7 @@ class CodeReads:
     of_globals: frozenset[str]
     of_cells: frozenset[str]
     of_attributes: frozenset[str]
+    written: frozenset[str]
     imports: frozenset[str]
     strings: frozenset[str]
     whole: bool
@@ -73,7 +82,7 @@ class CodeReads:
 @functools.lru_cache(maxsize=4096)
 def code_reads(code: types.CodeType) -> CodeReads:
     """Of `code`."""
-    found: dict[str, set[str]] = {name: set() for name in (*_LOADS, "attributes", "imports")}
+    found: dict[str, set[str]] = {name: set() for name in (*_LOADS, *_OTHERS)}
     strings: set[str] = set()
     fields: list[str] = []
     whole = False
@@ -87,9 +96,13 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 if not _only_counts(steps, i):
                     found[name].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
+                whole |= name != "LOAD_DEREF" and step.argval in _COPIES
             elif name in _READS and not _only_written(steps, i):
                 found["attributes"].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
+                whole |= step.argval in _COPIES and steps[i - 1].argval in _COPIERS
+            elif name in _READS or name == "STORE_ATTR":
+                found["written"].add(step.argval)
             elif name == "MATCH_CLASS":  # by keywords, and by position, which the class decides
                 named = steps[i - 1].argval
                 found["attributes"].update(named if isinstance(named, tuple) else ())
@@ -105,6 +118,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
         of_globals,
         frozenset(found["LOAD_DEREF"]),
         attributes,
+        frozenset(found["written"]),
         frozenset(found["imports"]),
         frozenset(strings),
         whole or bool((of_globals | attributes) & _WHOLE),

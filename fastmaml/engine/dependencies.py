@@ -6,6 +6,7 @@ import builtins
 import collections
 import functools
 import gc
+import logging
 import os
 import sys
 import types
@@ -14,13 +15,20 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastmaml.engine.attributes import content, slot, slots
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
 from fastmaml.engine.kept_values import Names, UnguardableError, way_to_look
 from fastmaml.engine.left_behind import left_behind
-from fastmaml.engine.library_objects import hidden, machinery, reads_files, run_by_a_library
+from fastmaml.engine.library_objects import (
+    NOTHING,
+    PARTS_OF_LIBRARIES,
+    hidden,
+    machinery,
+    run_by_a_library,
+)
 from fastmaml.engine.module_guards import guard_module
 from fastmaml.engine.outside_world import about_call, about_names
 from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, own_code, root
@@ -29,12 +37,6 @@ MOST = 2**16
 """So many entries may be looked at in every call."""
 
 _OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
-
-_NOTHING = (
-    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size,
-    slice, range, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType,
-    types.GetSetDescriptorType, types.MemberDescriptorType,
-)  # fmt: skip
 
 
 @final
@@ -59,6 +61,7 @@ class Dependencies:
     def __init__(self) -> None:
         self.guards = Guards()
         self.inputs: set[int] = set()
+        self.only_written: frozenset[str] = frozenset()
         self.restless = self.unguardable = ""
         self.raised: set[tuple[types.CodeType, int, type]] = set()
         self.left: list[tuple[Callable[[], Any], str]] = []
@@ -110,9 +113,14 @@ class Dependencies:
             self._add(sight, roots)
         except UnguardableError as error:
             self.unguardable = str(error)
+        except RecursionError:
+            self.unguardable = "it depends on structures that are too deep to look through"
         self._enter()
 
     def _add(self, sight: Sight, roots: Iterable[Any]) -> None:
+        every = [code_reads(code) for code in sight.pools]
+        written = frozenset().union(*(reads.written for reads in every))
+        self.only_written = written.difference(*(reads.of_attributes for reads in every))
         for x in roots:
             self.visit(x, None, type(x).__name__)
         pools = dict(sight.pools)
@@ -136,7 +144,7 @@ class Dependencies:
         self._from_globals(pool.globals, reads)
         names = reads.of_attributes | {code.co_name}
         for x in pool.alive():
-            if hidden(x) or machinery(type(x)):
+            if hidden(x):
                 continue  # whatever holds it is looked at
             self.visit(x, names, type(x).__name__)
             if reads.whole and not isinstance(x, type | types.ModuleType | types.FunctionType):
@@ -146,7 +154,7 @@ class Dependencies:
         names = reads.of_globals
         if reads.of_all_globals:
             names |= reads.strings & of.keys()
-        _require(about_names(names | reads.of_attributes, of))
+        _require(about_names(names, reads.of_attributes, of))
         self._entries(of, names, f"{of.get('__name__')}.", reads.within)
         self._entries(vars(builtins), names - of.keys(), "builtins.", reads.within)
         package = of.get("__package__") or ""
@@ -180,7 +188,7 @@ class Dependencies:
 
     def visit(self, x: Any, names: Names, label: str) -> None:
         """What `x` holds, as far as functions look at attributes of these names."""
-        if isinstance(x, _NOTHING):
+        if isinstance(x, NOTHING):
             return
         key = (id(x), names)
         if key in self._seen:
@@ -197,10 +205,12 @@ class Dependencies:
         return self._object if way is None else functools.partial(way, self)
 
     def _tensor(self, x: Tensor, names: Names, label: str) -> None:
-        has_memory = x.layout == torch.strided and type(x) in (Tensor, nn.Parameter)
-        if id(x) not in self.inputs and not left_behind(x) and has_memory:
+        if left_behind(x):
+            return
+        self._entries(x.__dict__, x.__dict__, f"{label}.", None)
+        made_of_others = is_traceable_wrapper_subclass(x)
+        if id(x) not in self.inputs and x.layout == torch.strided and not made_of_others:
             self.guards.place(x, label)
-            self._entries(x.__dict__, x.__dict__, f"{label}.", None)
 
     def _module(self, x: nn.Module, names: Names, label: str) -> None:
         guard_module(self, x, names, label)
@@ -209,6 +219,9 @@ class Dependencies:
         own = own_code(x.__code__, x.__globals__.get("__name__"))
         if not own and not x.__closure__:
             return
+        if not own and root(x.__globals__.get("__name__")) in sys.stdlib_module_names:
+            for cell in x.__closure__ or ():  # a registry, say
+                self.visit(cell, None, label)
         reads = code_reads(x.__code__)
         within = reads.within
         if (id(x), "itself") not in self._seen:
@@ -252,12 +265,13 @@ class Dependencies:
             self._entries(own, names, f"{label}.", names)
             return
         # What a library has under a name may be exchanged; what it holds is its own, or plain.
-        names = (names or frozenset()) & own.keys()
-        for name in names:
+        names = names or frozenset()
+        there = [name for name in names if name in own]
+        for name in there:
             _require(about_call(own[name], names))
-            if type(own[name]) in (list, dict, set):
-                self.visit(own[name], frozenset(), f"{label}.{name}")
-        self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(names)
+            if not isinstance(own[name], PARTS_OF_LIBRARIES):
+                self.visit(own[name], names, f"{label}.{name}")
+        self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(there)
 
     def _class(self, x: type, names: Names, label: str) -> None:
         if not of_a_library(x.__module__):
@@ -275,7 +289,7 @@ class Dependencies:
             if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
                 if name not in each.__dict__:
                     continue  # a user's class may come after it
-                if callable(each.__dict__[name]) or hasattr(each.__dict__[name], "__get__"):
+                if hasattr(each.__dict__[name], "__get__"):
                     return
             if each not in self._of_classes:
                 self._of_classes[each] = each.__dict__  # another proxy at each asking
@@ -322,11 +336,13 @@ class Dependencies:
 
     def _object(self, x: Any, names: Names, label: str) -> None:
         kind = type(x)
-        if machinery(kind):
-            if reads_files(names) and root(kind.__module__) in ("io", "_io"):
-                raise UnguardableError(f"{label} is a {kind.__name__}, which is read")
-            return
         if kind.__module__.startswith("fastmaml.engine"):
+            return
+        if machinery(kind):
+            _require(about_call(x, names or frozenset()))
+            self._attributes(x, names or frozenset(), label)
+            if isinstance(x, logging.Logger) and names and "isEnabledFor" in names:
+                self.guards.read(x.getEffectiveLevel, label)
             return
         if hidden(x):
             raise UnguardableError(

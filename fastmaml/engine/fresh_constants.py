@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastmaml.engine.tape import Tape, UncapturableError
 
-_MOVED = 1 + 2**-7
+_MOVED = 1 - 2**-7
+"""Towards zero, as probabilities and indices may end where they are."""
 
 
 def require_constants(

@@ -9,7 +9,8 @@ from itertools import chain
 from operator import attrgetter, is_, is_not, itemgetter, ne
 from typing import Any, NamedTuple, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 _MISSING = object()
 _ANYTHING = object()
@@ -234,7 +235,7 @@ class Guards:
                         return Changed(label, partial(_overlook, values, found), moved)
                     return Changed(label, partial(_remove, self._wholes, whole))
                 _renew(values, found)
-            if not all(map(is_, of, keys)) and list(of) != keys:
+            if not all(map(is_, of, keys)) and not all(map(same, of, keys)):
                 return Changed(label, partial(_remove, self._wholes, whole))
         for line in self._rows:
             row, values, label = line
@@ -261,6 +262,9 @@ class Guards:
 
 
 def _place(x: Tensor) -> tuple[Any, ...]:
+    if type(x) not in (Tensor, nn.Parameter):
+        with torch._C.DisableTorchFunctionSubclass():
+            return (*_place(x.as_subclass(Tensor)), len(vars(x)))
     return x.data_ptr(), x.shape, x.stride(), x.dtype, x.requires_grad, len(x.__dict__)
 
 
@@ -317,6 +321,8 @@ def same(x: Any, y: Any) -> bool:
         return same(x.real, y.real) and same(x.imag, y.imag)
     if kind is tuple:
         return len(x) == len(y) and all(map(same, x, y))
+    if kind is frozenset:  # {1} is not {True}
+        return x == y and {(type(e), e) for e in x} == {(type(e), e) for e in y}
     return _of_values(kind) and bool(x == y)
 
 
@@ -326,4 +332,4 @@ def _of_values(kind: type) -> bool:
         return kind.__name__ in ("Size", "device", "dtype")
     if kind.__module__ == "numpy":
         return kind.__name__ not in ("ndarray", "matrix")
-    return kind in (frozenset, range, slice, bytearray)
+    return kind in (range, slice, bytearray)

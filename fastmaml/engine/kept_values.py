@@ -8,6 +8,7 @@ import contextvars
 import ctypes
 import functools
 import gc
+import io
 import operator
 import random
 import types
@@ -90,9 +91,17 @@ def _generator(to: Visitor, x: Any, names: Names, label: str) -> None:
         to.guards.read(functools.partial(drawn, x), label)
 
 
+def _stream(to: Visitor, x: io.IOBase, names: Names, label: str) -> None:
+    """What is written to goes on as it is; what is read, nothing can watch."""
+    if isinstance(x, io.StringIO | io.BytesIO) and not x.closed:
+        to.guards.read(lambda: x.closed or (x.tell(), x.getvalue()), label)
+    elif not x.closed and x.readable():
+        raise UnguardableError(f"{label} is a file, and files may change")
+
+
 def _iterator(to: Visitor, x: Any, names: Names, label: str) -> None:
     to._attributes(x, names, label)
-    if not hasattr(x, "__dict__"):
+    if not isinstance(type(x).__next__, types.FunctionType):
         raise UnguardableError(f"{label} is a {type(x).__name__}, whose state cannot be seen")
 
 
@@ -148,39 +157,35 @@ def _view(to: Visitor, x: Any, names: Names, label: str) -> None:
 
 def _cache(to: Visitor, x: Any, names: Names, label: str) -> None:
     """What an `functools.lru_cache` remembers: a function whose result is there does not run."""
-    found = _Remembered(x)
-    to.guards.row(found, f"what {label}() remembers")
-    for y in found:
-        to.visit(y, None, f"{label}()")
+    seen = _remembered(x)
+    pairs = {(id(key), id(result)) for key, result in seen}  # `seen` keeps them alive
+
+    def still(seen: list[tuple[Any, Any]] = seen) -> bool:
+        return pairs <= {(id(key), id(result)) for key, result in _remembered(x)}
+
+    to.guards.read(still, f"what {label}() remembers")
+    for _, result in seen:
+        to.visit(result, None, f"{label}()")
     to.visit(x.__wrapped__, names, label)
 
 
-class _Remembered:
-    """The results in the cache of a function, and what they are found by."""
-
-    def __init__(self, cached: Any) -> None:
-        self._cached = cached
-        self._entries()
-
-    def _entries(self) -> list[Any]:
-        referents = gc.get_referents(self._cached)  # ..., the cache, the function, ...
-        after = next(i for i, x in enumerate(referents) if x is self._cached.__wrapped__)
-        if not isinstance(cache := referents[after - 1], dict):
-            raise UnguardableError("what an lru_cache remembers cannot be seen")
-        # Where it is bounded, keys and results are kept in a list of its own, before the cache.
-        return [*referents[: after - 1], *cache.values()]
-
-    def __len__(self) -> int:
-        return len(self._entries())
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._entries())
+def _remembered(cached: Any) -> list[tuple[Any, Any]]:
+    """Keys and results in the cache of a function."""
+    referents = gc.get_referents(cached)  # its class, ..., the cache, the function, ...
+    after = next(i for i, x in enumerate(referents) if x is cached.__wrapped__)
+    before, cache = referents[1 : after - 1], referents[after - 1]
+    if not isinstance(cache, dict) or len(before) % 3:
+        raise UnguardableError("what an lru_cache remembers cannot be seen")
+    if not before:
+        return list(cache.items())
+    return list(zip(before[::3], before[1::3], strict=True))  # each with its link's class
 
 
 _WAYS: tuple[tuple[Any, Way], ...] = (
     ((bytearray, memoryview, array.array), _bytes),
     ((torch.Generator, random.Random), _generator),
     (weakref.ref, _weak),
+    (io.IOBase, _stream),
     (contextvars.ContextVar, _context),
     ((ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._Pointer), _c_data),
     ((operator.attrgetter, operator.methodcaller), _getter),

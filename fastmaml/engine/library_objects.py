@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import types
 from typing import Any
+
+import torch
 
 from fastmaml.engine.sight import of_a_library, root
 
 _MACHINERY = frozenset(
-    {"logging", "warnings", "re", "pathlib", "contextlib", "typing", "abc", "inspect", "importlib",
-     "traceback", "string", "io", "_io", "_thread", "asyncio", "tqdm", "pdb"}
+    {"logging", "warnings", "re", "pathlib", "typing", "abc", "inspect", "importlib", "traceback",
+     "_thread", "asyncio", "tqdm", "pdb"}
 )  # fmt: skip
-"""Packages whose objects say nothing of numbers."""
+"""Packages whose objects say nothing of numbers but by what the user's code reads of them."""
 
 _WATCHING = ("torch.utils.tensorboard", "torch.profiler", "torch.autograd.profiler")
 
-_WITHOUT_CODE = frozenset({"builtins", "abc", "typing", "types", "contextlib", "fastmaml"})
+_WITHOUT_CODE = frozenset({"builtins", "abc", "typing", "types", "fastmaml"})
 """Whose classes keep nothing by names of their own, or what the user's code names."""
 
 _CONSTANT = frozenset(
     {"torch", "numpy", "functorch", "builtins", "types", "datetime", "decimal", "_decimal", "enum",
-     "uuid", "zoneinfo", "struct", "_struct", "operator", "_operator", "_sre", "functools",
+     "uuid", "zoneinfo", "struct", "_struct", "operator", "_operator", "_sre", "re", "functools",
      "fractions", "_hashlib", "inspect"}
 )  # fmt: skip
 """Packages whose objects without attributes never change."""
 
-_OF_FILES = frozenset({"read", "readinto", "getvalue", "getbuffer", "seek", "tell", "recv", "get"})
+
+PARTS_OF_LIBRARIES = (
+    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, os._Environ,
+)  # fmt: skip
+"""They are theirs, and not a user's that hangs there."""
+
+NOTHING = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size,
+    slice, range, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType,
+    types.GetSetDescriptorType, types.MemberDescriptorType,
+)  # fmt: skip
+"""Nothing in these changes, or nothing that code can see."""
 
 
 def machinery(kind: type) -> bool:
@@ -37,6 +52,8 @@ def machinery(kind: type) -> bool:
 
 def run_by_a_library(kind: type) -> bool:
     """Whether a library's code reads what such objects hold: all of it then counts."""
+    if issubclass(kind, types.SimpleNamespace):
+        return True  # which C code compares and prints
     return any(
         of_a_library(each.__module__)
         and root(each.__module__) not in _WITHOUT_CODE
@@ -50,11 +67,6 @@ def hidden(x: Any) -> bool:
     kind = type(x)
     shows = hasattr(x, "__dict__") or any("__slots__" in each.__dict__ for each in kind.__mro__)
     return not shows and root(kind.__module__) not in _CONSTANT
-
-
-def reads_files(names: frozenset[str] | None) -> bool:
-    """Whether code that reads these attributes may read what comes from a stream."""
-    return bool(_OF_FILES & (names or frozenset()))
 
 
 def of_the_process(x: Any) -> bool:

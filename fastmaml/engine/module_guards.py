@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,6 +20,7 @@ class Visitor(Protocol):
 
     guards: Guards
     inputs: set[int]
+    only_written: frozenset[str]
     _seen: set[Any]
 
     def visit(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...  # noqa: D102
@@ -47,6 +49,9 @@ def guard_module(to: Visitor, module: nn.Module, names: frozenset[str] | None, l
     if names:
         own = names - _OF_EVERY_MODULE
         to._attributes(module, own, label)
+        for parts in (module._modules, module._parameters, module._buffers):
+            for name in own & parts.keys():
+                to.visit(parts[name], names, f"{label}.{name}")
 
 
 def _once(to: Visitor, module: nn.Module, label: str) -> None:
@@ -90,11 +95,26 @@ def _by_names(kind: type) -> bool:
 def _settings(to: Visitor, module: nn.Module, label: str) -> None:
     """All that a library's own module keeps, as its code may read it."""
     deep = root(type(module).__module__) != "torch"
-    own = {n: x for n, x in module.__dict__.items() if n not in _OF_EVERY_MODULE}
+    kind = type(module)
+    own = {
+        n: x
+        for n, x in module.__dict__.items()
+        if n not in _OF_EVERY_MODULE and (n not in to.only_written or _read_by_a_library(kind, n))
+    }
     plain = own if deep else {n: x for n, x in own.items() if _plain(x)}
     to._entries(module.__dict__, plain, f"{label}.", None)
     # A name that is new: a forward() of its own, say.
     to.guards.size(module.__dict__)
+
+
+def _read_by_a_library(kind: type, name: str) -> bool:
+    """Whether a method of a library's class, among those of this kind, mentions an attribute."""
+    return any(
+        isinstance(function, types.FunctionType) and name in function.__code__.co_names
+        for each in kind.__mro__
+        if of_a_library(each.__module__)
+        for function in each.__dict__.values()
+    )
 
 
 def _plain(x: Any) -> bool:

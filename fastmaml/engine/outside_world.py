@@ -9,6 +9,7 @@ import io
 import os
 import time
 import types
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -20,22 +21,28 @@ _FILES = frozenset({builtins.open, io.open, os.stat, os.listdir, os.scandir, tor
 _IMPORTS = frozenset({importlib.import_module, importlib.reload, builtins.__import__})
 _THREADS = frozenset(
     {
-        *("Thread", "ThreadPool", "ThreadPoolExecutor", "ProcessPoolExecutor", "submit"),
-        *("start_new_thread", "apply_async", "map_async", "to_thread", "run_in_executor"),
+        *("Thread", "ThreadPool", "ThreadPoolExecutor", "ProcessPoolExecutor"),
+        *("start_new_thread", "to_thread"),
     }
 )
 _MEMORY = frozenset({"data_ptr", "untyped_storage", "typed_storage", "share_memory_"})
 _NOW = frozenset({"now", "today", "utcnow"})
 _READING = frozenset(
-    {
-        *("read_text", "read_bytes", "readline", "readlines", "fromfile", "loadtxt"),
-        *("exists", "lexists", "isfile", "is_file", "isdir", "is_dir", "iterdir", "getmtime"),
-    }
+    {"read_text", "read_bytes", "readline", "readlines", "fromfile", "loadtxt", "iterdir"}
 )
+_THERE = frozenset({"exists", "lexists", "isfile", "is_file", "isdir", "is_dir", "getmtime"})
+_PATHS = frozenset({"os", "path", "pathlib"})
+_BUILT_IN = {
+    "open": "and files may change",
+    "input": "which a replay would not",
+    "__import__": "and of which module cannot be seen",
+}
 
 
 def about_call(x: Any, names: frozenset[str]) -> str:
     """What the world outside decides, if code that reads these attributes has `x`; or nothing."""
+    if isinstance(x, PurePath) and (there := _THERE & names):
+        return f"it calls {min(there)}() of {x}, and files may change"
     if isinstance(x, type):
         if issubclass(x, datetime.date) and (now := _NOW & names):
             return (
@@ -53,18 +60,23 @@ def about_call(x: Any, names: frozenset[str]) -> str:
     return ""
 
 
-def about_names(names: frozenset[str], own: dict[str, Any]) -> str:
-    """The same of the names in a function's code, given the globals of its module."""
-    if "open" in names and "open" not in own:
-        return "it calls open(), and files may change"
-    if "__import__" in names and "__import__" not in own:
-        return "it calls __import__(), and of which module cannot be seen"
-    if memory := _MEMORY & names:
+def about_names(names: frozenset[str], attributes: frozenset[str], own: dict[str, Any]) -> str:
+    """The same of a function's code.
+
+    Args:
+        names: that it looks up among the globals of its module, or built in.
+        attributes: that it reads, of whatever.
+        own: the globals.
+    """
+    for name, what in _BUILT_IN.items():
+        if name in names and name not in own:
+            return f"it calls {name}(), {what}"
+    every = names | attributes
+    if memory := _MEMORY & every:
         return f"it calls {min(memory)}(), and what is done with a tensor's memory cannot be seen"
-    if threads := _THREADS & names:
+    if threads := _THREADS & every:
         return f"it calls {min(threads)}(), and what other threads compute is not recorded"
-    if "input" in names and "input" not in own:
-        return "it calls input(), which a replay would not"
-    if reading := _READING & names:
-        return f"it calls {min(reading)}(), and files may change"
-    return ""
+    reading = _READING & every
+    if _PATHS & {name.lower() for name in every}:
+        reading |= _THERE & every
+    return f"it calls {min(reading)}(), and files may change" if reading else ""

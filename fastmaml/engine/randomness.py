@@ -41,7 +41,8 @@ def python_seed(key: Tensor, function: str) -> int:
             f"the model calls torch's {function}, whose numbers vmap cannot draw again for each "
             "task (dropout can be)"
         )
-    return int(mixed(key))
+    with torch._C._DisableTorchDispatch():  # the user's code reads no value by this
+        return int(mixed(key))
 
 
 def foreign_state() -> tuple[Any, ...]:
