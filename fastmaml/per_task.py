@@ -56,6 +56,10 @@ class _Plan:
     uncertain: bool
     recorded: bool = True
 
+    def worn_out(self) -> _Plan | None:
+        """See `Depending`."""
+        return replace(self, uncertain=True, recorded=False, depends=Dependencies.worn_out())
+
     def applied(self, program: Program, function: TaskFunction) -> Program:
         """The program with what was decided."""
         forward = replace(

@@ -24,9 +24,24 @@ def array_content(x: Any) -> tuple[Any, ...]:
     return x.dtype.str, x.shape, x.strides, x.tobytes()
 
 
+def own_dict(x: Any) -> dict[str, Any] | None:
+    """An object's attributes; None where it has no dict, whatever its class does for those."""
+    try:
+        found = object.__getattribute__(x, "__dict__")
+    except AttributeError:
+        return None
+    return found if type(found) is dict else None
+
+
 def slot(x: Any, name: str) -> Any:
-    """An attribute; None where it is not there."""
-    return getattr(x, name, None)
+    """An attribute that a class has a slot for; None where it has no value."""
+    for each in type(x).__mro__:
+        if name in each.__dict__:
+            try:
+                return each.__dict__[name].__get__(x)
+            except AttributeError:
+                return None
+    return None
 
 
 def slots(kind: type, every: bool) -> list[str]:

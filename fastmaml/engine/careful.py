@@ -46,7 +46,7 @@ def careful(program: Program, meta: Meta, episodes: Episodes) -> Iterator[tuple[
     if unreached := watch.unreached():
         raise ValueError(unreached)
     if program.function is None and not program.gradient.steps_once:
-        changed = program.depends.guards.changed()
+        changed = program.depends.changed()
         why = drawing(watch.drew(), f"{changed}, which changes whenever it runs" if changed else "")
         check_steps(program.gradient, why)
 

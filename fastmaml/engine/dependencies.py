@@ -17,26 +17,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fastmaml.engine.attributes import content, slot, slots
+from fastmaml.engine.attributes import content, own_dict, slot, slots
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
-from fastmaml.engine.kept_values import Names, UnguardableError, way_to_look
+from fastmaml.engine.kept_values import Names, UnguardableError, require, way_to_look
 from fastmaml.engine.left_behind import left_behind
 from fastmaml.engine.library_objects import (
     NOTHING,
-    PARTS_OF_LIBRARIES,
+    SCRIPTS,
     hidden,
     machinery,
     run_by_a_library,
 )
 from fastmaml.engine.module_guards import guard_module
+from fastmaml.engine.namespaces import (
+    guard_class,
+    guard_class_attribute,
+    guard_module_names,
+    own_names,
+)
 from fastmaml.engine.outside_world import about_call, about_names
-from fastmaml.engine.sight import Pool, Sight, of_a_library, of_function_class, own_code, root
+from fastmaml.engine.sight import Pool, Sight, own_code, root
 
 MOST = 2**16
 """So many entries may be looked at in every call."""
-
-_OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
 
 
 @final
@@ -54,6 +58,7 @@ class Dependencies:
             there is nothing. It is not guarded.
         unguardable: what is read that nothing can watch; empty if there is nothing.
         raised: the exceptions that the functions saw (`Sight.raised`).
+        scripted: whether TorchScript runs, where no mode of torch's functions sees anything.
         left: where runs leave tensors behind, as activations that a model keeps: what gives them,
             and how that is called.
     """
@@ -62,6 +67,7 @@ class Dependencies:
         self.guards = Guards()
         self.inputs: set[int] = set()
         self.only_written: frozenset[str] = frozenset()
+        self.scripted = False
         self.restless = self.unguardable = ""
         self.raised: set[tuple[types.CodeType, int, type]] = set()
         self.left: list[tuple[Callable[[], Any], str]] = []
@@ -70,6 +76,13 @@ class Dependencies:
         self._wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]] = {}
         self._of_classes: dict[type, Mapping[str, Any]] = {}
         self._alive: list[Any] = []  # an address must not be used again meanwhile
+
+    @classmethod
+    def worn_out(cls) -> Dependencies:
+        """Of something that was another thing at each of the last calls."""
+        found = cls()
+        found.unguardable = "it depends on a setting that changes with every call"
+        return found
 
     @property
     def refusal(self) -> str:
@@ -85,6 +98,13 @@ class Dependencies:
     def hold(self, call: Any = None) -> bool:
         """Whether everything is as it was; asked once a call (`Guards.hold`)."""
         return self.guards.hold(call)
+
+    def changed(self) -> str:
+        """What is not as it was, besides tensors that each run leaves behind; or nothing."""
+        while (found := self.guards.forget_changed()) is not None:
+            if found.tensors is None:
+                return found.label
+        return ""
 
     def settle(self, first: bool = False) -> None:
         """Note, and guard no more, what changed by running again.
@@ -154,7 +174,7 @@ class Dependencies:
         names = reads.of_globals
         if reads.of_all_globals:
             names |= reads.strings & of.keys()
-        _require(about_names(names, reads.of_attributes, of))
+        require(about_names(names, reads.of_attributes, of))
         self._entries(of, names, f"{of.get('__name__')}.", reads.within)
         self._entries(vars(builtins), names - of.keys(), "builtins.", reads.within)
         package = of.get("__package__") or ""
@@ -175,7 +195,7 @@ class Dependencies:
                 continue
             wanted.add(name)
             if name in of:
-                _require(about_call(of[name], within or frozenset()))
+                require(about_call(of[name], within or frozenset()))
                 self.visit(of[name], within, f"{label}{name}")
 
     def _count(self) -> None:
@@ -188,7 +208,7 @@ class Dependencies:
 
     def visit(self, x: Any, names: Names, label: str) -> None:
         """What `x` holds, as far as functions look at attributes of these names."""
-        if isinstance(x, NOTHING):
+        if issubclass(type(x), NOTHING):
             return
         key = (id(x), names)
         if key in self._seen:
@@ -199,7 +219,7 @@ class Dependencies:
 
     def _kind(self, x: Any) -> Callable[[Any, Names, str], None]:
         for kinds, method in _METHODS:
-            if isinstance(x, kinds):
+            if issubclass(type(x), kinds):  # whatever it says that it is
                 return functools.partial(method, self)
         way = way_to_look(x)
         return self._object if way is None else functools.partial(way, self)
@@ -256,49 +276,8 @@ class Dependencies:
     def _wrapper(self, x: Any, names: Names, label: str) -> None:
         self.visit(x.__func__, names, label)
 
-    def _python_module(self, x: types.ModuleType, names: Names, label: str) -> None:
-        own = x.__dict__
-        if not of_a_library(x.__name__):
-            if names is None:
-                names = frozenset(n for n, y in own.items() if not n.startswith("__"))
-                names -= {n for n in names if isinstance(own[n], types.ModuleType)}
-            self._entries(own, names, f"{label}.", names)
-            return
-        # What a library has under a name may be exchanged; what it holds is its own, or plain.
-        names = names or frozenset()
-        there = [name for name in names if name in own]
-        for name in there:
-            _require(about_call(own[name], names))
-            if not isinstance(own[name], PARTS_OF_LIBRARIES):
-                self.visit(own[name], names, f"{label}.{name}")
-        self._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(there)
-
-    def _class(self, x: type, names: Names, label: str) -> None:
-        if not of_a_library(x.__module__):
-            self.guards.bases(x)
-        for name in _own_names(x) if names is None else names:
-            self._class_attribute(x, name, names, f"{x.__name__}.")
-            if type(x) is not type:  # a class of classes, where what the class lacks is looked up
-                self._class_attribute(type(x), name, names, f"{type(x).__name__}.")
-        for function in of_function_class(x):
-            self.visit(function, names, label)
-
     def _class_attribute(self, kind: type, name: str, within: Names, label: str) -> None:
-        """Where a name is looked up in classes, up to where it is found."""
-        for each in kind.__mro__:
-            if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
-                if name not in each.__dict__:
-                    continue  # a user's class may come after it
-                if hasattr(each.__dict__[name], "__get__"):
-                    return
-            if each not in self._of_classes:
-                self._of_classes[each] = each.__dict__  # another proxy at each asking
-                if not of_a_library(each.__module__):
-                    self.guards.size(self._of_classes[each])  # a new __bool__, say
-            own = self._of_classes[each]
-            self._entries(own, (name,), label, within)
-            if name in own:
-                return
+        guard_class_attribute(self, kind, name, within, label)
 
     def _sequence(self, x: Any, names: Names, label: str) -> None:
         if x and all(isinstance(y, Tensor) and left_behind(y) for y in x):
@@ -336,10 +315,11 @@ class Dependencies:
 
     def _object(self, x: Any, names: Names, label: str) -> None:
         kind = type(x)
+        self.scripted |= issubclass(kind, SCRIPTS)
         if kind.__module__.startswith("fastmaml.engine"):
             return
         if machinery(kind):
-            _require(about_call(x, names or frozenset()))
+            require(about_call(x, names or frozenset()))
             self._attributes(x, names or frozenset(), label)
             if isinstance(x, logging.Logger) and names and "isEnabledFor" in names:
                 self.guards.read(x.getEffectiveLevel, label)
@@ -359,17 +339,18 @@ class Dependencies:
             self._alive.append(x)
             self.guards.kind(x)
         label = f"{label}." if label else ""
-        own = getattr(x, "__dict__", None)
-        if isinstance(own, dict):
+        own = own_dict(x)
+        if own is not None:
             self._entries(own, list(own) if names is None else names, label, names)
             if names is None:
                 self.guards.size(own)
         for name in slots(type(x), names is None):
-            if (names is None or name in names) and hasattr(x, name):
-                self.guards.read(functools.partial(slot, x, name), f"{label}{name}")
-                self.visit(getattr(x, name), names, f"{label}{name}")
-        for name in _own_names(type(x)) if names is None else names:
-            if not isinstance(own, dict) or name not in own:
+            if names is None or name in names:
+                look = functools.partial(slot, x, name)
+                self.guards.read(look, f"{label}{name}")
+                self.visit(look(), names, f"{label}{name}")
+        for name in own_names(type(x)) if names is None else names:
+            if own is None or name not in own:
                 self._class_attribute(type(x), name, names, label)
 
 
@@ -380,20 +361,9 @@ _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (types.MethodType, Dependencies._method),
     (functools.partial, Dependencies._partial),
     ((staticmethod, classmethod), Dependencies._wrapper),
-    (type, Dependencies._class),
-    (types.ModuleType, Dependencies._python_module),
+    (type, guard_class),
+    (types.ModuleType, guard_module_names),
     ((list, tuple, collections.deque), Dependencies._sequence),
     ((set, frozenset), Dependencies._set),
     ((dict, types.MappingProxyType), Dependencies._dict),
 )
-
-
-def _own_names(kind: type) -> frozenset[str]:
-    """What the user's own classes say, for code that makes names up."""
-    own = (each for each in kind.__mro__ if not of_a_library(each.__module__))
-    return frozenset(n for each in own for n in each.__dict__ if not n.startswith("__"))
-
-
-def _require(nothing: str) -> None:
-    if nothing:
-        raise UnguardableError(nothing)

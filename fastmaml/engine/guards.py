@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.attributes import own_dict
+
 _MISSING = object()
 _ANYTHING = object()
 """Stands for an entry of a container that is not looked at any more, as others still are."""
@@ -111,7 +113,7 @@ class Guards:
         self._objects.append(x)
         self._kinds.append(type(x))
         self.bases(type(x))
-        if hasattr(x, "__dict__"):
+        if own_dict(x) is not None:
             self._holders.append(x)
             self._dicts.append(vars(x))
 

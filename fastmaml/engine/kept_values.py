@@ -32,6 +32,12 @@ class UnguardableError(Exception):
     """Something is read that cannot be watched; the message says what."""
 
 
+def require(nothing: str) -> None:
+    """Raise UnguardableError if that says anything."""
+    if nothing:
+        raise UnguardableError(nothing)
+
+
 class Visitor(Protocol):
     """`Dependencies`."""
 
@@ -48,7 +54,7 @@ Way = Callable[[Visitor, Any, Names, str], None]
 def way_to_look(x: Any) -> Way | None:
     """At such an object; None where attributes are all that it has."""
     for kinds, way in _WAYS:
-        if isinstance(x, kinds):
+        if issubclass(type(x), kinds):
             return way
     module = type(x).__module__
     if module == "numpy" and hasattr(x, "tobytes"):
@@ -59,7 +65,7 @@ def way_to_look(x: Any) -> Way | None:
         return _generator
     if module.startswith(("multiprocessing.managers", "multiprocessing.pool", "concurrent.")):
         return _elsewhere
-    return _iterator if isinstance(x, Iterator) else None
+    return _iterator if issubclass(type(x), Iterator) else None
 
 
 def _bytes(to: Visitor, x: Any, names: Names, label: str) -> None:

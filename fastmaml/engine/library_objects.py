@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from fastmaml.engine.attributes import own_dict
 from fastmaml.engine.sight import of_a_library, root
 
 _MACHINERY = frozenset(
     {"logging", "warnings", "re", "pathlib", "typing", "abc", "inspect", "importlib", "traceback",
-     "_thread", "asyncio", "tqdm", "pdb"}
+     "_thread", "_abc", "_csv", "asyncio", "tqdm", "pdb"}
 )  # fmt: skip
 """Packages whose objects say nothing of numbers but by what the user's code reads of them."""
 
@@ -25,7 +26,7 @@ _WITHOUT_CODE = frozenset({"builtins", "abc", "typing", "types", "fastmaml"})
 _CONSTANT = frozenset(
     {"torch", "numpy", "functorch", "builtins", "types", "datetime", "decimal", "_decimal", "enum",
      "uuid", "zoneinfo", "struct", "_struct", "operator", "_operator", "_sre", "re", "functools",
-     "fractions", "_hashlib", "inspect"}
+     "_abc", "_csv", "fractions", "_hashlib", "inspect"}
 )  # fmt: skip
 """Packages whose objects without attributes never change."""
 
@@ -34,6 +35,9 @@ PARTS_OF_LIBRARIES = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, os._Environ,
 )  # fmt: skip
 """They are theirs, and not a user's that hangs there."""
+
+SCRIPTS = (torch.jit.ScriptFunction, torch._C.ScriptMethod)
+"""Functions of TorchScript."""
 
 NOTHING = (
     bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size,
@@ -65,7 +69,7 @@ def run_by_a_library(kind: type) -> bool:
 def hidden(x: Any) -> bool:
     """Whether an object, which has no attributes that Python shows, may hold something else."""
     kind = type(x)
-    shows = hasattr(x, "__dict__") or any("__slots__" in each.__dict__ for each in kind.__mro__)
+    shows = own_dict(x) is not None or any("__slots__" in each.__dict__ for each in kind.__mro__)
     return not shows and root(kind.__module__) not in _CONSTANT
 
 

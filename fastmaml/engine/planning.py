@@ -90,6 +90,12 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(self.reasons)
 
+    def worn_out(self) -> Plan | None:
+        """See `Depending`."""
+        if self.gradient.tried_once:
+            return None
+        return replace(self, tables=(), uncertain=True, depends=Dependencies.worn_out())
+
     def applied(self, program: Program) -> Program:
         """The program with what was decided."""
         forward = replace(program.forward, batched=self.batched, backend=self.backend)
@@ -152,7 +158,8 @@ def make_plan(
     program.depends.settle(first=True)
     _reads_left_behind(alone, program.depends, *one)
     drew = _unrepeatable(watch.drew(), program.depends)
-    tables = () if drew or program.depends.unguardable else tables
+    depends = program.depends
+    tables = () if drew or depends.unguardable or depends.scripted else tables
     if not drew:
         check_method(alone, *one, values.seen)
     alone = replace(alone, tables=tables, repeatable=not drew)

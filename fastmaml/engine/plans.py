@@ -15,6 +15,15 @@ from fastmaml.engine.sight import root
 
 PLANS_KEPT = 16
 
+WORN_OUT = 8
+"""After so many calls in a row for which a plan had to be made anew, a former one has to do."""
+
+LOOK_AGAIN = 64
+"""Of such calls each one with this number plans anew: what changed may have come to rest."""
+
+
+P = TypeVar("P", bound="Depending")
+
 
 class Depending(Protocol):
     """A plan.
@@ -30,8 +39,10 @@ class Depending(Protocol):
     @property
     def restless(self) -> str: ...  # noqa: D102
 
-
-P = TypeVar("P", bound=Depending)
+    def worn_out(self: P) -> P | None:
+        """What runs eagerly, and watched, where settings change with every call; None if nothing
+        but another plan will do.
+        """
 
 
 @final
@@ -45,6 +56,7 @@ class Plans(Generic[P]):
     def __init__(self) -> None:
         self._kept: OrderedDict[Any, P] = OrderedDict()
         self._variants: dict[Any, list[int]] = {}
+        self._missed: dict[Any, int] = {}
 
     def __reduce__(self) -> Any:
         return Plans, ()
@@ -67,8 +79,12 @@ class Plans(Generic[P]):
             plan = self._kept[key, number]
             if plan.restless == plan.depends.restless and plan.depends.hold(call):
                 self._kept.move_to_end((key, number))
+                self._missed.pop(key, None)
                 return plan
-        return None
+        missed = self._missed[key] = self._missed.get(key, 0) + 1
+        if missed <= WORN_OUT or missed % LOOK_AGAIN == 0 or key not in self._variants:
+            return None
+        return self._kept[key, self._variants[key][-1]].worn_out()
 
     def keep(self, key: Any, plan: P) -> P:
         """Keep one, which is returned."""
@@ -81,6 +97,7 @@ class Plans(Generic[P]):
             self._variants[other].remove(gone)
             if not self._variants[other]:
                 del self._variants[other]
+                self._missed.pop(other, None)
         return plan
 
 

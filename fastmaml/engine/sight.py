@@ -80,9 +80,9 @@ class Pool:
             x = waiting.pop()
             if type(x) in _NO_OBJECTS or id(x) in seen:
                 continue
-            if isinstance(x, _CONTAINERS):
+            if issubclass(type(x), _CONTAINERS):
                 seen.add(id(x))
-                waiting += x.values() if isinstance(x, dict) else x
+                waiting += dict.values(x) if issubclass(type(x), dict) else x
             elif type(x).__name__ == "ndarray" and x.dtype.hasobject:
                 waiting += x.ravel().tolist()
             self._note(x)
@@ -93,7 +93,7 @@ class Pool:
         try:
             self.objects[id(x)] = weakref.ref(x)
         except TypeError:
-            if not isinstance(x, Iterator | Collection):  # of this run, say
+            if not issubclass(type(x), Iterator | Collection):  # of this run, say
                 self.objects[id(x)] = functools.partial(_same, x)
 
     def alive(self) -> list[Any]:

@@ -23,12 +23,23 @@ def _wrong(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
     )
 
 
+def _by_memory(mode: OwnDerivatives, func: Any, *_: Any, **__: Any) -> Any:
+    """What lies elsewhere: adapted weights of all tasks are not laid out as a task's own are."""
+    return mode.refuse(
+        RuntimeError(f"it calls {func.__name__}, which depends on where numbers lie in memory")
+    )
+
+
 BATCHED: dict[Any, Callable[..., Any]] = {
     Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
     torch.select_scatter: _wrong,
     Tensor.select_scatter: _wrong,
     torch.ops.aten.select_scatter: _wrong,
     torch.ops.aten.select_scatter.default: _wrong,
+    torch.as_strided: _by_memory,
+    Tensor.as_strided: _by_memory,
+    torch.ops.aten.as_strided: _by_memory,
+    torch.ops.aten.as_strided.default: _by_memory,
     torch.as_strided_: _wrong,
     Tensor.as_strided_: _wrong,
     torch.ops.aten.as_strided_: _wrong,

@@ -1,0 +1,86 @@
+"""Classes and modules: where names are looked up that an object has not."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from fastmaml.engine.guards import Guards
+from fastmaml.engine.kept_values import Names, require
+from fastmaml.engine.library_objects import PARTS_OF_LIBRARIES
+from fastmaml.engine.outside_world import about_call
+from fastmaml.engine.sight import of_a_library, of_function_class, root
+
+_OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
+
+
+class Visitor(Protocol):
+    """`Dependencies`."""
+
+    guards: Guards
+    _wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]]
+    _of_classes: dict[type, Mapping[str, Any]]
+
+    def visit(self, x: Any, names: Names, label: str) -> None: ...  # noqa: D102
+
+    def _entries(
+        self, of: Mapping[str, Any], names: Iterable[str], label: str, within: Names
+    ) -> None: ...
+
+
+def guard_module_names(to: Visitor, x: types.ModuleType, names: Names, label: str) -> None:
+    """What a Python module holds under these names."""
+    own = x.__dict__
+    if not of_a_library(x.__name__):
+        if names is None:
+            names = frozenset(n for n in own if not n.startswith("__"))
+            names -= {n for n in names if isinstance(own[n], types.ModuleType)}
+        to._entries(own, names, f"{label}.", names)
+        return
+    # What a library has under a name may be exchanged; what it holds is its own, or a user's.
+    names = names or frozenset()
+    there = [name for name in names if name in own]
+    for name in there:
+        require(about_call(own[name], names))
+        if not isinstance(own[name], PARTS_OF_LIBRARIES):
+            to.visit(own[name], names, f"{label}.{name}")
+    to._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(there)
+
+
+def guard_class(to: Visitor, x: type, names: Names, label: str) -> None:
+    """What a class, and its class of classes, say under these names, and what it is made of."""
+    if not of_a_library(x.__module__):
+        to.guards.bases(x)
+    for name in own_names(x) if names is None else names:
+        guard_class_attribute(to, x, name, names, f"{x.__name__}.")
+        if type(x) is not type:  # where what the class lacks is looked up
+            guard_class_attribute(to, type(x), name, names, f"{type(x).__name__}.")
+    for function in of_function_class(x):
+        to.visit(function, names, label)
+
+
+def guard_class_attribute(to: Visitor, kind: type, name: str, within: Names, label: str) -> None:
+    """Where a name is looked up in classes, up to where it is found."""
+    for each in kind.__mro__:
+        if root(each.__module__) in _OF_NO_USER and (each is nn.Module or name != "forward"):
+            if name not in each.__dict__:
+                continue  # a user's class may come after it
+            if hasattr(each.__dict__[name], "__get__"):
+                return
+        if each not in to._of_classes:
+            to._of_classes[each] = each.__dict__  # another proxy at each asking
+            if not of_a_library(each.__module__):
+                to.guards.size(to._of_classes[each])  # a new __bool__, say
+        own = to._of_classes[each]
+        to._entries(own, (name,), label, within)
+        if name in own:
+            return
+
+
+def own_names(kind: type) -> frozenset[str]:
+    """What the user's own classes say, for code that makes names up."""
+    own = (each for each in kind.__mro__ if not of_a_library(each.__module__))
+    return frozenset(n for each in own for n in each.__dict__ if not n.startswith("__"))
