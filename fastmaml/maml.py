@@ -22,12 +22,12 @@ from fastmaml.arguments import (
     weights_by_step,
 )
 from fastmaml.assembly import meta_of, plan_of, program_of
+from fastmaml.engine import diagnosis
 from fastmaml.engine.buffers import keep_buffers
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.cloning import clone_module
 from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.copying import adapted_copy
-from fastmaml.engine.diagnosis import check_device, check_finite, check_labels, check_reach
 from fastmaml.engine.evaluating import evaluate
 from fastmaml.engine.executors import EXECUTORS, evaluating, make_executor
 from fastmaml.engine.forward import Loss
@@ -82,8 +82,7 @@ class MAML(nn.Module):
             the recording compiled by Inductor, slow to begin; None: captured where that is
             possible. See the guide, "Captured execution".
         backend: what runs the model's layers: "cpp", "cuda", "triton" (`fastmaml.ops`) or
-            "reference" (PyTorch); None for the environment variable FASTMAML_BACKEND, else the
-            fastest there is.
+            "reference" (PyTorch); None for FASTMAML_BACKEND (environment), else the fastest one.
         tasks_chunk: how many tasks run at a time; None chooses. The numbers do not depend on it.
         batch_norm: "batch": BatchNorm and InstanceNorm use the statistics of the batch at hand,
             in training and evaluation alike, and running statistics are neither read nor written,
@@ -198,7 +197,7 @@ class MAML(nn.Module):
         episodes, meta, seeds, program = self._prepare(
             episodes, self.steps, gradient, held, self.executor
         )
-        check_reach(program, episodes)
+        diagnosis.check_reach(program, episodes)
         by_step = weights_by_step(step_weights, self.steps)
         same = Surroundings(self.module, episodes, held)
 
@@ -213,8 +212,9 @@ class MAML(nn.Module):
                 return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
 
         out, result = with_gradient(run, flatten(meta)[0], episodes.query.targets)
+        diagnosis.check_reached(program)
         if self.check_finite:
-            check_finite(program, meta, episodes, seeds, result)
+            diagnosis.check_finite(program, meta, episodes, seeds, result)
         if result.buffers:
             keep_buffers(self.module, result.buffers)
         return out
@@ -388,7 +388,7 @@ class MAML(nn.Module):
         if not isinstance(episodes, Episodes):
             raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
         held = held or self._stock.take(self.module)
-        check_device(held.device, episodes)
+        diagnosis.check_device(held.device, episodes)
         episodes = without_inference_mode(episodes)
         meta, seeds = self._meta(held), task_seeds(episodes.tasks, held.device)
         program = program_of(self, held, steps, executor)
@@ -396,5 +396,5 @@ class MAML(nn.Module):
             self, program, meta, episodes, seeds, gradient or self.gradient, held, executor
         )
         if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
-            check_labels(self.loss, plan.classes, episodes)
+            diagnosis.check_labels(self.loss, plan.classes, episodes)
         return episodes, meta, seeds, plan.applied(program)

@@ -17,7 +17,13 @@ from fastmaml.assembly import program_of, settings_key
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.dependencies import Dependencies
-from fastmaml.engine.diagnosis import check_device, check_finite, check_reach, signature
+from fastmaml.engine.diagnosis import (
+    check_device,
+    check_finite,
+    check_reach,
+    check_reached,
+    signature,
+)
 from fastmaml.engine.executors import lanes, make_executor
 from fastmaml.engine.flattening import Flat, flattened
 from fastmaml.engine.meta_step import MetaResult, Program, meta_step
@@ -178,6 +184,7 @@ class PerTask:
             return MetaOutput(result.losses.mean(), result.losses, result.outputs, None)
         check_reach(program, episodes)
         out, result = with_gradient(run, flatten(meta)[0], None)
+        check_reached(program)
         if maml.check_finite:
             check_finite(program, meta, episodes, seeds, result)
         return out

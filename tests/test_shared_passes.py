@@ -177,10 +177,12 @@ def test_functions_of_a_task_share_too(path: str, chunk: int) -> None:
         return torch.cat([p.grad.flatten() for p in maml.parameters()])  # type: ignore[union-attr]
 
     gradient()
-    with Count(torch.tanh) as tanh:
-        found = gradient()
     if path == "eager-reference":
+        with Count(torch.tanh) as tanh:
+            found = gradient()
         assert tanh.calls * chunk == 3 * 4
+    else:  # which runs eagerly inside of a mode
+        found = gradient()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GradientMethod, "steps_once", False)
         maml = learner(copy.deepcopy(maml.module), Unrolled(), executor="eager", tasks_chunk=chunk)

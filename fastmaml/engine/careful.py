@@ -27,7 +27,8 @@ def careful(program: Program, meta: Meta, episodes: Episodes) -> Iterator[tuple[
     """The arguments for a run; copies of both, watched, where `Program.uncertain`.
 
     Raises:
-        ValueError: the code does what planning refuses; before there is a result.
+        ValueError: the code does what planning refuses; before there is a result. What gets no
+            meta-gradient is noted, as only who learns minds (`check_reach`).
     """
     if not program.uncertain:
         yield meta, episodes
@@ -43,8 +44,7 @@ def careful(program: Program, meta: Meta, episodes: Episodes) -> Iterator[tuple[
         watch.check_unchanged()  # what autograd says of it in its own words
         raise
     watch.check_unchanged()
-    if unreached := watch.unreached():
-        raise ValueError(unreached)
+    program.depends.unreached = program.depends.unreached or watch.unreached()
     if program.function is None and not program.gradient.steps_once:
         changed = program.depends.changed()
         why = drawing(watch.drew(), f"{changed}, which changes whenever it runs" if changed else "")

@@ -58,6 +58,7 @@ class Dependencies:
             there is nothing. It is not guarded.
         unguardable: what is read that nothing can watch; empty if there is nothing.
         raised: the exceptions that the functions saw (`Sight.raised`).
+        unreached: as `Program.unreached`, of the last run that was watched.
         scripted: whether TorchScript runs, where no mode of torch's functions sees anything.
         left: where runs leave tensors behind, as activations that a model keeps: what gives them,
             and how that is called.
@@ -68,6 +69,7 @@ class Dependencies:
         self.inputs: set[int] = set()
         self.only_written: frozenset[str] = frozenset()
         self.scripted = False
+        self.unreached = ""
         self.restless = self.unguardable = ""
         self.raised: set[tuple[types.CodeType, int, type]] = set()
         self.left: list[tuple[Callable[[], Any], str]] = []
@@ -175,7 +177,10 @@ class Dependencies:
         if reads.of_all_globals:
             names |= reads.strings & of.keys()
         require(about_names(names, reads.of_attributes, of))
-        self._entries(of, names, f"{of.get('__name__')}.", reads.within)
+        within = reads.within
+        if within and "site-packages" in (of.get("__file__") or ""):
+            within -= {"modules"}  # packages ask sys.modules whether others are there
+        self._entries(of, names, f"{of.get('__name__')}.", within)
         self._entries(vars(builtins), names - of.keys(), "builtins.", reads.within)
         package = of.get("__package__") or ""
         for name in reads.imports:

@@ -110,6 +110,12 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
             check_labels(loss, classes, episodes)
 
 
+def check_reached(program: Program) -> None:
+    """The same of the meta-step that was just run, where runs are watched (`careful`)."""
+    if program.depends.unreached:
+        raise ValueError(program.depends.unreached)
+
+
 def check_finite(
     program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, result: MetaResult
 ) -> None:

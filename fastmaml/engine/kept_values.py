@@ -48,6 +48,8 @@ class Visitor(Protocol):
     def _attributes(self, x: Any, names: Names, label: str) -> None: ...
 
 
+_BY_NAME = (getattr, hasattr, vars, dir)
+
 Way = Callable[[Visitor, Any, Names, str], None]
 
 
@@ -142,6 +144,8 @@ def _getter(to: Visitor, x: Any, names: Names, label: str) -> None:
 
 def _built_in(to: Visitor, x: Any, names: Names, label: str) -> None:
     """A method bound to an object, which it reads: all that this holds."""
+    if x in _BY_NAME and label != f"builtins.{x.__name__}":
+        raise UnguardableError(f"{label} is {x.__name__}, and of which attributes cannot be seen")
     if not isinstance(x.__self__, types.ModuleType | type | None):
         to.visit(x.__self__, None, label)
 

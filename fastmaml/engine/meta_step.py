@@ -104,6 +104,7 @@ def meta_step(
         cotangents: like the outputs, None for zero.
     """
     parts = []
+    program.depends.unreached = ""
     gradient = MetaGradient(*(dict.fromkeys(part) for part in meta))
     for chunk in _chunks(len(seeds), program.chunk):
         part = None if cotangents is None else tree_map_only(Tensor, _slicer(chunk), cotangents)

@@ -74,12 +74,7 @@ class OwnDerivatives(TorchFunctionMode):
             self.refuse(RuntimeError(f"it calls {func.__name__}, which shows all tasks at once"))
         if self.forwards and self.off():
             return constant(func, args, kwargs)
-        try:
-            result = func(*args, **kwargs)
-        except Exception as error:
-            if self.batched:  # vmap's, perhaps, and the user's code may go on
-                self.refused = error
-            raise
+        result = func(*args, **kwargs)
         for x in (*args, *kwargs.values()):
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
                 self._note_own(x, result)

@@ -169,7 +169,7 @@ def make_plan(
     estimator = Estimator(meta, episodes, seeds[:2], tasks, steps, lanes)
     watched = partial(estimator.sample, chunk=size) if size > 1 else None
     alone, refusal, why, found = batches(
-        alone, meta, episodes, seeds[:2], fixed_backend, sight, watched
+        alone, meta, episodes, seeds[:2], fixed_backend, sight, values.shapes, lanes > 0, watched
     )
     program.depends.settle()
     restless = program.depends.restless
@@ -242,7 +242,9 @@ def plan_function(
     del copied, parameters
     program.watched(sight)
     with LeftBehind(program.depends.left) as behind:
-        alone, refusal, _, _ = batches(alone, meta, episodes, seeds[:2], fixed_backend, sight)
+        alone, refusal, _, _ = batches(
+            alone, meta, episodes, seeds[:2], fixed_backend, sight, values.shapes, lanes > 0
+        )
     program.depends.restless = behind.read
     program.depends.settle(first=True)
     weights = torch.ones(1, device=seeds.device)

@@ -53,6 +53,8 @@ def batches(
     seeds: Tensor,
     fixed_backend: bool,
     plainly: Sight,
+    shapes: str,
+    fuses: bool,
     watched: Callable[[Program], T] | None = None,
 ) -> tuple[Program, str, str, T | None]:
     """The program on a backend that batches tasks, if one does; why none; why another backend.
@@ -64,6 +66,9 @@ def batches(
         seeds: their seeds.
         fixed_backend: try no other one.
         plainly: of a run of one task.
+        shapes: what gave a tensor a shape that depends on values there: that two tasks agree says
+            nothing of others.
+        fuses: as `TaskForward.fuses`, as the tasks will run.
         watched: another way to run two tasks, whose result is the last one returned, or None if
             it failed.
     """
@@ -71,10 +76,13 @@ def batches(
         return alone, "", "", None
     first = ""
     for program in (alone, _on_reference(alone)):
-        both = replace(program, chunk=2, forward=replace(program.forward, batched=True))
+        forward = replace(program.forward, batched=True, fuses=fuses)
+        both = replace(program, chunk=2, forward=forward)
         with Sight() as sight:
             refusal, _ = attempted(partial(run, both, meta, episodes, seeds))
         refusal = refusal or _caught(sight, plainly)
+        if shapes:
+            refusal = refusal or f"the shape of what {shapes} returns depends on values"
         if not refusal:
             # Apart: PyTorch may take other ways where its operations are watched.
             found = None if watched is None else attempted(partial(watched, both))[1]

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,8 +32,11 @@ DOORS = frozenset(
 ABOUT_SHAPES = {
     torch.ops.aten.is_same_size.default,
     torch.ops.aten._has_same_storage_numel.default,
+    torch.ops.aten.is_coalesced.default,
+    torch.ops.aten.sparse_dim.default,
+    torch.ops.aten.dense_dim.default,
 }
-"""What forward-mode differentiation asks; no values are read."""
+"""What forward-mode differentiation and sparse products ask; no values are read."""
 
 
 def reads(func: Any, result: Any) -> bool:
@@ -50,10 +54,11 @@ class ValueReads:
 
     Attributes:
         seen: what read first; nothing if nothing did.
+        shapes: what made a shape first.
     """
 
     def __init__(self) -> None:
-        self.seen = ""
+        self.seen = self.shapes = ""
         self._stack = ExitStack()
 
     def __enter__(self) -> ValueReads:
@@ -63,6 +68,9 @@ class ValueReads:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+_MASKS = (torch.bool, torch.uint8)
 
 
 class _Operations(TorchDispatchMode):
@@ -81,9 +89,15 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        tags = getattr(func, "tags", (torch.Tag.dynamic_output_shape,))
-        if reads(func, result) or torch.Tag.dynamic_output_shape in tags:
-            self.found.seen = self.found.seen or str(func)
+        found = self.found
+        if func is torch.ops.aten.index.Tensor:
+            shapes = any(i is not None and i.dtype in _MASKS for i in args[1])
+        else:
+            tags = getattr(func, "tags", ())
+            shapes = torch.Tag.dynamic_output_shape in tags
+            found.shapes = found.shapes or str(func) * shapes
+        if shapes or reads(func, result) or not isinstance(func, OpOverload):
+            found.seen = found.seen or str(func)
         return result
 
 

@@ -64,7 +64,7 @@ class Watch(TorchFunctionMode):
             self.own_generator = True
         if func in _DATA:
             return self._data(func, *args)
-        for x in tree_leaves((args, kwargs)):
+        for x in tree_leaves((args, kwargs)) if torch.is_grad_enabled() else ():
             if isinstance(x, Tensor) and id(x) not in self.own and _trainable_leaf(x):
                 self._note(self.leaves, x)
         result = func(*args, **(kwargs or {}))
