@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.inventory import Inventory
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
 from fastmaml.rules import SGD, Rule
@@ -74,10 +73,13 @@ def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> lis
 
 
 def task_weights(
-    cotangents: tuple[Tensor | None, Tensor | None] | None, held: Inventory, tasks: int
+    cotangents: tuple[Tensor | None, Tensor | None] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    tasks: int,
 ) -> Tensor:
     """``[tasks]``: each task's weight, given the cotangents of the mean and of the losses."""
-    mean = torch.full((tasks,), 1 / tasks, dtype=held.dtype, device=held.device)
+    mean = torch.full((tasks,), 1 / tasks, dtype=dtype, device=device)
     if cotangents is None:
         return mean
     of_mean, of_each = cotangents

@@ -207,7 +207,7 @@ class MAML(nn.Module):
                     "a loss of your own over out.losses or out.outputs runs the meta-step again, "
                     "but the model draws random numbers that cannot be drawn again: use out.loss."
                 )
-            weights = task_weights(cotangents, held, len(seeds))
+            weights = task_weights(cotangents, held.dtype, held.device, len(seeds))
             with self._turns, same:
                 return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
 
@@ -287,7 +287,7 @@ class MAML(nn.Module):
         plan = plan_of(self, program, meta, episodes, seeds, self.gradient, held, self.executor)
         line = f"executor: {self.executor}, as asked"
         if isinstance(self._execute, Captured):
-            weights = task_weights(None, held, len(seeds))
+            weights = task_weights(None, held.dtype, held.device, len(seeds))
             with Surroundings(self.module, episodes, held):
                 line = self._execute.explain(
                     plan.applied(program), meta, episodes, seeds, weights,

@@ -159,7 +159,10 @@ class PerTask:
         function = TaskFunction(self.function, spec, batches, first_order, learns)
         program = program_of(maml, held, 1, maml.executor, needs_loss=False)
         same = Surroundings(maml.module, episodes, held)
-        weights, by_step = task_weights(None, held, len(seeds)), weights_by_step(None, 1)
+        weights, by_step = (
+            task_weights(None, held.dtype, held.device, len(seeds)),
+            weights_by_step(None, 1),
+        )
         given = (meta, episodes, seeds, weights, by_step, None)
 
         kind = (
@@ -175,7 +178,11 @@ class PerTask:
         execute = self._execute if plan.recorded else meta_step
 
         def run(cotangents: Any, outputs: Any) -> MetaResult:
-            own = task_weights(cotangents, held, len(seeds)) if cotangents else weights
+            own = (
+                task_weights(cotangents, held.dtype, held.device, len(seeds))
+                if cotangents
+                else weights
+            )
             with self._turns, same:
                 return execute(program, meta, episodes, seeds, own, by_step, outputs)
 

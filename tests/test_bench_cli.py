@@ -44,7 +44,7 @@ def make():
     return maml, fm.Episodes(fm.Batch(x[0], y[0]), fm.Batch(x[1], y[1]))
 
 def stopping():
-    calls["left"] = 60
+    calls["left"] = 80
     return make()
 
 def with_optimizer():

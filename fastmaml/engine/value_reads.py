@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.zero_tensors import with_memory
+
 DOORS = frozenset(
     {
         Tensor.numpy,
@@ -88,7 +90,8 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        # A stand-in for zero without memory would end the interpreter under a dispatch mode.
+        result = func(*with_memory(func, args), **(kwargs or {}))
         found = self.found
         if func is torch.ops.aten.index.Tensor:
             shapes = any(i is not None and i.dtype in _MASKS for i in args[1])
