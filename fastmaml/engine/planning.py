@@ -23,7 +23,7 @@ from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable
 from fastmaml.engine.sight import Sight
 from fastmaml.engine.table_search import about_tables, find_tables
-from fastmaml.engine.trials import batches, run, runs
+from fastmaml.engine.trials import attempted, batches, run, runs
 from fastmaml.engine.value_reads import ValueReads
 from fastmaml.engine.watching import Watch
 from fastmaml.engine.weighing import Weighed, mib
@@ -147,12 +147,12 @@ def make_plan(
     copied, parameters = copies(program, meta)
     one = (meta, episodes[:1], seeds[:1])
     watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
-    values = ValueReads()
-    with explaining(alone, *one), watch, Sight() as sight, values:
+    with explaining(alone, *one), watch, Sight() as sight:
         alone, outputs, backend_why = runs(alone, copied, *one[1:], fixed_backend)
     watch.check_unchanged()
     del copied, parameters
     program.watched(sight)
+    values = _value_reads(alone, *one)
     # Whoever reads values may take another way the next time, on which a table is used otherwise.
     tables = () if values.seen else find_tables(alone, *one)
     program.depends.settle(first=True)
@@ -161,7 +161,7 @@ def make_plan(
     depends = program.depends
     tables = () if drew or depends.unguardable or depends.scripted else tables
     if not drew:
-        check_method(alone, *one, values.seen)
+        check_method(alone, *one, values.numbers)
     alone = replace(alone, tables=tables, repeatable=not drew)
     kept = kept_bytes(alone, *one)
     size = _chunk(tasks, chunk, sum(kept), seeds.device, free, lanes)
@@ -235,12 +235,12 @@ def plan_function(
     episodes = cloned(episodes[:2])
     copied, parameters = copies(program, meta)
     watch = Watch(episodes, seeds.device, _own(program, meta), parameters)
-    values = ValueReads()
-    with naming(), watch, Sight() as sight, values:
+    with naming(), watch, Sight() as sight:
         alone, _, _ = runs(program, copied, episodes[:1], seeds[:1], fixed_backend)
     watch.check_unchanged()
     del copied, parameters
     program.watched(sight)
+    values = _value_reads(alone, meta, episodes[:1], seeds[:1])
     with LeftBehind(program.depends.left) as behind:
         alone, refusal, _, _ = batches(
             alone, meta, episodes, seeds[:2], fixed_backend, sight, values.shapes, lanes > 0
@@ -283,6 +283,20 @@ def _chunk(
         room, most = LANE_BYTES, math.ceil(tasks / lanes)
     fitting = max(1, min(most, room // max(bytes_task, 1)))
     return math.ceil(tasks / math.ceil(tasks / fitting))  # rather than a small rest at the end
+
+
+def _value_reads(alone: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> ValueReads:
+    """What reads values in another run, as PyTorch may take other ways where it is watched."""
+    values = ValueReads()
+
+    def watched() -> None:
+        with values:
+            run(alone, meta, episodes, seeds)
+
+    refusal, _ = attempted(watched)
+    values.numbers = values.numbers or refusal
+    values.seen = values.seen or refusal
+    return values
 
 
 def _reads_left_behind(

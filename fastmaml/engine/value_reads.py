@@ -55,12 +55,13 @@ class ValueReads:
     A shape that depends on numbers counts, as code can ask for it.
 
     Attributes:
-        seen: what read first; nothing if nothing did.
-        shapes: what made a shape first.
+        numbers: what read one first; nothing if nothing did.
+        shapes: what made such a shape first, but for masks, which vmap refuses where it must.
+        seen: what did any of these.
     """
 
     def __init__(self) -> None:
-        self.seen = self.shapes = ""
+        self.numbers = self.shapes = self.seen = ""
         self._stack = ExitStack()
 
     def __enter__(self) -> ValueReads:
@@ -93,14 +94,17 @@ class _Operations(TorchDispatchMode):
         # A stand-in for zero without memory would end the interpreter under a dispatch mode.
         result = func(*with_memory(func, args), **(kwargs or {}))
         found = self.found
+        if torch._C._current_graph_task_id() != -1:
+            return result  # some of PyTorch's own derivatives look at values, and know why
         if func is torch.ops.aten.index.Tensor:
             shapes = any(i is not None and i.dtype in _MASKS for i in args[1])
         else:
             tags = getattr(func, "tags", ())
             shapes = torch.Tag.dynamic_output_shape in tags
             found.shapes = found.shapes or str(func) * shapes
-        if shapes or reads(func, result) or not isinstance(func, OpOverload):
-            found.seen = found.seen or str(func)
+        if reads(func, result) or not isinstance(func, OpOverload):
+            found.numbers = found.numbers or str(func)
+        found.seen = found.seen or found.numbers or str(func) * shapes
         return result
 
 
@@ -113,5 +117,6 @@ class _Doors(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in DOORS:
+            self.found.numbers = self.found.numbers or func.__name__
             self.found.seen = self.found.seen or func.__name__
         return func(*args, **(kwargs or {}))
