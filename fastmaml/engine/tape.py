@@ -160,7 +160,8 @@ class _Recorder(TorchDispatchMode):
             func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
             self._refuse(f"it calls {func}, which draws random numbers")
-        if func._opname.startswith("_foreach_") and func._schema.is_mutable:
+        in_place = func._opname.startswith("_foreach_") and func._schema.is_mutable
+        if in_place and torch.is_grad_enabled():
             # Under a dispatch mode torch forgets what they take their gradients to (seen in 2.13).
             self._refuse(f"it calls {func}, whose derivative PyTorch loses while it is recorded")
         named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))
