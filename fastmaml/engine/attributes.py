@@ -30,7 +30,7 @@ def own_dict(x: Any) -> dict[str, Any] | None:
         found = object.__getattribute__(x, "__dict__")
     except AttributeError:
         return None
-    return found if type(found) is dict else None
+    return found if isinstance(found, dict) else None
 
 
 def slot(x: Any, name: str) -> Any:

@@ -103,10 +103,7 @@ class Dependencies:
 
     def changed(self) -> str:
         """What is not as it was, besides tensors that each run leaves behind; or nothing."""
-        while (found := self.guards.forget_changed()) is not None:
-            if found.tensors is None:
-                return found.label
-        return ""
+        return self.guards.changed_beside_tensors() or ""
 
     def settle(self, first: bool = False) -> None:
         """Note, and guard no more, what changed by running again.

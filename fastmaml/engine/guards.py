@@ -150,6 +150,12 @@ class Guards:
         found = self._changed()
         return None if found is None else found.label
 
+    def changed_beside_tensors(self) -> str | None:
+        """The same; where other tensors are there now, that is not looked at any more."""
+        while (found := self._changed()) is not None and found.tensors is not None:
+            found.forget()
+        return None if found is None else found.label
+
     def forget_changed(self) -> Changed | None:
         """What changed, which is not looked at any more from now on."""
         found = self._changed()
