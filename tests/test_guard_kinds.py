@@ -13,7 +13,6 @@ import functools
 import importlib
 import multiprocessing
 import operator
-import queue
 import sys
 import threading
 import types
@@ -196,11 +195,6 @@ def event() -> Kind:
     return lambda: 3.0 if c.is_set() else 1.0, c.set
 
 
-def waiting() -> Kind:
-    c: queue.Queue[int] = queue.Queue()
-    return lambda: 1.0 + 2 * c.qsize(), lambda: c.put(1)
-
-
 def configuration() -> Kind:
     c = configparser.ConfigParser()
     c.read_string("[loss]\nk = 1.0\n")
@@ -358,7 +352,7 @@ KINDS = [
     *(matched, matched_by_name, getattr_with_a_default, getattr_of_an_entry, getter_made_elsewhere),
     *(getter_as_property, bound_get, format_string, object_in_a_list, object_in_a_set),
     *(object_in_a_deque, object_in_containers, object_in_a_namespace, made_dataclass, enumeration),
-    *(user_dict, chain_map, weak_dict, context_variable, thread_local, event, waiting),
+    *(user_dict, chain_map, weak_dict, context_variable, thread_local, event),
     *(configuration, shared_value, c_array, scheduler, optimizer, distribution, wrapped),
     *(remembered, remembered_and_cleared, system_module, imported_by_name, built_in),
     *(file_that_is_there, arguments, on_a_library, tensor_attribute, tensor_prefix),
