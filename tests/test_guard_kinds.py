@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import operator
 import sys
+import tempfile
 import threading
 import types
 import weakref
@@ -23,14 +24,9 @@ from typing import Any
 
 import pytest
 import torch
-from outcomes import outcome, vectors
-from torch import Tensor, nn
+from settings import Kind, a_change_counts
+from torch import nn
 from torch.nn import functional as F
-
-import fastmaml as fm
-
-Kind = tuple[Callable[[], Any], Callable[[], object]]
-"""What gives the weight of the loss (1 at first), and what changes it."""
 
 KEY, SCALE = "k", 1.0
 GETS_K = operator.attrgetter("k")
@@ -290,8 +286,8 @@ def built_in() -> Kind:
 
 
 def file_that_is_there() -> Kind:
-    path = Path(__file__).parent / "there-is-no-such-file"
-    return lambda: 1.0 if not path.exists() else 3.0, lambda: None
+    path = Path(tempfile.mkdtemp()) / "flag"
+    return lambda: 1.0 if not path.exists() else 3.0, path.touch
 
 
 def arguments() -> Kind:
@@ -369,30 +365,4 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("where", ["loss", "model"])
 def test_a_change_counts(kind: Callable[[], Kind], where: str) -> None:
-    """In a model's forward or a loss, by training and by evaluation."""
-    weight, change = kind()
-    model, loss = _reading(weight, where)
-    maml = fm.MAML(model, lr=0.3, steps=2, loss=loss, spot_checks=False)
-    before = [_both(maml) for _ in range(3)][-1]
-    change()
-    fresh = fm.MAML(model, lr=0.3, steps=2, loss=loss, executor="eager", backend="reference")
-    found, expected = _both(maml), _both(fresh)
-    assert kind is file_that_is_there or not torch.equal(expected[1], before[1])
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
-
-
-def _reading(weight: Callable[[], Any], where: str) -> tuple[nn.Module, Any]:
-    class Reading(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * weight()
-
-    torch.manual_seed(0)
-    if where == "model":
-        return Reading(3, 2).double(), F.mse_loss
-    return nn.Linear(3, 2).double(), lambda y, t: weight() * F.mse_loss(y, t)
-
-
-def _both(maml: fm.MAML) -> tuple[Tensor, Tensor]:
-    gradient = outcome(maml, vectors()).gradient
-    return gradient, maml.evaluate(vectors()).losses
+    a_change_counts(kind, where)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,20 @@ def _by_how_many(x: Tensor, w: Tensor) -> Tensor:
     return found + w.sum(0) if len((x > ROWS / 2).nonzero()) > x.numel() / 2 else found
 
 
+@functools.lru_cache
+def _script() -> Any:
+    return torch.jit.script(_mean)
+
+
+def _mean(w: Tensor) -> Tensor:
+    return w.mean(0)
+
+
+def _in_a_script(x: Tensor, w: Tensor) -> Tensor:
+    found: Tensor = _looked_up(x, w) + _script()(w)
+    return found
+
+
 class Texts(nn.Module):
     """Does something with a table, and then classifies."""
 
@@ -71,6 +87,7 @@ def _episodes(tasks: int, seed: int) -> fm.Episodes:
     return fm.Episodes(batch(4), batch(5))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(
@@ -83,6 +100,7 @@ def _episodes(tasks: int, seed: int) -> fm.Episodes:
         (_sometimes_whole, False),
         (_sometimes_others, False),
         (_by_how_many, False),
+        (_in_a_script, False),
     ],
 )
 def test_whatever_else_is_done_with_the_table(

@@ -32,7 +32,7 @@ _CONSTANT = frozenset(
 
 
 PARTS_OF_LIBRARIES = (
-    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, os._Environ,
+    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, os._Environ,
 )  # fmt: skip
 """They are theirs, and not a user's that hangs there."""
 
