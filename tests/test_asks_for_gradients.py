@@ -283,6 +283,37 @@ def test_the_models_own_parameter_in_a_per_task_function() -> None:
         run(episodes())
 
 
+def squares(x: Tensor, w: Tensor) -> Tensor:
+    return x + w.square().sum()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("executor", ["eager", None])
+def test_the_models_own_parameter_in_a_script(executor: str | None, detached: bool) -> None:
+    model, script = Net(lambda h: None), torch.jit.script(squares)
+    weight = model.head.weight
+    given = lambda o, y: script(loss(o, y), weight.detach() if detached else weight)  # noqa: E731
+    maml = fm.MAML(model, LR, steps=STEPS, loss=given, executor=executor)
+
+    @maml.per_task
+    def run(own: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        for _ in range(STEPS):
+            own.adapt(given(own(support.inputs), support.targets))
+        return given(own(query.inputs), query.targets)
+
+    for way in (maml, run):
+        if not detached:
+            with pytest.raises(ValueError, match=r"uses the parameter 'head.weight' itself"):
+                way(episodes())
+            continue
+        for _ in range(3):
+            maml.zero_grad()
+            way(episodes()).loss.backward()
+        found = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert relative(found, by_hand(model)[1]) < 1e-10
+
+
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has it not")
 @pytest.mark.parametrize("where", ["function", "module"])
 def test_a_chunked_loss_is_refused(where: str) -> None:

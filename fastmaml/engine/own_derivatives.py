@@ -9,7 +9,7 @@ answered, and raises where not: tasks then run one at a time, or the method is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -91,7 +91,7 @@ class OwnDerivatives(TorchFunctionMode):
         if self.refused is not None and error is None:
             raise self.refused
         if self.own and error is None:
-            self._check_own()
+            check_own(self.model, self.own)
         if self.forwards and isinstance(error, RuntimeError):
             for words, what in TORCH_SAYS.items():
                 if words in str(error):
@@ -179,16 +179,18 @@ class OwnDerivatives(TorchFunctionMode):
         if own and any(_needs_gradient(x) for x in tree_leaves(result)):
             self.own += own
 
-    def _check_own(self) -> None:
-        """Refuse it, if it is the model's; only when the model holds its own parameters again."""
-        for name, p in self.model.named_parameters():
-            if any(p is x for x in self.own):
-                raise ValueError(
-                    f"the loss, or a function that the model holds, uses the parameter {name!r} "
-                    "itself, which stays as it is while a task adapts its own copy: it would count "
-                    "as a constant. Compute what needs it in forward(), from the module that holds "
-                    "it, and return it beside the output; or detach() it, if a constant is meant."
-                )
+
+def check_own(model: nn.Module, used: Iterable[Tensor]) -> None:
+    """Raise ValueError where one of these is the model's, when it holds its parameters again."""
+    ids = {id(x) for x in used}
+    for name, p in model.named_parameters():
+        if id(p) in ids:
+            raise ValueError(
+                f"the loss, or a function that the model holds, uses the parameter {name!r} "
+                "itself, which stays as it is while a task adapts its own copy: it would count "
+                "as a constant. Compute what needs it in forward(), from the module that holds "
+                "it, and return it beside the output; or detach() it, if a constant is meant."
+            )
 
 
 def _tensors(given: Any) -> list[Tensor]:

@@ -21,6 +21,7 @@ from fastmaml.engine.memory_estimate import Estimator
 from fastmaml.engine.memory_law import MemoryLaw
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.row_tables import RowTable
+from fastmaml.engine.scripted_functions import check_scripts
 from fastmaml.engine.sight import Sight
 from fastmaml.engine.table_search import about_tables, find_tables
 from fastmaml.engine.trials import attempted, batches, run, runs
@@ -152,6 +153,7 @@ def make_plan(
     watch.check_unchanged()
     del copied, parameters
     program.watched(sight)
+    check_scripts(alone, *one)
     values = _value_reads(alone, *one)
     # Whoever reads values may take another way the next time, on which a table is used otherwise.
     tables = () if values.seen else find_tables(alone, *one)
@@ -240,6 +242,7 @@ def plan_function(
     watch.check_unchanged()
     del copied, parameters
     program.watched(sight)
+    check_scripts(alone, meta, episodes[:1], seeds[:1])
     values = _value_reads(alone, meta, episodes[:1], seeds[:1])
     with LeftBehind(program.depends.left) as behind:
         alone, refusal, _, _ = batches(

@@ -1,0 +1,52 @@
+"""TorchScript, whose functions pass by all that watches PyTorch's: what the graph says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.inner_loop import Objective
+from fastmaml.engine.meta_step import Program, inner_loop
+from fastmaml.engine.own_derivatives import check_own
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta, leaves_of
+
+
+def check_scripts(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
+    """Refuse the model's own parameter where a loss has it by a script.
+
+    Costs a pass over the support set and one over the query set, where there are scripts.
+
+    Raises:
+        ValueError: as for PyTorch's own functions (`OwnDerivatives`).
+    """
+    if not program.depends.scripted:
+        return
+    loop = inner_loop(program, episodes, seeds, Objective(torch.ones(1), [0.0, 1.0]))
+    with torch.enable_grad():
+        meta = leaves_of(meta)
+        if program.function is not None:
+            losses = [program.function.query(loop, meta).losses]
+        else:
+            start = loop.start(meta).parameters
+            losses = [
+                loop.support_losses(0, start, meta.shared),
+                loop.query(0, start, meta.shared).losses,
+            ]
+    check_own(program.forward.model, [x for loss in losses for x in _leaves(loss.grad_fn)])
+
+
+def _leaves(node: Any) -> list[Tensor]:
+    """What a graph leads to."""
+    seen, waiting, found = set(), [node], []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [each for each, _ in node.next_functions]
+    return found
