@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fastmaml.engine.answers import guard_answer, guard_flags
 from fastmaml.engine.attributes import content, own_dict, slot, slots
 from fastmaml.engine.code_reads import CodeReads, code_reads
 from fastmaml.engine.guards import Guards
@@ -198,6 +199,7 @@ class Dependencies:
             wanted.add(name)
             if name in of:
                 require(about_call(of[name], within or frozenset()))
+                guard_answer(self.guards, of[name], within or frozenset(), f"{label}{name}")
                 self.visit(of[name], within, f"{label}{name}")
 
     def _count(self) -> None:
@@ -326,6 +328,7 @@ class Dependencies:
             if isinstance(x, logging.Logger) and names and "isEnabledFor" in names:
                 self.guards.read(x.getEffectiveLevel, label)
             return
+        guard_flags(self.guards, x, names or frozenset(), label)
         if hidden(x):
             raise UnguardableError(
                 f"{label} is a {kind.__module__}.{kind.__name__}, in which nothing can be seen"

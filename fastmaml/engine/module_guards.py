@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any, Protocol
 
 from torch import nn
+from torch.nn import functional as F
 
 from fastmaml.engine.guards import Guards
 from fastmaml.engine.sight import of_a_library, root
@@ -73,13 +75,25 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
         for name, inner in module._modules.items():
             to.visit(inner, None, f"{label}.{name}" if label else name)
     to.guards.items(attributes, ("training",), f"{label}.")
-    kind = type(module)
+    kind: type = type(module)
     for name in _FUNCTIONS:
         to._class_attribute(kind, name, frozenset(), f"{kind.__name__}.")
+    to._entries(F.__dict__, _functional(kind), "torch.nn.functional.", frozenset())
     if _by_names(kind):
         to._entries(attributes, ("forward",), f"{label}.", frozenset())
     else:
         _settings(to, module, label)
+
+
+@functools.lru_cache(maxsize=4096)
+def _functional(kind: type) -> frozenset[str]:
+    """Functions of torch.nn.functional that a library's layer may call, and a user exchange."""
+    names: set[str] = set()
+    for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        if of_a_library(each.__module__):
+            methods = (x for x in vars(each).values() if isinstance(x, types.FunctionType))
+            names.update(*(x.__code__.co_names for x in methods))
+    return frozenset(n for n in names if callable(getattr(F, n, None)))
 
 
 def _by_names(kind: type) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from fastmaml.engine.answers import FLAGS, guard_answer, guard_flags
 from fastmaml.engine.guards import Guards
 from fastmaml.engine.kept_values import Names, require
 from fastmaml.engine.library_objects import PARTS_OF_LIBRARIES
@@ -43,9 +44,12 @@ def guard_module_names(to: Visitor, x: types.ModuleType, names: Names, label: st
     # What a library has under a name may be exchanged; what it holds is its own, or a user's.
     names = names or frozenset()
     there = [name for name in names if name in own]
+    guard_flags(to.guards, x, names, label)
     for name in there:
         require(about_call(own[name], names))
-        if not isinstance(own[name], PARTS_OF_LIBRARIES):
+        guard_answer(to.guards, own[name], names, f"{label}.{name}")
+        flags = isinstance(own[name], types.ModuleType) and own[name].__name__.startswith(FLAGS)
+        if flags or not isinstance(own[name], PARTS_OF_LIBRARIES):
             to.visit(own[name], names, f"{label}.{name}")
     to._wanted.setdefault(id(own), (own, f"{label}.", set(), set()))[2].update(there)
 

@@ -10,16 +10,18 @@ answered, and raises where not: tasks then run one at a time, or the method is r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.sight import root
 from fastmaml.engine.taken_derivatives import ALWAYS
 from fastmaml.engine.under_forward_mode import FORWARDS, TORCH_SAYS, constant, refuse_module_hooks
 from fastmaml.engine.under_vmap import BATCHED
@@ -74,6 +76,8 @@ class OwnDerivatives(TorchFunctionMode):
             self.refuse(RuntimeError(f"it calls {func.__name__}, which shows all tasks at once"))
         if self.forwards and self.off():
             return constant(func, args, kwargs)
+        if isinstance(func, FunctionType) and root(func.__globals__.get("__name__")) != "torch":
+            self._check_not_exchanged(func)
         result = func(*args, **kwargs)
         for x in (*args, *kwargs.values()):
             if type(x) is not Tensor and isinstance(x, nn.Parameter | tuple | list):
@@ -172,6 +176,23 @@ class OwnDerivatives(TorchFunctionMode):
                 "gradient=Unrolled() or Checkpointed(), which can."
             )
         )
+
+    def _check_not_exchanged(self, func: FunctionType) -> None:
+        """Refuse a function that was put in the place of PyTorch's, and calls that.
+
+        PyTorch's own offers itself to modes by its name, and so the other one once more in each.
+        """
+        for where in (F, Tensor):
+            for name, x in vars(where).items():
+                if x is func:
+                    self.refuse(
+                        ValueError(
+                            f"{where.__name__}.{name} was replaced by a function that calls the "
+                            "original, which PyTorch does not allow where functions are watched "
+                            "(it would run several times over). Call your function by a name of "
+                            f"its own where you mean it, and leave {where.__name__} as it is."
+                        )
+                    )
 
     def _note_own(self, given: Any, result: Any) -> None:
         """Note a parameter that was given itself, if the result would be learned through it."""
