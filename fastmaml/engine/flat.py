@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.memory_reuse import made_by, read_by, require_own_memory, reuse_memory
 from fastmaml.engine.tape import Operation, Ref, Tape, View
+from fastmaml.engine.trees import exchanged
 
 Replay = Callable[..., list[Tensor]]
 
@@ -54,9 +55,7 @@ def _renamed(step: Any, names: dict[int, int]) -> Any:
         return Ref(names.get(ref.value, ref.value))
 
     if isinstance(step, Operation):
-        arguments, keywords = tree_map_only(
-            Ref, rename, (step.arguments, step.keywords), is_leaf=lambda x: isinstance(x, Ref)
-        )
+        arguments, keywords = exchanged((step.arguments, step.keywords), Ref, rename)
         return step._replace(arguments=arguments, keywords=keywords)
     return step[0], step[1]._replace(source=names.get(step[1].source, step[1].source))
 
@@ -83,7 +82,7 @@ def _share_equal_steps(tape: Tape) -> None:
             continue
         key: Any = step[1]
         if isinstance(step, Operation):
-            wanted = repr(tree_map(lambda r: r is not None, step.results))
+            wanted = repr(exchanged(step.results, int, lambda r: True))
             key = (step.function, repr((step.arguments, step.keywords)), wanted)
         if key in seen and all(last.get(tape.owner[v], -1) >= i for v in seen[key]):
             for new, old in zip(made_by(step), seen[key], strict=True):
@@ -117,11 +116,8 @@ def _compute_constants(tape: Tape) -> None:
             kept.append(step)
             continue
         if isinstance(step, Operation):
-            arguments, keywords = tree_map_only(
-                Ref,
-                lambda ref: values[ref.value],
-                (step.arguments, step.keywords),
-                is_leaf=lambda x: isinstance(x, Ref),
+            arguments, keywords = exchanged(
+                (step.arguments, step.keywords), Ref, lambda ref: values[ref.value]
             )
             results = tree_leaves(step.function(*arguments, **keywords))
             pairs = zip(tree_leaves(step.results), results, strict=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.tape import Operation, Ref, Tape
+from fastmaml.engine.trees import exchanged
 
 
 def compiled_by_inductor(tape: Tape) -> Callable[..., list[Tensor]]:
@@ -36,11 +36,8 @@ def module_of(tape: Tape) -> fx.GraphModule:
         nodes[value] = graph.get_attr(f"c{value}")
     for step in tape.steps:
         if isinstance(step, Operation):
-            arguments, keywords = tree_map_only(
-                Ref,
-                lambda ref: nodes[ref.value],
-                (step.arguments, step.keywords),
-                is_leaf=lambda x: isinstance(x, Ref),
+            arguments, keywords = exchanged(
+                (step.arguments, step.keywords), Ref, lambda ref: nodes[ref.value]
             )
             made = graph.call_function(step.function, arguments, keywords)
             _name_results(graph, step.results, made, nodes)

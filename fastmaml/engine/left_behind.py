@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.trees import found_in
+
 
 def left_behind(x: Tensor) -> bool:
     """Whether a run made it, as an activation that a model keeps: it says nothing of the next."""
@@ -37,7 +39,6 @@ class LeftBehind(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run `func`."""
-        for x in tree_leaves((args, kwargs)):
-            if not self.read and isinstance(x, Tensor):
-                self.read = self._labels.get(id(x), "")
+        for x in found_in((args, kwargs), Tensor):
+            self.read = self.read or self._labels.get(id(x), "")
         return func(*args, **(kwargs or {}))

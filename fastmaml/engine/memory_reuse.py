@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.tape import Geometry, Operation, Ref, Tape, UncapturableError
+from fastmaml.engine.trees import found_in
 
 
 def read_by(step: Any) -> list[int]:
     """The values that a step of a tape reads."""
     if not isinstance(step, Operation):
         return [step[1].source]
-    found = tree_leaves((step.arguments, step.keywords), is_leaf=lambda x: isinstance(x, Ref))
-    return [x.value for x in found if isinstance(x, Ref)]
+    return [ref.value for ref in found_in((step.arguments, step.keywords), Ref)]
 
 
 def made_by(step: Any) -> list[int]:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.sight import root
 from fastmaml.engine.taken_derivatives import ALWAYS
+from fastmaml.engine.trees import found_in
 from fastmaml.engine.under_forward_mode import FORWARDS, TORCH_SAYS, constant, refuse_module_hooks
 from fastmaml.engine.under_vmap import BATCHED
 from fastmaml.engine.value_reads import DOORS
@@ -196,8 +197,8 @@ class OwnDerivatives(TorchFunctionMode):
 
     def _note_own(self, given: Any, result: Any) -> None:
         """Note a parameter that was given itself, if the result would be learned through it."""
-        own = [x for x in tree_leaves(given) if isinstance(x, nn.Parameter) and x.requires_grad]
-        if own and any(_needs_gradient(x) for x in tree_leaves(result)):
+        own = [x for x in found_in(given, nn.Parameter) if x.requires_grad]
+        if own and any(_needs_gradient(x) for x in found_in(result, Tensor)):
             self.own += own
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastmaml.engine.randomness import foreign_state
+from fastmaml.engine.trees import exchanged, found_in
 from fastmaml.engine.value_reads import ABOUT_SHAPES, DOORS, reads
 from fastmaml.engine.zero_tensors import with_memory
 
@@ -70,7 +70,7 @@ class Operation(NamedTuple):
 
     def made(self) -> list[int]:
         """The values that it makes."""
-        return [v for v in tree_leaves(self.results) if v is not None]
+        return found_in(self.results, int)
 
 
 @dataclass
@@ -164,7 +164,7 @@ class _Recorder(TorchDispatchMode):
         if in_place and torch.is_grad_enabled():
             # Under a dispatch mode torch forgets what they take their gradients to (seen in 2.13).
             self._refuse(f"it calls {func}, whose derivative PyTorch loses while it is recorded")
-        named = tree_map_only(Tensor, lambda x: Ref(self.number(x)), (args, kwargs))
+        named = exchanged((args, kwargs), Tensor, lambda x: Ref(self.number(x)))
         result = func(*args, **kwargs)
         if reads(func, result):
             self._refuse(f"it calls {func}, which reads a value back from a tensor")
@@ -299,8 +299,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _refs(arguments: Any) -> list[Ref]:
-    found = tree_leaves(arguments, is_leaf=lambda x: isinstance(x, Ref))
-    return [x for x in found if isinstance(x, Ref)]
+    return found_in(arguments, Ref)
 
 
 class _NoEscape(TorchFunctionMode):

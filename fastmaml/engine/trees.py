@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,38 @@ def _flatten(tree: Any, leaves: list[Any]) -> Spec:
     own, spec = tree_flatten(tree)
     leaves += own
     return _Foreign, len(own), spec
+
+
+def found_in(tree: Any, kind: type | tuple[type, ...]) -> list[Any]:
+    """All of a kind among the arguments or the results of an operation, in order.
+
+    Those are lists, tuples and dicts; what else there is counts as one.
+    """
+    found: list[Any] = []
+    _find(tree, kind, found)
+    return found
+
+
+def _find(tree: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+    if isinstance(tree, kind):
+        found.append(tree)
+    elif isinstance(tree, list | tuple):
+        for x in tree:
+            _find(x, kind, found)
+    elif isinstance(tree, dict):
+        for x in tree.values():
+            _find(x, kind, found)
+
+
+def exchanged(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The arguments of an operation with `function` of all that are of a kind."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if type(tree) is list or type(tree) is tuple:
+        return type(tree)([exchanged(x, kind, function) for x in tree])
+    if type(tree) is dict:
+        return {k: exchanged(x, kind, function) for k, x in tree.items()}
+    return tree
 
 
 class _Foreign:

@@ -43,7 +43,7 @@ ABOUT_SHAPES = {
 
 def reads(func: Any, result: Any) -> bool:
     """Whether an operation that returned this read a value back."""
-    if func in ABOUT_SHAPES:
+    if isinstance(result, Tensor) or func in ABOUT_SHAPES:
         return False
     return any(x is not None and not isinstance(x, Tensor) for x in tree_leaves(result))
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.randomness import foreign_state
 from fastmaml.engine.storages import address, parts
+from fastmaml.engine.trees import found_in
 from fastmaml.episodes.batch import Episodes
 
 
@@ -64,12 +64,12 @@ class Watch(TorchFunctionMode):
             self.own_generator = True
         if func in _DATA:
             return self._data(func, *args)
-        for x in tree_leaves((args, kwargs)) if torch.is_grad_enabled() else ():
-            if isinstance(x, Tensor) and id(x) not in self.own and _trainable_leaf(x):
+        for x in found_in((args, kwargs), Tensor) if torch.is_grad_enabled() else ():
+            if id(x) not in self.own and _trainable_leaf(x):
                 self._note(self.leaves, x)
         result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and not x.requires_grad:
+        for x in found_in(result, Tensor):
+            if not x.requires_grad:
                 self._note(self.made, x)
         return result
 

@@ -7,6 +7,7 @@ make_fx, which then sees one node a raw op. Members take the backend's `Kernels`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,11 @@ from torch.autograd import Function
 
 class TaskFunction(Function):
     """A function of tensors ``[tasks, ...]``, every task on its own."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # PyTorch asks for it at every call, and would find it out each time.
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

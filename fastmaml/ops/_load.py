@@ -66,7 +66,7 @@ class Kernels:
 
         def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
-    @property
+    @functools.cached_property
     def families(self) -> frozenset[str]:
         """The public ops that all raw ops are there for."""
         return frozenset(f for f, members in FAMILIES.items() if set(members) <= set(self.raw_ops))
