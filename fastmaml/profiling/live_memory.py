@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.trees import found_in
 from fastmaml.engine.zero_tensors import with_memory
 
 
@@ -84,7 +84,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    for x in tree_leaves(tree):
+    for x in found_in(tree, Tensor):
         # Forward mode stands zero tangents for by tensors that claim a size but have no memory.
-        if isinstance(x, Tensor) and not x._is_zerotensor():
+        if not x._is_zerotensor():
             yield x.untyped_storage()
