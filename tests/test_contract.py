@@ -31,14 +31,13 @@ def eager(problem: str, rule: str, method: str) -> Outcome:
     return outcome(maml, BY_NAME[problem].episodes)
 
 
-def loss_at(problem: Problem, rule: str, direction: Tensor, h: float) -> float:
-    """The query loss with all meta-parameters moved by h·direction, without any derivative."""
-    maml = problem.maml(RULES[rule](), **EAGER)
+def loss_at(maml: fm.MAML, start: list[Tensor], move: Tensor, problem: Problem) -> float:
+    """The query loss with all meta-parameters moved so far, without any derivative."""
+    moves = torch.split(move, [x.numel() for x in start])
+    trainable = [p for p in maml.parameters() if p.requires_grad]
     with torch.no_grad():
-        trainable = [p for p in maml.parameters() if p.requires_grad]
-        moves = torch.split(direction, [p.numel() for p in trainable])
-        for p, move in zip(trainable, moves, strict=True):
-            p.add_(h * move.view_as(p))
+        for p, x, dx in zip(trainable, start, moves, strict=True):
+            p.copy_(x + dx.view_as(x))
     torch.manual_seed(5)
     return float(maml.evaluate(problem.episodes).loss)
 
@@ -47,14 +46,15 @@ def central_difference(name: str, rule: str) -> tuple[Tensor, float]:
     """A direction and the derivative along it, by central differences of sixth order."""
     problem = BY_NAME[name]
     maml = problem.maml(RULES[rule](), **EAGER)
-    size = sum(p.numel() for p in maml.parameters() if p.requires_grad)
-    direction = tensor(size, seed=11)
+    start = [p.detach().clone() for p in maml.parameters() if p.requires_grad]
+    direction = tensor(sum(x.numel() for x in start), seed=11)
     direction = direction / direction.norm()
     h = 2e-4  # small, or a kink of ClipValue or ReLU would lie within reach
-    odd = [
-        loss_at(problem, rule, direction, i * h) - loss_at(problem, rule, direction, -i * h)
-        for i in (1, 2, 3)
-    ]
+
+    def at(i: int) -> float:
+        return loss_at(maml, start, i * h * direction, problem)
+
+    odd = [at(i) - at(-i) for i in (1, 2, 3)]
     return direction, (45 * odd[0] - 9 * odd[1] + odd[2]) / (60 * h)
 
 

@@ -89,7 +89,7 @@ class Estimator:
         plain = inner_loop(program, self.episodes[:some], self.seeds[:some], objective)
         # Tasks have these in common, and so has what goes back to them.
         common = {size(x) for x in (*self.meta.shared.values(), *self.meta.rates.values())}
-        with Meter(common, chunk / some) as meter:
+        with Meter(common, chunk / some, recorded) as meter:
             loop = _Marked(**vars(plain), meter=meter)
             found, queries = gradient.meta_gradient(loop, self.meta)
         outputs = tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers))

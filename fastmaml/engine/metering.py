@@ -32,6 +32,7 @@ class Meter(TorchDispatchMode):
     Args:
         marked: sizes in bytes of storages that a larger run would not have more of.
         scale: how many times larger it is in all else; the peak is that of the larger run.
+        compares: whether to note what operators are given, which takes time and `replayed` needs.
 
     Attributes:
         live: bytes alive now, of what the block made.
@@ -40,9 +41,11 @@ class Meter(TorchDispatchMode):
         sizes: bytes of each storage, 0 for one from outside.
     """
 
-    def __init__(self, marked: Collection[int] = (), scale: float = 1.0) -> None:
+    def __init__(
+        self, marked: Collection[int] = (), scale: float = 1.0, compares: bool = True
+    ) -> None:
         super().__init__()
-        self.marked, self.scale = frozenset(marked), scale
+        self.marked, self.scale, self.compares = frozenset(marked), scale, compares
         self.live = self._live_marked = 0
         self.peak = Peak(0, 0)
         self.events: list[Event] = []
@@ -63,13 +66,14 @@ class Meter(TorchDispatchMode):
         fresh = func is torch.ops.aten.lift_fresh.default  # of a tensor that no operator made
         given = () if fresh else (*args, *kwargs.values())
         reads = [self.number(x, 0) for x in _tensors(given)]
-        named = None if fresh else self._named((args, tuple(kwargs.items())))
         result = func(*args, **kwargs)
         known = len(self.sizes)
         made = [self.number(x) for x in _tensors((result,))]
         makes = [x for x in made if x >= known]
         mutates = func._schema.is_mutable
         if makes or mutates:
+            alone = fresh or mutates or not self.compares
+            named = None if alone else self._named((args, tuple(kwargs.items())))
             self.events.append(Event(func, reads, makes, mutates, named))
             self.peak = self._larger(self.peak, Peak(self.live, self._live_marked))
         return result
