@@ -13,7 +13,7 @@ from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import check_labels, explain_failure, signature
 from fastmaml.engine.executors import chosen_backend, lanes
 from fastmaml.engine.forward import Loss, TaskForward
-from fastmaml.engine.head_layer import HeadLayer
+from fastmaml.engine.head_layer import HeadLayer, find_head_layer
 from fastmaml.engine.inventory import Inventory
 from fastmaml.engine.meta_step import Program
 from fastmaml.engine.planning import Plan, make_plan
@@ -41,6 +41,7 @@ class Settings(Protocol):
     memory_budget: int | None
     rates: nn.ParameterDict
     _rate_names: list[str]
+    _rate_steps: int
     _plans: Plans[Plan]
 
 
@@ -103,6 +104,7 @@ def plan_of(
     )  # fmt: skip
     if (plan := maml._plans.find(key, held.call)) is not None:
         return plan
+    check_as_made(maml, meta)
     program = replace(program, depends=Dependencies())
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
@@ -122,6 +124,26 @@ def plan_of(
         raise
     check_labels(maml.loss, plan.classes, episodes)
     return maml._plans.keep(key, plan)
+
+
+def check_as_made(maml: Settings, meta: Meta) -> None:
+    """Raise ValueError where the model is no more the one for which the `MAML` was made."""
+    if maml.head is not None and find_head_layer(maml.module, maml.head.head) != maml.head:
+        raise ValueError(
+            f"head={maml.head.head} was made for the last layer {maml.head.weight!r}, which is "
+            "not the model's last one any more: make a new MAML of it."
+        )
+    adapted = {n: p.detach() for n, p in meta.adapted.items()}
+    rates = maml.rule.rates(adapted, maml._rate_steps)
+    for name in dict.fromkeys([*rates, *meta.rates]):
+        was, now = (tuple(x[name].shape) if name in x else None for x in (meta.rates, rates))
+        if name not in meta.rates or (was != now and name in rates):
+            raise ValueError(
+                f"rates that {maml.rule} learns are made with the MAML, and for "
+                f"{name!r} {'there are none' if was is None else f'they have the shape {was}'}, "
+                f"where the model as it is now needs {now}: make a new MAML of it, and copy what "
+                "was learned so far with load_state_dict(..., strict=False)."
+            )
 
 
 def settings_key(program: Program) -> Any:

@@ -44,6 +44,7 @@ from fastmaml.engine.surroundings import Surroundings
 from fastmaml.engine.trees import flatten
 from fastmaml.engine.turns import Turns, in_turn
 from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
+from fastmaml.given_later import GivenLater
 from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.gradients.base import Meta
 from fastmaml.heads import Head
@@ -53,7 +54,7 @@ from fastmaml.per_task import PerTask
 from fastmaml.rules import Rule
 
 
-class MAML(nn.Module):
+class MAML(GivenLater):
     """A model and how it adapts: ``maml(episodes)`` gives the meta-loss with its meta-gradient.
 
     Model-agnostic meta-learning (Finn et al., 2017) for any `nn.Module`, for all tasks of a
@@ -154,7 +155,7 @@ class MAML(nn.Module):
         named = dict(model.named_parameters())
         rates = self.rule.rates({n: named[n].detach() for n in adapted}, steps)
         self.rates = rate_parameters(rates)
-        self._rate_names = list(rates)
+        self._rate_names, self._rate_steps = list(rates), steps
         self._plans: Plans[Plan] = Plans()
         self._stock = Stock()
         self._progress = Progress()
@@ -319,10 +320,7 @@ class MAML(nn.Module):
         learner.module = clone_module(self.module)
         learner._execute = make_executor(self.executor, self.spot_checks)
         learner._execute_evaluation = make_executor(evaluating(self.executor), self.spot_checks)
-        learner._plans, learner._stock = (
-            Plans(),
-            Stock(),
-        )  # `_progress` is immutable: a clone goes on from here
+        learner._plans, learner._stock = Plans(), Stock()  # `_progress` goes on from here
         if first_order is not None:
             learner.gradient = FirstOrder() if first_order else None
         own = {"allow_nograd": allow_nograd, "allow_unused": allow_unused}

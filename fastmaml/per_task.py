@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.arguments import task_weights, weights_by_step
-from fastmaml.assembly import program_of, settings_key
+from fastmaml.assembly import check_as_made, program_of, settings_key
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.dependencies import Dependencies
@@ -200,6 +200,7 @@ class PerTask:
         """Try the function on one and two tasks, and record it where it can be."""
         maml, own = self.maml, self._own_statistics()
         meta, episodes, seeds = given[:3]
+        check_as_made(maml, meta)
         forward = replace(program.forward, own_statistics=own, keeps_buffers=False)
         with torch.enable_grad(), HeldBack():
             program, refusal = plan_function(

@@ -17,6 +17,7 @@ from settings import Kind, a_change_counts
 from torch import Tensor, get_float32_matmul_precision, nn
 from torch.backends import cudnn
 from torch.nn import functional as F
+from torch.nn.modules import module as every_module
 
 import fastmaml as fm
 
@@ -125,6 +126,48 @@ def _as_it_was() -> Iterator[None]:
 @pytest.mark.parametrize("where", ["loss", "model"])
 def test_a_change_counts(kind: Callable[[], Kind], where: str) -> None:
     a_change_counts(kind, where)
+
+
+def larger_after(module: nn.Module, x: Any, y: Any) -> Any:
+    return 1.1 * y if isinstance(module, nn.Linear) else None
+
+
+def larger_before(module: nn.Module, x: Any) -> Any:
+    return (1.1 * x[0],) if isinstance(module, nn.Linear) else None
+
+
+GLOBAL_HOOKS: dict[str, Callable[[], Any]] = {
+    "forward": lambda: every_module.register_module_forward_hook(larger_after),
+    "before": lambda: every_module.register_module_forward_pre_hook(larger_before),
+}
+
+
+@pytest.mark.parametrize("kind", GLOBAL_HOOKS)
+@pytest.mark.parametrize("executor", [None, "eager"])
+def test_hooks_of_every_module(kind: str, executor: str | None) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    options: dict[str, Any] = {"lr": 0.3, "steps": 2, "loss": F.mse_loss, "spot_checks": False}
+    maml = fm.MAML(net, executor=executor, **options)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return outcome(maml, vectors()).gradient, maml.evaluate(vectors()).losses
+
+    def expected() -> Tensor:
+        found = hand_loop(net, F.mse_loss, vectors(), 0.3, 2)[1]
+        return torch.cat([g.flatten() for g in found.values()])
+
+    without = [both() for _ in range(3)][-1]
+    hook = GLOBAL_HOOKS[kind]()
+    try:
+        for _ in range(2):
+            gradient, losses = both()
+            torch.testing.assert_close(gradient, expected(), rtol=1e-9, atol=1e-12)
+            assert not torch.allclose(losses, without[1])
+    finally:
+        hook.remove()
+    for x, y in zip(both(), without, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("executor", [None, "eager"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import fastmaml as fm
 from fastmaml.engine import second_order
@@ -293,3 +295,54 @@ def test_a_model_that_fails_by_itself_keeps_its_own_error() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
         meta_gradient(model)
     assert not isinstance(caught.value, fm.MissingDerivative)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        found: Tensor = 3 * gradient * x * x
+        return found
+
+
+@pytest.mark.parametrize("executor", [None, "eager"])
+@pytest.mark.parametrize("gradient", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
+def test_a_function_that_may_be_differentiated_once(gradient: Any, executor: str | None) -> None:
+    """PyTorch's autograd.grad says nothing of the term that it leaves out."""
+    model = Around(lambda table, y: Cube.apply(table.mean() + y.tanh()))
+    right = Around(lambda table, y: (table.mean() + y.tanh()) ** 3)
+    options: dict[str, Any] = {"lr": 0.1, "steps": 2, "loss": F.mse_loss, "executor": executor}
+    maml = fm.MAML(model, gradient=gradient, **options)
+    with pytest.raises(fm.MissingDerivative, match=r"Cube, whose backward\(\) is marked @once_dif"):
+        maml(episodes())
+
+    @maml.per_task
+    def task(own: Any, support: fm.Batch, query: fm.Batch) -> Tensor:
+        own.adapt(F.mse_loss(own(support.inputs), support.targets))
+        return F.mse_loss(own(query.inputs), query.targets)
+
+    with pytest.raises(fm.MissingDerivative, match=r"Cube, whose backward\(\) is marked @once_dif"):
+        task(episodes())
+    expected = fm.MAML(right, **options).evaluate(episodes()).losses
+    torch.testing.assert_close(maml.evaluate(episodes()).losses, expected)
+    first = hand_loop(right, F.mse_loss, episodes(), 0.1, 2, first_order=True)[1]
+    for p, x in zip(meta_gradient(model, gradient=FirstOrder()), first.values(), strict=True):
+        assert p is not None
+        torch.testing.assert_close(p, x)
+
+
+def test_before_what_adapts_one_derivative_is_enough() -> None:
+    """A function of the table alone, where only the layer adapts."""
+    model = Around(lambda table, y: Cube.apply(table).mean() + y)
+    right = Around(lambda table, y: (table**3).mean() + y)
+    found = meta_gradient(model, scope="layer.*")
+    for p, x in zip(found, meta_gradient(right, scope="layer.*"), strict=True):
+        assert p is not None
+        assert x is not None
+        torch.testing.assert_close(p, x)

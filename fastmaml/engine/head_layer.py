@@ -55,6 +55,12 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
             f"parameters of {type(model).__name__} are "
             f"{', '.join(select(named, 'head')) or 'frozen'}."
         )
+    if later := _frozen_after(weight, named):
+        raise ValueError(
+            f"head={head} begins the model's last layer, but {later} of {type(model).__name__} is "
+            f"frozen and comes after the last trainable one, {weight}: unfreeze it (it is not "
+            "meta-learned under a head), or take head= out."
+        )
     if bias is None and head.needs_features:
         raise ValueError(
             f"head={head} needs a bias in the last layer, for the squared lengths of the "
@@ -63,6 +69,13 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
             "use heads.Zero()."
         )
     return HeadLayer(head, str(weight), bias)
+
+
+def _frozen_after(weight: str, named: Mapping[str, nn.Parameter]) -> str:
+    """A frozen layer's weight that comes later, if there is one."""
+    names = list(named)
+    later = names[names.index(weight) + 1 :]
+    return next((n for n in later if n.endswith("weight") and named[n].ndim == 2), "")
 
 
 class Listener(TorchFunctionMode):

@@ -122,7 +122,11 @@ class InnerLoop:
             gradients = torch.autograd.grad(
                 loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
             )
-        return dict(zip(parameters, gradients, strict=True))
+        # The zeros for what the loss does not reach are trainable leaves, and nobody's to train.
+        return {
+            n: g.detach() if create_graph and g.is_leaf else g
+            for n, g in zip(parameters, gradients, strict=True)
+        }
 
     def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
         """Let the rule move the parameters."""

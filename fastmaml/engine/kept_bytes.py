@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from fastmaml.engine.graphs import check_differentiable_twice
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop, tensors_of
 from fastmaml.engine.metering import Meter
@@ -16,9 +17,15 @@ from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder, Reptile
 from fastmaml.gradients.base import Meta, leaves_of
 
+T = TypeVar("T")
+
 
 def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
-    """Of one inner step and of the query pass."""
+    """Of one inner step and of the query pass.
+
+    Raises:
+        MissingDerivative: the step's graph has none of the second derivative.
+    """
     second_order = not isinstance(program.gradient, FirstOrder | Reptile)
     weights = torch.ones(len(seeds), device=seeds.device)
     loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
@@ -29,13 +36,23 @@ def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) 
         ignored = {pointer for x in own for pointer, _ in _storages(x)}
         carry, step = loop.start(meta), 0
         if program.steps:
-            step = saved(lambda: loop.step(0, carry, meta, create_graph=second_order), ignored)
-        query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
+            made, step = saved(
+                lambda: loop.step(0, carry, meta, create_graph=second_order), ignored
+            )
+            check_differentiable_twice(
+                made.parameters.values(),
+                lambda: [loop.support_losses(0, carry.parameters, meta.shared)],
+            )
+            del made
+        _, query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
     return step, query
 
 
-def saved(run: Callable[[], Any], ignored: set[int]) -> int:
-    """Of the graph that a function builds, each storage once, those at `ignored` addresses not."""
+def saved(run: Callable[[], T], ignored: set[int]) -> tuple[T, int]:
+    """What a function returns, and what its graph keeps.
+
+    Each storage counts once, those at `ignored` addresses not.
+    """
     sizes: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -51,9 +68,8 @@ def saved(run: Callable[[], Any], ignored: set[int]) -> int:
         # torch.func refuses such hooks in a model that uses it: what is left counts, all of it.
         with Meter() as meter:
             kept = run()
-        return meter.live
-    del kept
-    return sum(sizes.values())
+        return kept, meter.live
+    return kept, sum(sizes.values())
 
 
 def _storages(x: Tensor) -> list[tuple[int, int]]:

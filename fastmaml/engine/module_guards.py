@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules import module as every_module
 
 from fastmaml.engine.guards import Guards
 from fastmaml.engine.sight import of_a_library, root
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_ALL = tuple(f"_global{name}" for name in _HOOKS)
+_CALLED = (types.FunctionType, types.BuiltinFunctionType)
 _FUNCTIONS = ("forward", "_call_impl", "__getattr__")
 
 
@@ -24,6 +29,8 @@ class Visitor(Protocol):
     inputs: set[int]
     only_written: frozenset[str]
     _seen: set[Any]
+    _wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]]
+    _of_classes: dict[type, Mapping[str, Any]]
 
     def visit(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...  # noqa: D102
 
@@ -60,12 +67,12 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
     attributes = module.__dict__
     to.guards.kind(module)
     to._seen.add((id(module), "kind"))
+    if "every module's hooks" not in to._seen:
+        to._seen.add("every module's hooks")
+        for name in _OF_ALL:
+            _hooks(to, getattr(every_module, name), f"every module's {name}")
     for name in _HOOKS:
-        hooks = attributes.get(name)
-        if hooks:
-            to._dict(hooks, frozenset(), f"{label}.{name}")
-        elif hooks is not None:
-            to.guards.empty(hooks)
+        _hooks(to, attributes.get(name), f"{label}.{name}")
     for tensors in (module._parameters, module._buffers):
         if all(x is None or id(x) in to.inputs for x in tensors.values()):
             continue  # they are read anew at every call, and named then
@@ -78,22 +85,66 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
     kind: type = type(module)
     for name in _FUNCTIONS:
         to._class_attribute(kind, name, frozenset(), f"{kind.__name__}.")
-    to._entries(F.__dict__, _functional(kind), "torch.nn.functional.", frozenset())
+    _of_its_library(to, kind)
     if _by_names(kind):
         to._entries(attributes, ("forward",), f"{label}.", frozenset())
     else:
         _settings(to, module, label)
 
 
+def _hooks(to: Visitor, hooks: Any, label: str) -> None:
+    if hooks:
+        to._dict(hooks, frozenset(), label)
+    elif hooks is not None:
+        to.guards.empty(hooks)
+
+
+def _of_its_library(to: Visitor, kind: type) -> None:
+    """The methods of a library's layer and the functions that they call: a user may exchange both.
+
+    Which they are, and no more: what they do is the library's.
+    """
+    for each in _classes(kind):
+        own = to._of_classes.setdefault(each, each.__dict__)
+        _note(to, own, _methods(each), f"{each.__name__}.")
+    for where, names in _called(kind):
+        _note(to, where, names, f"{where['__name__']}.")
+
+
+def _note(to: Visitor, of: Mapping[str, Any], names: Iterable[str], label: str) -> None:
+    to._wanted.setdefault(id(of), (of, label, set(), set()))[2].update(names)
+
+
+def _classes(kind: type) -> list[type]:
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return [each for each in own if of_a_library(each.__module__)]
+
+
+def _methods(each: type) -> dict[str, types.FunctionType]:
+    return {n: x for n, x in vars(each).items() if isinstance(x, types.FunctionType)}
+
+
 @functools.lru_cache(maxsize=4096)
-def _functional(kind: type) -> frozenset[str]:
-    """Functions of torch.nn.functional that a library's layer may call, and a user exchange."""
-    names: set[str] = set()
-    for each in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        if of_a_library(each.__module__):
-            methods = (x for x in vars(each).values() if isinstance(x, types.FunctionType))
-            names.update(*(x.__code__.co_names for x in methods))
-    return frozenset(n for n in names if callable(getattr(F, n, None)))
+def _called(kind: type) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """Functions that such methods may call, where they are looked up: a user may exchange them."""
+    found: dict[int, tuple[dict[str, Any], set[str]]] = {}
+    waiting = [x for each in _classes(kind) for x in _methods(each).values()]
+    seen = set[types.FunctionType]()
+    while waiting:
+        function = waiting.pop()
+        seen.add(function)
+        names = _names(function.__code__)
+        for where in (function.__globals__, F.__dict__, torch.__dict__):
+            called = {n for n in names & where.keys() if isinstance(where[n], _CALLED)}
+            found.setdefault(id(where), (where, set()))[1].update(called)
+            near = {x for n in called if isinstance(x := where[n], types.FunctionType)}
+            waiting += [x for x in near - seen if x.__globals__ is where is not torch.__dict__]
+    return [(where, frozenset(names)) for where, names in found.values()]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _by_names(kind: type) -> bool:

@@ -14,6 +14,7 @@ from fastmaml.engine.careful import check_steps, cloned, copies, drawing
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.diagnosis import class_count
 from fastmaml.engine.free_memory import free_bytes
+from fastmaml.engine.graphs import check_differentiable_twice
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.kept_bytes import kept_bytes, saved
 from fastmaml.engine.left_behind import LeftBehind
@@ -257,7 +258,8 @@ def plan_function(
     with torch.enable_grad():
         leaves = leaves_of(meta)
         calls: list[int] = []
-        kept = saved(lambda: function.query(loop, leaves, calls), set())
+        query, kept = saved(lambda: function.query(loop, leaves, calls), set())
+        check_differentiable_twice([query.value], lambda: [query.value])
         kept = 2 * kept // max(calls[0], 1)  # of one step and the query pass, as elsewhere
     free = free_bytes(seeds.device) // 2 if budget is None else budget
     size = _chunk(len(seeds), chunk, kept, seeds.device, free, lanes)

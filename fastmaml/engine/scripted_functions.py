@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from fastmaml.engine.graphs import leaves
 from fastmaml.engine.inner_loop import Objective
 from fastmaml.engine.meta_step import Program, inner_loop
 from fastmaml.engine.own_derivatives import check_own
@@ -35,18 +34,4 @@ def check_scripts(program: Program, meta: Meta, episodes: Episodes, seeds: Tenso
                 loop.support_losses(0, start, meta.shared),
                 loop.query(0, start, meta.shared).losses,
             ]
-    check_own(program.forward.model, [x for loss in losses for x in _leaves(loss.grad_fn)])
-
-
-def _leaves(node: Any) -> list[Tensor]:
-    """What a graph leads to."""
-    seen, waiting, found = set(), [node], []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting += [each for each, _ in node.next_functions]
-    return found
+    check_own(program.forward.model, leaves(losses))
