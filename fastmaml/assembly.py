@@ -149,4 +149,6 @@ def check_as_made(maml: Settings, meta: Meta) -> None:
 def settings_key(program: Program) -> Any:
     """What a plan is for, besides the model as it is: what a `MAML` was given."""
     forward = program.forward
-    return key_of((forward.model, forward.loss, forward.own_statistics, program.rule, program.head))
+    functions = () if forward.host is None else forward.host.functions
+    own = (forward.model, forward.loss, forward.own_statistics, program.rule, program.head)
+    return key_of((*own, functions))

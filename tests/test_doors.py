@@ -8,7 +8,7 @@ import functools
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -184,3 +184,26 @@ def test_weights_are_as_wide_as_the_widest_parameter() -> None:
     _, expected = hand_loop(model, F.mse_loss, vectors(), 0.3, 1)
     assert model.weight.grad is not None
     torch.testing.assert_close(model.weight.grad, expected["weight"], rtol=1e-12, atol=0)
+
+
+@pytest.fixture
+def square() -> Iterator[Any]:
+    """An operation of one's own that is made of PyTorch's, which alone are differentiated."""
+    library = torch.library.Library("fastmaml_tests", "DEF")
+    library.define("square(Tensor x) -> Tensor")
+    library.impl("square", lambda x: x * x, "CPU")
+    yield torch.ops.fastmaml_tests.square
+    library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore:fastmaml_tests..square. an autograd kernel was not registered")
+@pytest.mark.parametrize("executor", [None, "eager"])
+def test_an_operation_of_ones_own(square: Any, executor: str | None) -> None:
+    torch.manual_seed(0)
+
+    class Squared(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = square(super().forward(x).tanh())
+            return found
+
+    _as_by_hand(Squared(3, 2).double(), F.mse_loss, executor=executor)

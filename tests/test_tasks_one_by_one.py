@@ -58,8 +58,12 @@ def different_ones(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias) * torch.unique((3 * x).round()).numel()
 
 
+def positive_ones(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)[torch.nonzero(x[:, 0].abs() >= 0).squeeze(1)]
+
+
 WAYS = [laid_out_flat, a_diagonal, as_its_strides_say, windows]
-WAYS += [so_many_bins, where_positive, different_ones]
+WAYS += [so_many_bins, where_positive, different_ones, positive_ones]
 
 
 @pytest.mark.parametrize("executor", [None, "eager"])
@@ -79,6 +83,17 @@ def test_as_the_plain_loop(way: Forward, backend: str | None, executor: str | No
         torch.testing.assert_close(maml.evaluate(episodes).losses.mean(), expected_loss)
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_that_is_not_reached_is_nobody_elses() -> None:
+    """Its inner gradient is a tensor of zeros that requires a gradient."""
+    torch.manual_seed(0)
+    model = Uses(positive_ones).double()
+    model.unused = nn.Linear(5, 4).double()
+    for backend in (None, "reference"):
+        maml = fm.MAML(model, 0.3, steps=2, loss=F.mse_loss, backend=backend)
+        expected = hand_loop(model, F.mse_loss, vectors(), 0.3, 2)[0]
+        torch.testing.assert_close(maml(vectors()).loss.detach(), expected)
 
 
 class Taught(nn.Linear):

@@ -33,6 +33,10 @@ Loss = Callable[[Any, Any], Tensor]
 class Host(Protocol):
     """What the library that a model comes from needs while it runs (`integrations`)."""
 
+    @property
+    def functions(self) -> tuple[Any, ...]:
+        """Of the library or the user, what of it the model runs by name."""
+
     def inside(self, checkpoint: Callable[..., Any]) -> AbstractContextManager[None]:
         """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
 

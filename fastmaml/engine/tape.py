@@ -8,6 +8,7 @@ memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -164,6 +165,10 @@ class _Recorder(TorchDispatchMode):
         if in_place and torch.is_grad_enabled():
             # Under a dispatch mode torch forgets what they take their gradients to (seen in 2.13).
             self._refuse(f"it calls {func}, whose derivative PyTorch loses while it is recorded")
+        if not _has_derivative(func) and _learns(args, kwargs):
+            self._refuse(
+                f"it calls {func}, inside of which PyTorch differentiates nothing meanwhile"
+            )
         named = exchanged((args, kwargs), Tensor, lambda x: Ref(self.number(x)))
         result = func(*args, **kwargs)
         if reads(func, result):
@@ -296,6 +301,22 @@ class _Recorder(TorchDispatchMode):
                 if owner < self.tape.inputs or owner in self.tape.constants:
                     self._refuse(f"it writes to a tensor from outside ({func})")
                 self.tape.written.add(owner)
+
+
+def _learns(args: Any, kwargs: Any) -> bool:
+    """Whether something given has a gradient."""
+    given = found_in((args, kwargs), Tensor)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+
+
+@functools.cache
+def _has_derivative(func: Any) -> bool:
+    """Whether PyTorch has one for the operation itself, and need not look at what it does."""
+    if func.namespace in ("aten", "prims", "fastmaml"):
+        return True
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
+    return any(has(func.name(), key) for key in keys)
 
 
 def _refs(arguments: Any) -> list[Ref]:

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from fastmaml.integrations.transformers_masks import value_free_masks
+from fastmaml.integrations.transformers_masks import of_transformers, value_free_masks
 
 ATTENTION = "sdpa"
 """The one of transformers' implementations that calls `F.scaled_dot_product_attention`.
@@ -38,13 +38,16 @@ class TransformersHost:
 
     Attributes:
         configs: of the models, each once.
-        replaceable: whether a model reads its attention's name from there, each.
+        replaceable: whether a model reads its attention's name from there, each, and that stands
+            for a function of transformers': a user's own may compute anything.
         layers: modules whose gradient checkpointing is on.
+        functions: what the names of attention stand for.
     """
 
     configs: tuple[Any, ...]
     replaceable: tuple[bool, ...]
     layers: tuple[Any, ...]
+    functions: tuple[Any, ...]
 
     @contextlib.contextmanager
     def inside(self, checkpoint: Callable[..., Any]) -> Iterator[None]:
@@ -113,8 +116,27 @@ def find_host(model: nn.Module) -> TransformersHost | None:
         _collect(config, can, configs)
     layers = (m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
     found = tuple(m for m in layers if hasattr(m, "_gradient_checkpointing_func"))
-    found_configs, replaceable = zip(*configs.values(), strict=True)
-    return TransformersHost(found_configs, replaceable, found)
+    every = [config for config, _ in configs.values()]
+    functions = [_attention(library, model, config._attn_implementation) for config in every]
+    ours = _attention(library, model, ATTENTION)
+    replaceable = tuple(
+        can and all(map(of_transformers, (*ours, *own)))
+        for (_, can), own in zip(configs.values(), functions, strict=True)
+    )
+    return TransformersHost(tuple(every), replaceable, found, (*ours, *sum(functions, ())))
+
+
+def _attention(library: Any, model: nn.Module, name: str | None) -> tuple[Any, ...]:
+    """What runs in a model under a name of attention; each of its modules' files may have another.
+
+    Nothing where that is not to be seen, as in models that do without the table of names.
+    """
+    if name is not None and name != "eager":
+        table = getattr(library, "ALL_ATTENTION_FUNCTIONS", {})
+        return (table[name],) if name in table else ()
+    files = {type(m).__module__ for m in model.modules()}
+    found = (vars(sys.modules[f]).get("eager_attention_forward") for f in files if f in sys.modules)
+    return tuple(dict.fromkeys(f for f in found if f is not None))
 
 
 def _collect(config: Any, replaceable: bool, found: dict[int, tuple[Any, bool]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -29,8 +30,10 @@ def value_free_masks() -> Iterator[None]:
     with _lock:
         if not _entered:
             for name, ours in _OURS.items():
-                _usual[name] = AttentionMaskInterface()[name]
-                AttentionMaskInterface.register(name, _chosen(ours, _usual[name]))
+                usual = AttentionMaskInterface()[name]
+                if of_transformers(usual):  # a user's own stays
+                    _usual[name] = usual
+                    AttentionMaskInterface.register(name, _chosen(ours, usual))
         _entered += 1
     token = _inside.set(True)
     try:
@@ -40,8 +43,15 @@ def value_free_masks() -> Iterator[None]:
         with _lock:
             _entered -= 1
             if not _entered:
-                for name in _OURS:
+                for name in list(_usual):
                     AttentionMaskInterface.register(name, _usual.pop(name))
+
+
+def of_transformers(function: Any) -> bool:
+    """Whether transformers has it, not a user who registered or put it in the place of one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", "").partition(".")[0] == "transformers"
 
 
 def _chosen(ours: Callable[..., Any], usual: Callable[..., Any]) -> Callable[..., Any]:
