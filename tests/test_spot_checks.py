@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -17,20 +17,24 @@ from fastmaml.engine.spot_checks import due
 
 
 def hide(scale: float) -> None:
-    """Where no guard looks: in memory of the interpreter's."""
-    sys.setswitchinterval(0.005 * scale)
+    """Where no guard looks: in memory of a C extension's."""
+    socket.setdefaulttimeout(1000 * scale)
+
+
+def hidden() -> float:
+    return socket.getdefaulttimeout() or 0.0
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    before = sys.getswitchinterval()
+    before = socket.getdefaulttimeout()
     yield
-    sys.setswitchinterval(before)
+    socket.setdefaulttimeout(before)
 
 
 class Hiding(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (sys.getswitchinterval() / 0.005)
+        return super().forward(x) * (hidden() / 1000)
 
 
 def due_after(calls: int) -> int:
