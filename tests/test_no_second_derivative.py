@@ -346,3 +346,13 @@ def test_before_what_adapts_one_derivative_is_enough() -> None:
         assert p is not None
         assert x is not None
         torch.testing.assert_close(p, x)
+
+
+@pytest.mark.parametrize("gradient", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
+def test_a_reduction_over_a_sparse_matrix(gradient: Any) -> None:
+    """MixedMode's formulas, which it has, are held against others that there are not."""
+    matrix = torch.eye(5, dtype=torch.float64).to_sparse_csr()
+    model = Around(lambda table, y: torch.sparse.mm(matrix, y, "sum"))
+    maml = fm.MAML(model, lr=0.1, steps=2, loss=F.mse_loss, gradient=gradient)
+    with pytest.raises(fm.MissingDerivative, match="none of sparse_mm_reduce_impl"):
+        maml(episodes())

@@ -47,7 +47,9 @@ def check_method(
             "(torch.distributions: validate_args=False)."
         )
     # The formulas are what is in doubt: under autocast its rounding would hide or feign a fault.
-    with torch.autocast(seeds.device.type, enabled=False):
+    # What it is tried out against needs second derivatives, which PyTorch may not have.
+    own = torch.autocast(seeds.device.type, enabled=False)
+    with explaining(program, meta, episodes, seeds), own:
         doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)
     if doubt:
         raise MissingDerivative(
