@@ -348,6 +348,7 @@ def test_before_what_adapts_one_derivative_is_enough() -> None:
         torch.testing.assert_close(p, x)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.parametrize("gradient", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 def test_a_reduction_over_a_sparse_matrix(gradient: Any) -> None:
     """MixedMode's formulas, which it has, are held against others that there are not."""
