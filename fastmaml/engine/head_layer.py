@@ -72,10 +72,11 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
 
 
 def _frozen_after(weight: str, named: Mapping[str, nn.Parameter]) -> str:
-    """A frozen layer's weight that comes later, if there is one."""
+    """The weight of a frozen layer that comes last, alone; a whole body may be defined later."""
     names = list(named)
     later = names[names.index(weight) + 1 :]
-    return next((n for n in later if n.endswith("weight") and named[n].ndim == 2), "")
+    found = [n for n in later if n.endswith("weight") and named[n].ndim == 2]
+    return found[0] if len(found) == 1 else ""
 
 
 class Listener(TorchFunctionMode):

@@ -107,8 +107,8 @@ def _of_its_library(to: Visitor, kind: type) -> None:
     for each in _classes(kind):
         own = to._of_classes.setdefault(each, each.__dict__)
         _note(to, own, _methods(each), f"{each.__name__}.")
-    for where, names in _called(kind):
-        _note(to, where, names, f"{where['__name__']}.")
+        for where, names in _called(each):
+            _note(to, where, names, f"{where['__name__']}.")
 
 
 def _note(to: Visitor, of: Mapping[str, Any], names: Iterable[str], label: str) -> None:
@@ -125,11 +125,10 @@ def _methods(each: type) -> dict[str, types.FunctionType]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _called(kind: type) -> list[tuple[dict[str, Any], frozenset[str]]]:
-    """Functions that such methods may call, where they are looked up: a user may exchange them."""
+def _called(each: type) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """Functions that a library's class may call, where they are looked up."""
     found: dict[int, tuple[dict[str, Any], set[str]]] = {}
-    waiting = [x for each in _classes(kind) for x in _methods(each).values()]
-    seen = set[types.FunctionType]()
+    waiting, seen = list(_methods(each).values()), set[types.FunctionType]()
     while waiting:
         function = waiting.pop()
         seen.add(function)

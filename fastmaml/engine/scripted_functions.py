@@ -23,7 +23,8 @@ def check_scripts(program: Program, meta: Meta, episodes: Episodes, seeds: Tenso
     """
     if not program.depends.scripted:
         return
-    loop = inner_loop(program, episodes, seeds, Objective(torch.ones(1), [0.0, 1.0]))
+    objective = Objective(torch.ones(1, device=seeds.device), [0.0, 1.0])
+    loop = inner_loop(program, episodes, seeds, objective)
     with torch.enable_grad():
         meta = leaves_of(meta)
         if program.function is not None:
