@@ -21,6 +21,7 @@ from torch.nn.modules import module as every_module
 
 import fastmaml as fm
 
+set_benchmark = torch._C._set_cudnn_benchmark  # which some of PyTorch's own tools let nobody do
 LOG = logging.getLogger("fastmaml.tests.settings")
 
 
@@ -39,11 +40,11 @@ def matmul_precision_by_name() -> Kind:
 
 
 def cudnn_flag() -> Kind:
-    return lambda: 1.0 + torch.backends.cudnn.benchmark, partial(setattr, cudnn, "benchmark", True)
+    return lambda: 1.0 + torch.backends.cudnn.benchmark, partial(set_benchmark, True)
 
 
 def cudnn_flag_by_name() -> Kind:
-    return lambda: 1.0 + cudnn.benchmark, partial(setattr, cudnn, "benchmark", True)
+    return lambda: 1.0 + cudnn.benchmark, partial(set_benchmark, True)
 
 
 def tf32() -> Kind:
@@ -116,7 +117,7 @@ def _as_it_was() -> Iterator[None]:
     sys.setrecursionlimit(limit)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
-    cudnn.benchmark = False  # type: ignore[assignment]
+    set_benchmark(False)
     torch.backends.cuda.enable_flash_sdp(True)
     if numpy := sys.modules.get("numpy"):
         numpy.set_printoptions(precision=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -69,10 +70,15 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
     to._seen.add((id(module), "kind"))
     if "every module's hooks" not in to._seen:
         to._seen.add("every module's hooks")
-        for name in _OF_ALL:
-            _hooks(to, getattr(every_module, name), f"every module's {name}")
+        to.guards.read(_of_every_module, "every module's hooks")
+        for hook in _of_every_module():
+            to.visit(hook, frozenset(), "a hook of every module")
     for name in _HOOKS:
-        _hooks(to, attributes.get(name), f"{label}.{name}")
+        hooks = attributes.get(name)
+        if hooks:
+            to._dict(hooks, frozenset(), f"{label}.{name}")
+        elif hooks is not None:
+            to.guards.empty(hooks)
     for tensors in (module._parameters, module._buffers):
         if all(x is None or id(x) in to.inputs for x in tensors.values()):
             continue  # they are read anew at every call, and named then
@@ -92,11 +98,10 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
         _settings(to, module, label)
 
 
-def _hooks(to: Visitor, hooks: Any, label: str) -> None:
-    if hooks:
-        to._dict(hooks, frozenset(), label)
-    elif hooks is not None:
-        to.guards.empty(hooks)
+def _of_every_module() -> tuple[Any, ...]:
+    """The hooks that a user registered for all; PyTorch's own, which count operations, look on."""
+    hooks = chain.from_iterable(getattr(every_module, name).values() for name in _OF_ALL)
+    return tuple(x for x in hooks if not of_a_library(getattr(x, "__module__", None)))
 
 
 def _of_its_library(to: Visitor, kind: type) -> None:
@@ -108,7 +113,7 @@ def _of_its_library(to: Visitor, kind: type) -> None:
         own = to._of_classes.setdefault(each, each.__dict__)
         _note(to, own, _methods(each), f"{each.__name__}.")
         for where, names in _called(each):
-            _note(to, where, names, f"{where['__name__']}.")
+            _note(to, where, names, f"{where.get('__name__')}.")
 
 
 def _note(to: Visitor, of: Mapping[str, Any], names: Iterable[str], label: str) -> None:
