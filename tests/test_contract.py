@@ -19,8 +19,10 @@ from fastmaml.gradients import FirstOrder, MixedMode, Truncated, Unrolled
 
 BY_NAME = {problem.name: problem for problem in PROBLEMS}
 CELLS = [(p, r) for p in BY_NAME for r in RULES]
+SOME = ("unrolled", "checkpointed", "mixed-mode")
+METHODS = [(p, m) for p in BY_NAME for m in (EXACT if p in ("mlp", "attention") else SOME)]
 # All problems and methods with one rule, all rules on one problem.
-SOME_CELLS = [(p, "momentum", m) for p in BY_NAME for m in EXACT]
+SOME_CELLS = [(p, "momentum", m) for p, m in METHODS]
 SOME_CELLS += [("mlp", r, m) for r in RULES for m in ("unrolled", "mixed-mode-2")]
 
 
@@ -61,7 +63,7 @@ def central_difference(name: str, rule: str) -> tuple[Tensor, float]:
 @pytest.mark.parametrize(("problem", "rule"), CELLS)
 def test_exact_methods_equal_central_differences_and_each_other(problem: str, rule: str) -> None:
     direction, expected = central_difference(problem, rule)
-    for method in EXACT:
+    for method in EXACT if rule == "momentum" or problem == "mlp" else SOME:
         gradient = eager(problem, rule, method).gradient
         error = abs(float(gradient @ direction) - expected)
         assert error < 1e-9 * float(gradient.norm()), method
@@ -87,8 +89,7 @@ def test_every_path_equals_eager_execution(problem: str, rule: str, method: str,
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("problem", BY_NAME)
+@pytest.mark.parametrize(("problem", "method"), METHODS)
 def test_batched_equals_chunked_equals_looped(problem: str, method: str, chunk: int) -> None:
     row = BY_NAME[problem]
     batched = row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=3, **EAGER)
