@@ -164,7 +164,7 @@ class Guards:
         return found
 
     def _changed(self) -> Changed | None:
-        if any(map(len, self._empty)):
+        if any(self._empty):
             one = next(x for x in self._empty if x)
             return Changed("a module's hooks", partial(_remove, self._empty, one))
         if not all(map(is_, map(type, self._objects), self._kinds)):

@@ -18,7 +18,7 @@ from fastmaml.engine.sight import of_a_library, root
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_OF_ALL = tuple(f"_global{name}" for name in _HOOKS)
+_OF_ALL: tuple[dict[int, Any], ...] = tuple(vars(every_module)[f"_global{x}"] for x in _HOOKS)
 _CALLED = (types.FunctionType, types.BuiltinFunctionType)
 _FUNCTIONS = ("forward", "_call_impl", "__getattr__")
 
@@ -100,7 +100,9 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
 
 def _of_every_module() -> tuple[Any, ...]:
     """The hooks that a user registered for all; PyTorch's own, which count operations, look on."""
-    hooks = chain.from_iterable(getattr(every_module, name).values() for name in _OF_ALL)
+    if not any(_OF_ALL):
+        return ()
+    hooks = chain.from_iterable(x.values() for x in _OF_ALL)
     return tuple(x for x in hooks if not of_a_library(getattr(x, "__module__", None)))
 
 

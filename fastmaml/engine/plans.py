@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, final
@@ -127,9 +128,16 @@ def key_of(x: Any) -> Any:
         return kind, repr(x)  # -0.0 is not 0.0, nor is True 1
     if kind is tuple:
         return kind, *map(key_of, x)
+    names = _own_fields(kind)
+    return Identity(x) if names is None else (kind, *[key_of(getattr(x, n)) for n in names])
+
+
+@functools.lru_cache(maxsize=512)
+def _own_fields(kind: Any) -> tuple[str, ...] | None:
+    """The names of the fields of one of our own dataclasses; None of any other class."""
     if is_dataclass(kind) and root(kind.__module__) == "fastmaml":
-        return kind, *[key_of(getattr(x, f.name)) for f in fields(kind)]
-    return Identity(x)
+        return tuple(f.name for f in fields(kind))
+    return None
 
 
 def environment(device: str) -> tuple[Any, ...]:
