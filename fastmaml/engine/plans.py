@@ -123,7 +123,7 @@ def key_of(x: Any) -> Any:
 
     A user's own may say that they are equal and do different things.
     """
-    kind = type(x)
+    kind: Any = type(x)
     if kind in PLAIN or kind is float:
         return kind, repr(x)  # -0.0 is not 0.0, nor is True 1
     if kind is tuple:
@@ -133,7 +133,7 @@ def key_of(x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _own_fields(kind: Any) -> tuple[str, ...] | None:
+def _own_fields(kind: type) -> tuple[str, ...] | None:
     """The names of the fields of one of our own dataclasses; None of any other class."""
     if is_dataclass(kind) and root(kind.__module__) == "fastmaml":
         return tuple(f.name for f in fields(kind))
