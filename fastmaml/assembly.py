@@ -99,7 +99,7 @@ def plan_of(
     """The plan for such episodes, made when they are first seen; `executor` will run it."""
     parallel = lanes(executor, seeds.device)
     key = (
-        signature(episodes), held.training, key_of(gradient), program.steps, tuple(meta.adapted),
+        signature(episodes), held.training, key_of(gradient), program.steps, shapes(meta.adapted),
         program.forward.backend, parallel, environment(seeds.device.type), settings_key(program),
     )  # fmt: skip
     if (plan := maml._plans.find(key, held.call)) is not None:
@@ -124,6 +124,11 @@ def plan_of(
         raise
     check_labels(maml.loss, plan.classes, episodes)
     return maml._plans.keep(key, plan)
+
+
+def shapes(parameters: Tensors) -> tuple[Any, ...]:
+    """Names and shapes, for a key."""
+    return tuple(parameters), tuple([p.shape for p in parameters.values()])
 
 
 def check_as_made(maml: Settings, meta: Meta) -> None:

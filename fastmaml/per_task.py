@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.arguments import task_weights, weights_by_step
-from fastmaml.assembly import check_as_made, program_of, settings_key
+from fastmaml.assembly import check_as_made, program_of, settings_key, shapes
 from fastmaml.engine.capture import Captured
 from fastmaml.engine.compilers import outside_compilers
 from fastmaml.engine.dependencies import Dependencies
@@ -166,7 +166,7 @@ class PerTask:
         given = (meta, episodes, seeds, weights, by_step, None)
 
         kind = (
-            signature(episodes), spec, held.training, first_order, learns,
+            signature(episodes), spec, held.training, first_order, learns, shapes(meta.adapted),
             environment(held.device.type), settings_key(program), program.forward.backend,
         )  # fmt: skip
         plan = self._plans.find(kind, held.call)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hand_loop import hand_loop
 from problems import tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,6 +94,21 @@ def recordings(maml: fm.MAML) -> int:
     kept = executor._kept.values()
     assert not any(isinstance(found, UncapturableError) for found in kept)
     return len(kept)
+
+
+def as_by_hand(
+    maml: fm.MAML, episodes: fm.Episodes, loss: Any = F.mse_loss, lr: float = 0.3, steps: int = 2
+) -> None:
+    """One call's loss and gradient, and evaluation, are those of the plain loop."""
+    expected_loss, expected = hand_loop(maml.module, loss, episodes, lr, steps)
+    maml.zero_grad()
+    out = maml(episodes)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss.detach(), expected_loss, rtol=1e-9, atol=1e-12)
+    found = maml.evaluate(episodes).losses.mean()
+    torch.testing.assert_close(found, expected_loss, rtol=1e-9, atol=1e-12)
+    for name, p in maml.module.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)
 
 
 def vectors(tasks: int = 3, examples: int = 4, seed: int = 1) -> fm.Episodes:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hand_loop import hand_loop
-from outcomes import recordings, vectors
+from outcomes import as_by_hand, recordings, vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +65,7 @@ def test_one_recording_does(made: Callable[[], nn.Module]) -> None:
     model = made().double()
     maml = fm.MAML(model, lr=0.3, steps=2, loss=F.mse_loss)
     for seed in range(4):
-        _as_by_hand(maml, vectors(seed=seed))
+        as_by_hand(maml, vectors(seed=seed))
     assert recordings(maml) == 1
 
 
@@ -75,7 +75,7 @@ def test_two_lengths_take_turns() -> None:
     torch.manual_seed(0)
     maml = fm.MAML(Cached().double(), lr=0.3, steps=2, loss=F.mse_loss)
     for seed in range(8):
-        _as_by_hand(maml, vectors(examples=4 + seed % 2, seed=seed))
+        as_by_hand(maml, vectors(examples=4 + seed % 2, seed=seed))
     assert recordings(maml) <= 3  # the first was made before the other length was there
 
 
@@ -93,21 +93,17 @@ def test_a_number_that_changes_with_every_call(caplog: pytest.LogCaptureFixture)
     torch.manual_seed(0)
     model = Annealed().double()
     maml = fm.MAML(model, lr=0.3, steps=2, loss=F.mse_loss)
+
+    def call(seed: int) -> None:
+        expected = hand_loop(model, F.mse_loss, vectors(seed=seed), 0.3, 2)[0]
+        torch.testing.assert_close(maml(vectors(seed=seed)).loss.detach(), expected)
+
     for seed in range(12):
-        _as_by_hand(maml, vectors(seed=seed))
+        call(seed)
         model.k *= 0.9
     assert any("changes with every call" in record.message for record in caplog.records)
     assert len(maml._plans) <= 10
     for seed in range(LOOK_AGAIN + 2):
-        _as_by_hand(maml, vectors(seed=seed))
+        call(seed)
+    as_by_hand(maml, vectors())
     assert recordings(maml) >= 1
-
-
-def _as_by_hand(maml: fm.MAML, episodes: fm.Episodes) -> None:
-    expected_loss, expected = hand_loop(maml.module, F.mse_loss, episodes, 0.3, 2)
-    maml.zero_grad()
-    out = maml(episodes)
-    out.loss.backward()
-    torch.testing.assert_close(out.loss.detach(), expected_loss, rtol=1e-9, atol=1e-12)
-    for name, p in maml.module.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)

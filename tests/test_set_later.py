@@ -92,6 +92,21 @@ def test_learned_rates_that_would_spread_over_a_wider_layer() -> None:
         maml(vectors())
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("executor", [None, "eager"])
+def test_a_parameter_of_another_shape(executor: str | None, backend: str | None) -> None:
+    """In the same layer: the rates would spread over it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    options: dict[str, Any] = {"executor": executor, "backend": backend}
+    loss = lambda y, t: (y - t).square().mean()  # noqa: E731
+    maml = fm.MAML(model, rule=fm.rules.MetaSGD(0.3), loss=loss, **options)
+    maml(vectors())
+    model[2].weight = nn.Parameter(tensor(2, 4))
+    model[2].bias = nn.Parameter(tensor(2))
+    with pytest.raises(ValueError, match=r"'2.weight' they have the shape \(1, 4\)"):
+        maml(vectors())
+
+
 def test_more_steps_than_learned_rates() -> None:
     """The last one then serves the others, as `LSLR` says."""
     maml = fm.MAML(net(), rule=fm.rules.LSLR(0.3), steps=1, loss=F.mse_loss)

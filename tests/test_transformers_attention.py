@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand_loop import hand_loop
+from outcomes import as_by_hand
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,16 +55,9 @@ def loss(output: Any, labels: Tensor) -> Tensor:
     return F.cross_entropy(output.logits[:, -1], labels)
 
 
-def as_by_hand(maml: fm.MAML) -> None:
+def right(maml: fm.MAML) -> None:
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        value, expected = hand_loop(maml.module, loss, episodes(), 0.1, 2)
-    maml.zero_grad()
-    out = maml(episodes())
-    out.loss.backward()
-    torch.testing.assert_close(out.loss.detach(), value, rtol=1e-9, atol=0)
-    torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-9, atol=0)
-    for name, p in maml.module.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12)
+        as_by_hand(maml, episodes(), loss, 0.1)
 
 
 @pytest.fixture
@@ -83,9 +76,9 @@ def _own_names() -> Iterator[None]:
 def test_a_function_that_is_registered(name: str, executor: str | None) -> None:
     """Also in the place of transformers' own, and between calls."""
     maml = fm.MAML(model(name), 0.1, steps=2, loss=loss, executor=executor, spot_checks=False)
-    as_by_hand(maml)
+    right(maml)
     transformers.AttentionInterface.register(name, squashed(0.3))
-    as_by_hand(maml)
+    right(maml)
 
 
 @pytest.mark.parametrize("executor", [None, "eager"])
@@ -98,7 +91,7 @@ def test_a_function_in_the_place_of_a_models_eager_one(
     maml = fm.MAML(model("eager"), 0.1, steps=2, loss=loss, executor=executor, spot_checks=False)
     for scale in (0.5, 1.5):
         monkeypatch.setattr(modeling_llama, "eager_attention_forward", squashed(scale))
-        as_by_hand(maml)
+        right(maml)
     assert "attention is left as it is" in str(maml.explain(episodes()))
 
 
@@ -107,7 +100,7 @@ def test_a_function_that_its_layers_call(monkeypatch: pytest.MonkeyPatch) -> Non
     from transformers.models.llama import modeling_llama
 
     maml = fm.MAML(model("sdpa"), 0.1, steps=2, loss=loss, spot_checks=False)
-    as_by_hand(maml)
+    right(maml)
     usual = modeling_llama.apply_rotary_pos_emb
 
     def other(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -115,6 +108,6 @@ def test_a_function_that_its_layers_call(monkeypatch: pytest.MonkeyPatch) -> Non
         return 2 * q, k
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", other)
-    as_by_hand(maml)
+    right(maml)
     monkeypatch.undo()
-    as_by_hand(maml)
+    right(maml)

@@ -56,12 +56,17 @@ def _find(tree: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
 
 
 def exchanged(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """The arguments of an operation with `function` of all that are of a kind."""
+    """The arguments of an operation with `function` of all that are of a kind.
+
+    A kind of list, tuple or dict of one's own becomes a plain one, as operations take them alike.
+    """
     if isinstance(tree, kind):
         return function(tree)
-    if type(tree) is list or type(tree) is tuple:
-        return type(tree)([exchanged(x, kind, function) for x in tree])
-    if type(tree) is dict:
+    if isinstance(tree, list):
+        return [exchanged(x, kind, function) for x in tree]
+    if isinstance(tree, tuple):
+        return tuple([exchanged(x, kind, function) for x in tree])
+    if isinstance(tree, dict):
         return {k: exchanged(x, kind, function) for k, x in tree.items()}
     return tree
 
