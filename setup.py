@@ -99,7 +99,7 @@ def ninja_file(output: Path, nvcc: str | None) -> str:
     torch, pybind = folder_of("torch"), folder_of("pybind11")
     sanitize = os.environ.get("FASTMAML_SANITIZE")
     checks = f"-fsanitize={sanitize}" if sanitize else ""
-    optimise = f"-g -O1 -fno-omit-frame-pointer {checks}" if sanitize else "-O3"
+    optimise = f"-g1 -O1 -fno-omit-frame-pointer {checks}" if sanitize else "-O3"
     includes = [torch / "include", pybind / "include", Path(sysconfig.get_path("include"))]
     sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")], "nvcc": []}
     # 2.11 is the oldest torch whose stable ABI has all that we call: one binary serves the later.
