@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmaml.engine.randomness import foreign_state
 from fastmaml.engine.trees import exchanged, found_in
-from fastmaml.engine.value_reads import ABOUT_SHAPES, DOORS, reads
+from fastmaml.engine.value_reads import ABOUT_SHAPES, door, reads
 from fastmaml.engine.zero_tensors import with_memory
 
 
@@ -333,8 +333,8 @@ class _NoEscape(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in DOORS:
-            self.recorder._refuse(f"it calls {func.__name__}, which reads a value back")
+        if through := door(func, (*args, *(kwargs or {}).values())):
+            self.recorder._refuse(f"it calls {through}, which reads a value back")
         return func(*args, **(kwargs or {}))
 
 

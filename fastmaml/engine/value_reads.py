@@ -27,9 +27,30 @@ DOORS = frozenset(
         Tensor.__repr__,
         Tensor.__format__,
         Tensor.__reduce_ex__,
+        Tensor.__float__,
+        Tensor.__int__,
+        Tensor.__index__,
+        Tensor.__complex__,
     }
 )
-"""What reads values without an operation."""
+"""What reads values without an operation; the last ones do inside of ``torch.Tensor([x, y])``."""
+
+_MAKERS = frozenset(
+    {
+        torch.tensor,
+        torch.as_tensor,
+        torch.asarray,
+        torch.sparse_coo_tensor,
+        torch.sparse_csr_tensor,
+        torch.sparse_csc_tensor,
+        torch.sparse_bsr_tensor,
+        torch.sparse_bsc_tensor,
+        torch.sparse_compressed_tensor,
+        Tensor.new_tensor,
+        Tensor.new,
+    }
+)
+"""What makes a tensor of a list; tensors in that are read without an operation."""
 
 ABOUT_SHAPES = {
     torch.ops.aten.is_same_size.default,
@@ -39,6 +60,33 @@ ABOUT_SHAPES = {
     torch.ops.aten.dense_dim.default,
 }
 """What forward-mode differentiation and sparse products ask; no values are read."""
+
+
+def door(func: Any, arguments: Any) -> str:
+    """How a function of torch's reads values without an operation; nothing if it does not."""
+    if func in DOORS:
+        return str(func.__name__)
+    if func in (Tensor.__getitem__, Tensor.__setitem__):
+        index, value = arguments[1], arguments[2:]
+        made = (*(index if isinstance(index, tuple | list) else ()), *value)
+    else:
+        made = arguments if func in _MAKERS else ()
+    if any(not isinstance(x, Tensor) and _has_tensors(x) for x in made):
+        return f"{func.__name__} with a list of tensors"
+    return ""
+
+
+def _has_tensors(x: Any) -> bool:
+    """Whether it is one, or a list with some, at any depth.
+
+    What else has entries and a length counts as a list, as it does where tensors are made.
+    """
+    if isinstance(x, Tensor):
+        return True
+    if isinstance(x, str | bytes | dict) or type(x).__module__ == "numpy":
+        return False
+    listed = hasattr(type(x), "__len__") and hasattr(type(x), "__getitem__")
+    return listed and any(_has_tensors(x[i]) for i in range(len(x)))
 
 
 def reads(func: Any, result: Any) -> bool:
@@ -116,7 +164,7 @@ class _Doors(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in DOORS:
-            self.found.numbers = self.found.numbers or func.__name__
-            self.found.seen = self.found.seen or func.__name__
+        if through := door(func, (*args, *(kwargs or {}).values())):
+            self.found.numbers = self.found.numbers or through
+            self.found.seen = self.found.seen or through
         return func(*args, **(kwargs or {}))
