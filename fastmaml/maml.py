@@ -200,7 +200,7 @@ class MAML(GivenLater):
         )
         diagnosis.check_reach(program, episodes)
         by_step = weights_by_step(step_weights, self.steps)
-        same = Surroundings(self.module, episodes, held)
+        same = Surroundings(self.module, episodes, held, program)
 
         def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
             if cotangents is not None and not program.repeatable:

@@ -14,6 +14,9 @@ from fastmaml.engine.meta_step import MetaResult
 from fastmaml.engine.trees import flatten, unflatten
 from fastmaml.losses import logits_of, masked
 
+AGAIN = 1e-3
+"""Losses of the same meta-step are nearer than this, relative to the largest, on any device."""
+
 
 @dataclass(frozen=True)
 class MetaOutput:
@@ -111,6 +114,7 @@ class _MetaLoss(torch.autograd.Function):
         """The mean loss, the losses and the outputs."""
         gradients = flatten(result.gradient)[0]
         ctx.run, ctx.reached = run, [g is not None for g in gradients]
+        ctx.losses = result.losses, result.losses._version
         ctx.save_for_backward(*parameters, *(g for g in gradients if g is not None))
         ctx.set_materialize_grads(False)
         leaves, spec = flatten(result.outputs)
@@ -146,5 +150,21 @@ def _again(ctx: Any, loss: Any, losses: Any, outputs: Any) -> list[Tensor | None
     rest = iter(outputs)
     cotangents = unflatten([next(rest) if tensor else None for tensor in is_tensor], spec)
     result = ctx.run((loss, losses), cotangents)
+    before, version = ctx.losses
+    _check_same(before, version, result.losses)
     found: list[Tensor | None] = flatten(result.gradient)[0]
     return found
+
+
+def _check_same(losses: Tensor, version: int, again: Tensor) -> None:
+    """The last of several nets: the meta-step that runs again has to be the one that ran."""
+    if losses._version != version:
+        return  # the user has written to them
+    largest = losses.abs().nan_to_num(posinf=0).max()
+    near = AGAIN * (10 if losses.element_size() < 4 else 1) * largest
+    if not torch.allclose(again, losses, rtol=0, atol=float(near), equal_nan=True):
+        raise RuntimeError(
+            "a loss of your own over out.losses or out.outputs runs the meta-step again, which now "
+            f"gives {again.tolist()} and gave {losses.tolist()}: what the model or the loss reads "
+            "has changed since maml(episodes). Call backward() first, or use out.loss."
+        )

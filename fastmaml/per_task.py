@@ -174,7 +174,7 @@ class PerTask:
             with same:
                 program = replace(program, function=function, depends=Dependencies())
                 plan = self._plans.keep(kind, self._planned(program, *given))
-        program = plan.applied(program, function)
+        program = same.program = plan.applied(program, function)
         execute = self._execute if plan.recorded else meta_step
 
         def run(cotangents: Any, outputs: Any) -> MetaResult:

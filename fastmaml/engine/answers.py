@@ -36,6 +36,8 @@ def guard_answer(guards: Guards, x: Any, names: frozenset[str], label: str) -> N
         guards.read(_levels, "the loggers' levels")
     if not isinstance(x, types.FunctionType | types.BuiltinFunctionType):
         return
+    if x.__name__ == "initial_seed" and root(x.__module__) == "torch":
+        guards.read(x, f"{label}()")
     if x.__name__ in _OF_THE_ENGINE or root(x.__module__) not in _ASKED:
         return
     if _ASKS.fullmatch(x.__name__) and _answer(x) is not None:

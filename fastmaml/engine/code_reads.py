@@ -39,7 +39,13 @@ _LOADS = {
     "LOAD_GLOBAL": "STORE_GLOBAL",
     "LOAD_NAME": "STORE_NAME",
     "LOAD_DEREF": "STORE_DEREF",
+    "LOAD_CLASSDEREF": "STORE_DEREF",
+    "LOAD_FROM_DICT_OR_DEREF": "STORE_DEREF",
+    "LOAD_FROM_DICT_OR_GLOBALS": "STORE_GLOBAL",
 }
+_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
+_OF_CLASSES = frozenset({"__class__", "mro", "__mro__", "__base__", "__bases__"})
 _CONSTANT_OF_CALL = frozenset({"PRECALL", "KW_NAMES", "CACHE", "EXTENDED_ARG"})
 """What lies between the last argument of a call and the call."""
 
@@ -74,6 +80,11 @@ class CodeReads:
     of_all_globals: bool
 
     @property
+    def by_class(self) -> bool:
+        """Whether it may ask the class of an object, where that has an attribute of its own."""
+        return bool({"type", "super"} & self.of_globals or _OF_CLASSES & self.of_attributes)
+
+    @property
     def within(self) -> frozenset[str] | None:
         """The attributes that matter of what the code reaches; None if they may be any."""
         return None if self.whole else self.of_attributes
@@ -96,7 +107,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 if not _only_counts(steps, i):
                     found[name].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
-                whole |= name != "LOAD_DEREF" and step.argval in _COPIES
+                whole |= name not in _CELLS and step.argval in _COPIES
             elif name in _READS and not _only_written(steps, i):
                 found["attributes"].add(step.argval)
                 whole |= step.argval in _BY_NAME and _made_up(steps, i)
@@ -109,14 +120,14 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 whole |= bool(step.arg)
             elif name == "IMPORT_NAME":
                 found["imports"].add(step.argval)
-    of_globals = frozenset(found["LOAD_GLOBAL"] | found["LOAD_NAME"])
+    of_globals = frozenset().union(*(found[name] for name in _GLOBALS))
     attributes = frozenset(found["attributes"])
     whole |= bool(attributes & {"format", "format_map"}) and any("." in x for x in fields)
     if (of_globals | attributes) & _BY_NAME:
         attributes |= {part for text in strings for part in text.split(".")}
     return CodeReads(
         of_globals,
-        frozenset(found["LOAD_DEREF"]),
+        frozenset().union(*(found[name] for name in _CELLS)),
         attributes,
         frozenset(found["written"]),
         frozenset(found["imports"]),
@@ -132,8 +143,12 @@ def _only_written(steps: Sequence[dis.Instruction], i: int) -> bool:
 
 
 def _appended(steps: Sequence[dis.Instruction], i: int) -> bool:
+    """Whether its method ``append`` is called, and what that returns is of no interest."""
     following = steps[i + 1] if i + 1 < len(steps) else None
-    return following is not None and following.opname in _READS and following.argval == "append"
+    if following is None or following.opname not in _READS or following.argval != "append":
+        return False
+    called = _call(steps, i + 1)
+    return called is not None and called + 1 < len(steps) and steps[called + 1].opname == "POP_TOP"
 
 
 def _only_counts(steps: Sequence[dis.Instruction], i: int) -> bool:
@@ -170,8 +185,19 @@ def _arguments(
 ) -> tuple[int, Sequence[dis.Instruction]] | None:
     """How many arguments what is loaded here is called with, and the code that makes them.
 
-    None where that is not to be seen, as it is not called at once, or there is a branch inside.
+    None where that is not to be seen (`_call`).
     """
+    called = _call(steps, i)
+    if called is None:
+        return None
+    before = [x for x in steps[i + 1 : called] if x.opname not in _CONSTANT_OF_CALL]
+    while before and before[0].opname == "PUSH_NULL":
+        before = before[1:]
+    return steps[called].arg or 0, before
+
+
+def _call(steps: Sequence[dis.Instruction], i: int) -> int | None:
+    """Where what is loaded here is called; None if not at once, or after a branch."""
     depth = 1
     for j in range(i + 1, len(steps)):
         step = steps[j]
@@ -179,10 +205,7 @@ def _arguments(
             return None
         depth += _effect(step)
         if depth <= 1 and step.opname.startswith("CALL"):
-            before = [x for x in steps[i + 1 : j] if x.opname not in _CONSTANT_OF_CALL]
-            while before and before[0].opname == "PUSH_NULL":
-                before = before[1:]
-            return step.arg or 0, before
+            return j
         if depth < 1:
             return None
     return None

@@ -24,20 +24,22 @@ from fastmaml.engine.guards import Guards
 from fastmaml.engine.kept_values import Names, UnguardableError, require, way_to_look
 from fastmaml.engine.left_behind import left_behind
 from fastmaml.engine.library_objects import (
-    NOTHING,
     SCRIPTS,
     hidden,
     machinery,
+    nothing,
     run_by_a_library,
 )
 from fastmaml.engine.module_guards import guard_module
 from fastmaml.engine.namespaces import (
     guard_class,
     guard_class_attribute,
+    guard_every_class,
     guard_module_names,
+    guard_sayings,
     own_names,
 )
-from fastmaml.engine.outside_world import about_call, about_names
+from fastmaml.engine.outside_world import about_call, about_names, asks_environment
 from fastmaml.engine.sight import Pool, Sight, own_code, root
 
 MOST = 2**16
@@ -163,10 +165,16 @@ class Dependencies:
         reads = code_reads(code)
         self._from_globals(pool.globals, reads)
         names = reads.of_attributes | {code.co_name}
+        for kind in pool.kinds:
+            self.visit(kind, names, kind.__name__)
+            if reads.by_class:
+                guard_every_class(self, kind, names)
         for x in pool.alive():
             if hidden(x):
                 continue  # whatever holds it is looked at
             self.visit(x, names, type(x).__name__)
+            if reads.by_class and isinstance(x, type):
+                guard_every_class(self, x, names)
             if reads.whole and not isinstance(x, type | types.ModuleType | types.FunctionType):
                 self._attributes(x, None, type(x).__name__)
 
@@ -184,14 +192,16 @@ class Dependencies:
         for name in reads.imports:
             for whole in (name, f"{package}.{name}", package):
                 self.visit(sys.modules.get(whole), reads.within, whole)
-        if {"environ", "getenv"} & (names | reads.of_attributes):
+                if whole in sys.modules:
+                    self._wanted_of(sys.modules, "sys.modules ").add(whole)
+        if asks_environment(names, reads.of_attributes, of):
             self._dict(vars(os.environ)["_data"], frozenset(), "os.environ")
 
     def _entries(
         self, of: Mapping[str, Any], names: Iterable[str], label: str, within: Names
     ) -> None:
         """Entries of a dict, which functions read that read attributes of these names."""
-        wanted = self._wanted.setdefault(id(of), (of, label, set(), set()))[2]
+        wanted = self._wanted_of(of, label)
         for name in list(names):
             if isinstance(x := of.get(name), Tensor) and left_behind(x):
                 self.left.append((functools.partial(of.get, name), f"{label}{name}"))
@@ -201,6 +211,10 @@ class Dependencies:
                 require(about_call(of[name], within or frozenset()))
                 guard_answer(self.guards, of[name], within or frozenset(), f"{label}{name}")
                 self.visit(of[name], within, f"{label}{name}")
+
+    def _wanted_of(self, of: Mapping[str, Any], label: str) -> set[str]:
+        """The names of a dict's entries that are asked for."""
+        return self._wanted.setdefault(id(of), (of, label, set(), set()))[2]
 
     def _count(self) -> None:
         if len(self.guards) > MOST:
@@ -212,7 +226,7 @@ class Dependencies:
 
     def visit(self, x: Any, names: Names, label: str) -> None:
         """What `x` holds, as far as functions look at attributes of these names."""
-        if issubclass(type(x), NOTHING):
+        if nothing(type(x)):
             return
         key = (id(x), names)
         if key in self._seen:
@@ -257,6 +271,7 @@ class Dependencies:
             self.visit(x.__defaults__, within, label)
             self.visit(x.__kwdefaults__, within, label)
             self.visit(x.__dict__.get("__wrapped__"), within, label)
+        guard_sayings(self, x, names, label)
         if names is None or names & x.__dict__.keys() or x.__dict__:
             self._entries(x.__dict__, x.__dict__ if names is None else names, f"{label}.", names)
 
@@ -276,6 +291,8 @@ class Dependencies:
         self.visit(x.func, names, label)
         self.visit(x.args, names, label)
         self._dict(x.keywords, names, label)
+        self.guards.read(lambda: (x.func, x.args, x.keywords), label)
+        self._attributes(x, names, label)
 
     def _wrapper(self, x: Any, names: Names, label: str) -> None:
         self.visit(x.__func__, names, label)

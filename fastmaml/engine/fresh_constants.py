@@ -1,7 +1,7 @@
 """Tensors that are made while a function is recorded, and seem to come from outside.
 
 So do the numbers of a list (``torch.tensor([1.0, 2.0])``), which are the same at every call; but
-also what another thread computed, or was made of a tensor's memory, or of a list of tensors.
+also what another thread computed, or was made of a tensor's memory.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def require_constants(
     second = list(again(moved).constants.values())
     if len(first) != len(second) or not all(map(_same, first, second)):
         raise UncapturableError(
-            "a tensor that it makes without an operation of PyTorch's depends on its inputs (of a "
-            "list of tensors, say, or in another thread)"
+            "a tensor that it makes without an operation of PyTorch's depends on its inputs (in "
+            "another thread, say)"
         )
 
 

@@ -26,7 +26,7 @@ _WITHOUT_CODE = frozenset({"builtins", "abc", "typing", "types", "fastmaml"})
 _CONSTANT = frozenset(
     {"torch", "numpy", "functorch", "builtins", "types", "datetime", "decimal", "_decimal", "enum",
      "uuid", "zoneinfo", "struct", "_struct", "operator", "_operator", "_sre", "re", "functools",
-     "_abc", "_csv", "fractions", "_hashlib", "inspect"}
+     "_abc", "_csv", "_collections", "fractions", "_hashlib", "inspect"}
 )  # fmt: skip
 """Packages whose objects without attributes never change."""
 
@@ -45,6 +45,11 @@ NOTHING = (
     types.GetSetDescriptorType, types.MemberDescriptorType,
 )  # fmt: skip
 """Nothing in these changes, or nothing that code can see."""
+
+
+def nothing(kind: type) -> bool:
+    """Whether objects of this class are plain values; those of a user's own may hold more."""
+    return issubclass(kind, NOTHING) and (kind in NOTHING or of_a_library(kind.__module__))
 
 
 def machinery(kind: type) -> bool:
@@ -69,6 +74,8 @@ def run_by_a_library(kind: type) -> bool:
 def hidden(x: Any) -> bool:
     """Whether an object, which has no attributes that Python shows, may hold something else."""
     kind = type(x)
+    if isinstance(x, type):
+        return False  # whatever its metaclass
     shows = own_dict(x) is not None or any("__slots__" in each.__dict__ for each in kind.__mro__)
     return not shows and root(kind.__module__) not in _CONSTANT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -15,6 +16,7 @@ from fastmaml.engine.library_objects import PARTS_OF_LIBRARIES
 from fastmaml.engine.outside_world import about_call
 from fastmaml.engine.sight import of_a_library, of_function_class, root
 
+_SAYINGS = frozenset({"__name__", "__qualname__", "__doc__"})
 _OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
 
 
@@ -58,6 +60,7 @@ def guard_class(to: Visitor, x: type, names: Names, label: str) -> None:
     """What a class, and its class of classes, say under these names, and what it is made of."""
     if not of_a_library(x.__module__):
         to.guards.bases(x)
+        guard_sayings(to, x, names, label)
     for name in own_names(x) if names is None else names:
         guard_class_attribute(to, x, name, names, f"{x.__name__}.")
         if type(x) is not type:  # where what the class lacks is looked up
@@ -82,6 +85,20 @@ def guard_class_attribute(to: Visitor, kind: type, name: str, within: Names, lab
         to._entries(own, (name,), label, within)
         if name in own:
             return
+
+
+def guard_sayings(to: Visitor, x: Any, names: Names, label: str) -> None:
+    """What a function or a class says of itself, for code that asks."""
+    for name in _SAYINGS if names is None else _SAYINGS & names:
+        to.guards.read(partial(getattr, x, name), f"{label}.{name}")
+
+
+def guard_every_class(to: Visitor, kind: type, names: Iterable[str]) -> None:
+    """What each class says under these names, for code that asks one of them and no object."""
+    for each in kind.__mro__:
+        if not of_a_library(each.__module__):
+            own = to._of_classes.setdefault(each, each.__dict__)
+            to._entries(own, names, f"{each.__name__}.", frozenset(names))
 
 
 def own_names(kind: type) -> frozenset[str]:

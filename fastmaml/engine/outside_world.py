@@ -9,6 +9,7 @@ import io
 import os
 import time
 import types
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -31,6 +32,8 @@ _READING = frozenset(
     {"read_text", "read_bytes", "readline", "readlines", "fromfile", "loadtxt", "iterdir"}
 )
 _THERE = frozenset({"exists", "lexists", "isfile", "is_file", "isdir", "is_dir", "getmtime"})
+_ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "expandvars", "expanduser"})
+_OF_ENVIRONMENT = (os.environ, os.getenv, os.path.expandvars, os.path.expanduser)
 _PATHS = frozenset({"os", "path", "pathlib"})
 _BUILT_IN = {
     "open": "and files may change",
@@ -80,3 +83,12 @@ def about_names(names: frozenset[str], attributes: frozenset[str], own: dict[str
     if _PATHS & {name.lower() for name in every}:
         reading |= _THERE & every
     return f"it calls {min(reading)}(), and files may change" if reading else ""
+
+
+def asks_environment(
+    names: frozenset[str], attributes: frozenset[str], own: Mapping[str, Any]
+) -> bool:
+    """Whether code with these names, globals or attributes, may read environment variables."""
+    if _ENVIRONMENT & (names | attributes):
+        return True
+    return any(own.get(name) is x for name in names for x in _OF_ENVIRONMENT)

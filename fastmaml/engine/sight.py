@@ -68,9 +68,15 @@ class Pool:
         globals: its module's.
         objects: its arguments, local variables and results, and those of what it called, as far as
             they are objects that others hold, too.
+        kinds: the classes of all these, as far as they are the user's; many an object lives no
+            longer than the function.
+        strong: a user's own tuples and the like, to which nothing can refer weakly; all functions
+            of a run have this dict in common.
     """
 
     globals: dict[str, Any]
+    strong: dict[int, Any] = field(default_factory=dict)
+    kinds: dict[type, None] = field(default_factory=dict)
     objects: dict[int, Any] = field(default_factory=dict)
 
     def add(self, x: Any) -> None:
@@ -90,11 +96,17 @@ class Pool:
     def _note(self, x: Any) -> None:
         if type(x) in _CONTAINERS:
             return
+        own = not of_a_library(type(x).__module__)
+        if own:
+            self.kinds[type(x)] = None
         try:
             self.objects[id(x)] = weakref.ref(x)
         except TypeError:
             if not issubclass(type(x), Iterator | Collection):  # of this run, say
                 self.objects[id(x)] = functools.partial(_same, x)
+            elif own:
+                self.objects[id(x)] = functools.partial(self.strong.get, id(x))
+                self.strong[id(x)] = x
 
     def alive(self) -> list[Any]:
         """Those that are still there."""
@@ -103,6 +115,16 @@ class Pool:
 
 def _same(x: Any) -> Any:
     return x
+
+
+def _let_go(held: dict[int, Any]) -> None:
+    """Forget what nobody else holds: it was of the run that is over, and its tensors are large."""
+    while True:
+        own = [key for key in held if sys.getrefcount(held[key]) <= 2]  # `held` and the argument
+        if not own:
+            return
+        for key in own:
+            del held[key]
 
 
 @final
@@ -122,6 +144,7 @@ class Sight:
         self.raised: set[tuple[types.CodeType, int, type]] = set()
         self._own: dict[types.CodeType, bool] = {}
         self._stack: list[Pool] = []
+        self._strong: dict[int, Any] = {}
         self._importing = 0
         self._tracer = self._called  # one object, which can be told from another's
         self._before: Any = None
@@ -139,6 +162,7 @@ class Sight:
         if self._collects:
             gc.enable()
         self._stack.clear()
+        _let_go(self._strong)
 
     def _called(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
@@ -151,7 +175,7 @@ class Sight:
             return None
         pool = self.pools.get(code)
         if pool is None:
-            pool = self.pools[code] = Pool(frame.f_globals)
+            pool = self.pools[code] = Pool(frame.f_globals, self._strong)
         for x in frame.f_locals.values():
             pool.add(x)
         self._stack.append(pool)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmaml.engine.inventory import Inventory
+from fastmaml.engine.meta_step import Program
 from fastmaml.episodes.batch import Episodes
 
 
@@ -21,17 +23,26 @@ class Surroundings:
         model: whose modes must not change in between.
         episodes: which must not be written to in between.
         held: the model's tensors and modes now.
+        program: whose tensors that have no meta-gradient, and whose settings, must be as they were
+            when it had run; it may be set later.
 
     Raises:
-        RuntimeError: on entering, if they did.
+        RuntimeError: on entering, if they are not.
     """
 
-    def __init__(self, model: nn.Module, episodes: Episodes, held: Inventory) -> None:
-        self.model, self.episodes = model, episodes
+    def __init__(
+        self,
+        model: nn.Module,
+        episodes: Episodes,
+        held: Inventory,
+        program: Program | None = None,
+    ) -> None:
+        self.model, self.episodes, self.program = model, episodes, program
         self.device = held.device.type
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
         self.before = self._versions(), held.training
+        self.after: list[int | None] | None = None  # until the program has run
         self.ran = False
         self.entered: contextlib.ExitStack | None = None
 
@@ -43,6 +54,8 @@ class Surroundings:
                 "after maml(episodes): the backward() of a loss of your own over out.losses or "
                 "out.outputs needs both as they were."
             )
+        if self.after is not None:
+            self._check_program()
         self.ran = True
         self.entered = contextlib.ExitStack()
         if self.autocast or torch.is_autocast_enabled(self.device):
@@ -53,7 +66,31 @@ class Surroundings:
     def __exit__(self, *error: Any) -> None:
         if self.entered is not None:
             self.entered.close()
+        if self.program is not None:
+            self.after = self._own_versions()
+
+    def _check_program(self) -> None:
+        what = "a buffer or a frozen parameter was written to"
+        if self._own_versions() == self.after:
+            # Also where a recording was looked at in this call: that was before.
+            settings = self.program.depends.guards.changed() if self.program else None
+            if settings is None:
+                return
+            what = f"{settings} changed"
+        raise RuntimeError(
+            f"{what} after maml(episodes): the backward() of a loss of your own over out.losses or "
+            "out.outputs runs the meta-step again, and needs all as it was. Call backward() first."
+        )
 
     def _versions(self) -> list[int | None]:
-        tensors = [*self.episodes.support.tensors(), *self.episodes.query.tensors()]
-        return [None if x.is_inference() else x._version for x in tensors]
+        return _versions([*self.episodes.support.tensors(), *self.episodes.query.tensors()])
+
+    def _own_versions(self) -> list[int | None]:
+        if self.program is None:
+            return []
+        forward = self.program.forward
+        return _versions([*forward.frozen.values(), *forward.buffers.values()])
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[int | None]:
+    return [None if x.is_inference() else x._version for x in tensors]
