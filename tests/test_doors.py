@@ -83,6 +83,8 @@ DOORS: dict[str, Door] = {
     "thread": in_a_thread,
     "new_tensor": lambda x: x.new_tensor([x.sum(), x.max()]).sum(),
     "DoubleTensor": lambda x: torch.DoubleTensor([x.sum(), x.max()]).sum(),
+    "list of comparisons": lambda x: torch.tensor([v > 0 for v in x.flatten()]).double().sum(),
+    "list in an index": lambda x: x[[0, 1], [(x.sum() > 0).long(), 0]].sum(),
     "cond": lambda x: torch.cond(x.sum() > 0, lambda y: y.sum(), lambda y: y.max(), (x,)),
     "script": lambda x: as_script()(x),
 }
@@ -138,6 +140,33 @@ class Tripled(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         return result * 3 if func is torch.tanh else result
+
+
+@pytest.mark.parametrize("make", ["tensor", "as_tensor", "asarray", "LongTensor"])
+def test_a_list_of_what_is_no_input_of_the_arithmetic(make: str) -> None:
+    """Integers, which differ from task to task, and a buffer that a call finds as it is now."""
+    made = getattr(torch, make)
+
+    class Listed(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("count", torch.tensor(2))
+            self.count: Tensor
+
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            return super().forward(x) * made([n[0], n[1]]) * made([self.count, 1])
+
+    torch.manual_seed(0)
+    model = Listed().double()
+    maml = fm.MAML(model, lr=0.01, steps=2, loss=F.mse_loss, spot_checks=False)
+    numbers = torch.tensor([[1, 2], [3, 4], [2, 1]])
+    support, query = (
+        fm.Batch((b.inputs, numbers + i), b.targets)
+        for i, b in enumerate((vectors().support, vectors().query))
+    )
+    for count in (2, 2, 5):
+        model.count.fill_(count)
+        as_by_hand(maml, fm.Episodes(support, query), lr=0.01)
 
 
 @pytest.mark.parametrize("executor", [None, "eager"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from every_way import METHODS, between, episodes, held_to_loop, maml
 from hand_loop import hand_loop
+from outcomes import vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import utils
@@ -313,3 +314,16 @@ def test_nested_tensors() -> None:
         warnings.filterwarnings("ignore", "The PyTorch API of nested tensors", UserWarning)
         torch.manual_seed(0)
         held_to_loop(Ragged().double(), episodes(), methods=METHODS[:2])
+
+
+def test_what_cannot_be_copied_says_so() -> None:
+    class Streaming(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.rows = (i for i in range(9))
+
+    maml = fm.MAML(Streaming().double(), lr=0.1, loss=F.mse_loss)
+    maml(vectors()).loss.backward()
+    support = vectors().support
+    with pytest.raises(TypeError, match=r"deepcopy .*outside of the model.*clone\(\)"):
+        maml.adapt_to(fm.Batch(support.inputs[0], support.targets[0]))

@@ -24,9 +24,19 @@ def deep_copy(module: M) -> M:
 
     `copy.deepcopy` raises on tensors that autograd made: activations, and the weights that the
     hooks of `torch.nn.utils.weight_norm` leave behind. Of these the copy gets the numbers.
+
+    Raises:
+        TypeError: something that the module holds cannot be copied.
     """
     with _Copying():
-        return copy.deepcopy(module)
+        try:
+            return copy.deepcopy(module)
+        except TypeError as error:
+            raise TypeError(
+                f"the {type(module).__name__} cannot be copied by copy.deepcopy ({error}): keep "
+                "what it is about (a generator, a file, a lock) outside of the model, give that a "
+                "__deepcopy__ of its own, or use learner = maml.clone(); learner.adapt(loss)."
+            ) from error
 
 
 def adapted_copy(module: nn.Module, adapted: Tensors, own_statistics: bool) -> nn.Module:

@@ -1,0 +1,100 @@
+"""The backward of a loss of one's own, which runs the meta-step again: as it was, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from outcomes import EAGER, vectors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+
+HOW = {"captured": {}, "eager": EAGER}
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.fixed = nn.Linear(3, 2), nn.Linear(2, 2).requires_grad_(False)
+        self.k = 1.0
+        self.register_buffer("scale", torch.ones(2))
+        self.scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fixed(self.layer(x).tanh() * self.scale * self.k)
+
+
+CHANGES: dict[str, Callable[[Scaled], object]] = {
+    "setting": lambda model: setattr(model, "k", 3.0),
+    "buffer": lambda model: model.scale.fill_(3.0),
+    "frozen parameter": lambda model: model.fixed.weight.mul_(2.0),
+}
+
+
+def maml_of(model: nn.Module, **options: Any) -> fm.MAML:
+    return fm.MAML(model.double(), lr=0.3, steps=2, loss=F.mse_loss, **options)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", HOW)
+def test_what_changed_in_between_is_refused(how: str, change: str) -> None:
+    torch.manual_seed(0)
+    model = Scaled()
+    maml = maml_of(model, **HOW[how])
+    for _ in range(2):
+        out = maml(vectors())
+        out.losses.mean().backward(retain_graph=True)
+        out.losses.sum().backward()  # nothing changed: as often as one likes
+    out = maml(vectors())
+    CHANGES[change](model)
+    with pytest.raises(RuntimeError, match=r"after maml\(episodes\)"):
+        out.losses.mean().backward()
+    maml.zero_grad()
+    maml(vectors()).losses.mean().backward()  # the next call has what is there now
+    own = [p.grad.clone() for p in maml.parameters() if p.grad is not None]
+    maml.zero_grad()
+    maml(vectors()).loss.backward()
+    for x, p in zip(own, model.layer.parameters(), strict=True):
+        torch.testing.assert_close(x, p.grad, rtol=1e-12, atol=0)
+
+
+def test_what_no_guard_sees_is_refused() -> None:
+    """The numbers of an array that an input shares its memory with."""
+    pytest.importorskip("numpy")
+    torch.manual_seed(0)
+    episodes = vectors()
+    array = episodes.query.inputs.numpy().copy()
+    shared = fm.Episodes(
+        episodes.support, fm.Batch(torch.from_numpy(array), episodes.query.targets)
+    )
+    out = maml_of(Scaled(), **EAGER)(shared)
+    array[:] *= 3
+    with pytest.raises(RuntimeError, match="which now gives"):
+        out.losses.mean().backward()
+
+
+def test_hooks_for_saved_tensors_are_obeyed() -> None:
+    """A recording has what they gave when it was made, so that it may not be used with others."""
+    torch.manual_seed(0)
+    model = Scaled()
+    maml, fresh = maml_of(model), maml_of(model, **EAGER)
+
+    def gradient(maml: fm.MAML) -> Tensor:
+        maml.zero_grad()
+        maml(vectors()).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.layer.parameters() if p.grad is not None])
+
+    exact = gradient(fresh)
+    lossy = torch.autograd.graph.saved_tensors_hooks(lambda x: x.half(), lambda x: x.double())
+    for _ in range(2):
+        with lossy:
+            rough = gradient(maml)
+        assert 1e-6 < float((rough - exact).norm() / exact.norm()) < 1e-2
+    for _ in range(3):
+        torch.testing.assert_close(gradient(maml), exact, rtol=1e-12, atol=0)
+    with lossy:
+        torch.testing.assert_close(gradient(maml), rough, rtol=1e-12, atol=0)
