@@ -98,3 +98,22 @@ def test_hooks_for_saved_tensors_are_obeyed() -> None:
         torch.testing.assert_close(gradient(maml), exact, rtol=1e-12, atol=0)
     with lossy:
         torch.testing.assert_close(gradient(maml), rough, rtol=1e-12, atol=0)
+
+
+def test_inside_of_torchs_transforms_it_says_where_to_go() -> None:
+    torch.manual_seed(0)
+    maml = maml_of(Scaled())
+    learned = {n: p.detach() for n, p in maml.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(maml, parameters, (vectors(),)).loss
+        return found
+
+    with pytest.raises(RuntimeError, match=r"outside of them, and out\.loss\.backward\(\)"):
+        torch.func.grad(loss)(learned)
+    given = {n: p.clone().requires_grad_() for n, p in learned.items()}
+    found = torch.autograd.grad(loss(given), list(given.values()))
+    maml(vectors()).loss.backward()
+    own = [p.grad for p in maml.parameters() if p.grad is not None]
+    for x, y in zip(found, own, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=0)

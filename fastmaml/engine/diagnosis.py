@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 
 from fastmaml.engine.errors import NonFiniteLoss
 from fastmaml.engine.forward import call
@@ -20,7 +21,15 @@ from fastmaml.gradients.base import Meta, detached
 
 
 def check_device(device: torch.device, episodes: Episodes) -> None:
-    """Raise ValueError where a tensor of the episodes is not on `device`, the model's."""
+    """Raise ValueError where a tensor of the episodes is not on `device`, the model's.
+
+    RuntimeError, where there is no place at all for a meta-step.
+    """
+    if functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            "a meta-step is no function for torch.func.grad, vmap or jvp: call maml(episodes) "
+            "outside of them, and out.loss.backward() or torch.autograd.grad(out.loss, parameters)."
+        )
     for name in ("support", "query"):
         for x in getattr(episodes, name).tensors():
             if x.device != device:

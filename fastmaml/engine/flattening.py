@@ -113,7 +113,9 @@ def flattened(
 
 def _dense(x: Tensor) -> Tensor:
     """x, or a copy where its elements overlap or have gaps between them."""
-    return x if torch.ops.aten.is_non_overlapping_and_dense(_strided(x)) else x.contiguous()
+    if _strided(x).is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x):
+        return x
+    return x.contiguous()
 
 
 def _strided(x: Tensor) -> Tensor:
