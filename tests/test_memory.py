@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import gc
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from outcomes import EAGER, vectors
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
@@ -82,3 +84,27 @@ def test_what_saves_memory_gives_the_same_gradient(deep_mlp: Setting):
     assert (meta_gradient(fm.gradients.FirstOrder()) - exact).norm() > 0.1 * exact.norm()
     for gradient in (fm.gradients.Checkpointed(), fm.gradients.MixedMode()):
         assert (meta_gradient(gradient) - exact).norm() <= 1e-9 * exact.norm()
+
+
+@pytest.mark.parametrize("how", [{}, EAGER], ids=["recorded", "eager"])
+def test_no_activation_outlives_a_meta_step(how: dict[str, Any]) -> None:
+    """Operations that keep their own results are those that could keep themselves alive."""
+    width = 773
+
+    class Layers(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x)
+            return y.softmax(-1).exp().sqrt()[..., :2]
+
+    torch.manual_seed(0)
+    model = Layers(nn.Linear(3, width), nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.LayerNorm(width))
+    maml = fm.MAML(model, lr=0.1, steps=2, loss=F.mse_loss, **how)
+    episodes = vectors().to(torch.float32)
+    for _ in range(3):
+        maml(episodes).loss.backward()
+    maml.zero_grad()
+    gc.collect()
+    of_model = {id(x) for x in (*model.parameters(), *model.buffers())}
+    tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
+    left = [tuple(x.shape) for x in tensors if width in x.shape and id(x) not in of_model]
+    assert not left

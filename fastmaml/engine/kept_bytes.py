@@ -57,7 +57,7 @@ def saved(run: Callable[[], T], ignored: set[int]) -> tuple[T, int]:
 
     def pack(x: Tensor) -> Tensor:
         sizes.update((pointer, n) for pointer, n in _storages(x) if pointer not in ignored)
-        return x
+        return x.detach()  # a node that keeps its own result would keep itself alive, for good
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
