@@ -206,7 +206,7 @@ class MAML(GivenLater):
             if cotangents is not None and not program.repeatable:
                 raise RuntimeError(
                     "a loss of your own over out.losses or out.outputs runs the meta-step again, "
-                    "but the model draws random numbers that cannot be drawn again: use out.loss."
+                    "but the model draws or counts what cannot be had again: use out.loss."
                 )
             weights = task_weights(cotangents, held.dtype, held.device, len(seeds))
             with self._turns, same:

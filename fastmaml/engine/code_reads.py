@@ -28,12 +28,15 @@ _WHOLE = frozenset(
         "__getstate__",
     }
 )
+_FORMATS = frozenset({"format", "format_map", "vformat"})
+"""Which look up what their string names: one of another place may name anything."""
+
 _COPIES = frozenset({"copy", "replace", "fields"})
 """The same, as functions of these modules; methods of many things have such names, too."""
 
 _COPIERS = frozenset({"copy", "dataclasses"})
 _DUPLICATES = frozenset({"COPY", "DUP_TOP"})
-_OTHERS = ("attributes", "written", "imports")
+_OTHERS = ("attributes", "written", "appended", "imports")
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
 _LOADS = {
     "LOAD_GLOBAL": "STORE_GLOBAL",
@@ -45,7 +48,7 @@ _LOADS = {
 }
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
-_OF_CLASSES = frozenset({"__class__", "mro", "__mro__", "__base__", "__bases__"})
+_OF_CLASSES = frozenset({"__class__", "mro", "__mro__", "__base__", "__bases__", "getmro"})
 _CONSTANT_OF_CALL = frozenset({"PRECALL", "KW_NAMES", "CACHE", "EXTENDED_ARG"})
 """What lies between the last argument of a call and the call."""
 
@@ -63,6 +66,7 @@ class CodeReads:
         of_attributes: looked up on objects; those of modules and methods are told apart when they
             are looked up. Constant names that ``getattr`` is given are among them.
         written: attributes that are set, counted up or appended to.
+        appended: what is appended to: variables of the module, and attributes.
         imports: modules that the code itself imports when it runs.
         strings: constants that may name something (for ``globals()["name"]``).
         whole: whether it may look at all attributes of an object, or at some by names that are
@@ -74,6 +78,7 @@ class CodeReads:
     of_cells: frozenset[str]
     of_attributes: frozenset[str]
     written: frozenset[str]
+    appended: frozenset[str]
     imports: frozenset[str]
     strings: frozenset[str]
     whole: bool
@@ -103,6 +108,8 @@ def code_reads(code: types.CodeType) -> CodeReads:
         steps = list(dis.get_instructions(each))
         for i, step in enumerate(steps):
             name = step.opname
+            if (name in _LOADS or name in _READS) and _appended(steps, i):
+                found["appended"].add(step.argval)
             if name in _LOADS:
                 if not _only_counts(steps, i):
                     found[name].add(step.argval)
@@ -122,7 +129,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
                 found["imports"].add(step.argval)
     of_globals = frozenset().union(*(found[name] for name in _GLOBALS))
     attributes = frozenset(found["attributes"])
-    whole |= bool(attributes & {"format", "format_map"}) and any("." in x for x in fields)
+    whole |= bool(attributes & _FORMATS) and (not fields or any("." in x for x in fields))
     if (of_globals | attributes) & _BY_NAME:
         attributes |= {part for text in strings for part in text.split(".")}
     return CodeReads(
@@ -130,6 +137,7 @@ def code_reads(code: types.CodeType) -> CodeReads:
         frozenset().union(*(found[name] for name in _CELLS)),
         attributes,
         frozenset(found["written"]),
+        frozenset(found["appended"]),
         frozenset(found["imports"]),
         frozenset(strings),
         whole or bool((of_globals | attributes) & _WHOLE),

@@ -37,6 +37,7 @@ from fastmaml.engine.namespaces import (
     guard_every_class,
     guard_module_names,
     guard_sayings,
+    guard_special_methods,
     own_names,
 )
 from fastmaml.engine.outside_world import about_call, about_names, asks_environment
@@ -57,14 +58,13 @@ class Dependencies:
 
     Attributes:
         guards: what is checked.
-        restless: what changes by itself whenever the model runs, and is read there, too; empty if
-            there is nothing. It is not guarded.
+        restless: what changes whenever the model runs, and is read there, too, or nothing; it is
+            not guarded.
         unguardable: what is read that nothing can watch; empty if there is nothing.
         raised: the exceptions that the functions saw (`Sight.raised`).
         unreached: as `Program.unreached`, of the last run that was watched.
         scripted: whether TorchScript runs, where no mode of torch's functions sees anything.
-        left: where runs leave tensors behind, as activations that a model keeps: what gives them,
-            and how that is called.
+        left: where runs leave tensors behind, as kept activations: what gives them, and its name.
     """
 
     def __init__(self) -> None:
@@ -80,6 +80,7 @@ class Dependencies:
         self._seen: set[Any] = set()
         self._wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]] = {}
         self._of_classes: dict[type, Mapping[str, Any]] = {}
+        self._others: tuple[int, list[Tensor]] = 0, []
         self._alive: list[Any] = []  # an address must not be used again meanwhile
 
     @classmethod
@@ -99,6 +100,13 @@ class Dependencies:
     def tensors(self) -> list[Tensor]:
         """Those that were come across."""
         return [x for x in self._alive if isinstance(x, Tensor)]
+
+    def others(self) -> list[Tensor]:
+        """The same, but for inputs; looked for where something new was come across."""
+        if len(self._alive) != self._others[0]:
+            found = [x for x in self.tensors() if id(x) not in self.inputs]
+            self._others = len(self._alive), found
+        return self._others[1]
 
     def hold(self, call: Any = None) -> bool:
         """Whether everything is as it was; asked once a call (`Guards.hold`)."""
@@ -131,6 +139,7 @@ class Dependencies:
         """
         self.inputs |= {id(x) for x in inputs}
         self.raised |= sight.raised
+        self.unguardable = self.unguardable or sight.elsewhere
         try:
             self._add(sight, roots)
         except UnguardableError as error:
@@ -166,13 +175,15 @@ class Dependencies:
         self._from_globals(pool.globals, reads)
         names = reads.of_attributes | {code.co_name}
         for kind in pool.kinds:
-            self.visit(kind, names, kind.__name__)
+            self.visit(kind, None if reads.whole else names, kind.__name__)
+            guard_special_methods(self, kind)
             if reads.by_class:
                 guard_every_class(self, kind, names)
         for x in pool.alive():
             if hidden(x):
                 continue  # whatever holds it is looked at
             self.visit(x, names, type(x).__name__)
+            self._appended_to(own_dict(x) or {}, reads, f"{type(x).__name__}.")
             if reads.by_class and isinstance(x, type):
                 guard_every_class(self, x, names)
             if reads.whole and not isinstance(x, type | types.ModuleType | types.FunctionType):
@@ -187,6 +198,10 @@ class Dependencies:
         if within and "site-packages" in (of.get("__file__") or ""):
             within -= {"modules"}  # packages ask sys.modules whether others are there
         self._entries(of, names, f"{of.get('__name__')}.", within)
+        self._appended_to(of, reads, f"{of.get('__name__')}.")
+        for x in (of.get(name) for name in names if reads.by_class):
+            if isinstance(x, type):
+                guard_every_class(self, x, reads.of_attributes)
         self._entries(vars(builtins), names - of.keys(), "builtins.", reads.within)
         package = of.get("__package__") or ""
         for name in reads.imports:
@@ -211,6 +226,12 @@ class Dependencies:
                 require(about_call(of[name], within or frozenset()))
                 guard_answer(self.guards, of[name], within or frozenset(), f"{label}{name}")
                 self.visit(of[name], within, f"{label}{name}")
+
+    def _appended_to(self, of: Mapping[str, Any], reads: CodeReads, label: str) -> None:
+        """What is no list may do anything when something is appended to it."""
+        for name in reads.appended:
+            if name in of and not isinstance(of[name], list | collections.deque):
+                self._entries(of, (name,), label, reads.within)
 
     def _wanted_of(self, of: Mapping[str, Any], label: str) -> set[str]:
         """The names of a dict's entries that are asked for."""
@@ -286,16 +307,6 @@ class Dependencies:
         self.visit(x.__self__, names, label)
         if isinstance(x.__func__, types.FunctionType):
             self.visit(x.__self__, code_reads(x.__func__.__code__).within, label)
-
-    def _partial(self, x: functools.partial[Any], names: Names, label: str) -> None:
-        self.visit(x.func, names, label)
-        self.visit(x.args, names, label)
-        self._dict(x.keywords, names, label)
-        self.guards.read(lambda: (x.func, x.args, x.keywords), label)
-        self._attributes(x, names, label)
-
-    def _wrapper(self, x: Any, names: Names, label: str) -> None:
-        self.visit(x.__func__, names, label)
 
     def _class_attribute(self, kind: type, name: str, within: Names, label: str) -> None:
         guard_class_attribute(self, kind, name, within, label)
@@ -381,8 +392,6 @@ _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (nn.Module, Dependencies._module),
     (types.FunctionType, Dependencies._function),
     (types.MethodType, Dependencies._method),
-    (functools.partial, Dependencies._partial),
-    ((staticmethod, classmethod), Dependencies._wrapper),
     (type, guard_class),
     (types.ModuleType, guard_module_names),
     ((list, tuple, collections.deque), Dependencies._sequence),

@@ -37,13 +37,19 @@ def require_constants(
     first = list(tape.constants.values())
     if all(_memory(x) in there for x in first):
         return
-    moved = [x * _MOVED if x.is_floating_point() or x.is_complex() else x for x in inputs]
-    second = list(again(moved).constants.values())
+    second = list(again([_moved(x) for x in inputs]).constants.values())
     if len(first) != len(second) or not all(map(_same, first, second)):
         raise UncapturableError(
             "a tensor that it makes without an operation of PyTorch's depends on its inputs (in "
             "another thread, say)"
         )
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Other numbers that may well stand there: classes and words stay what there are such of."""
+    if x.is_floating_point() or x.is_complex():
+        return x * _MOVED
+    return ~x if x.dtype is torch.bool else x - (x > 0).to(x.dtype)
 
 
 def _memory(x: Tensor) -> int:

@@ -27,12 +27,13 @@ class Objective:
         weights: ``[tasks]``, each task's share of the meta-loss.
         step_weights: the weight of the query loss after 0, 1, ..., steps inner steps (the last
             one is always evaluated); MAML is 0, ..., 0, 1, and MAML++'s multi-step loss is not.
-        outputs: cotangents of the query outputs, where something else than the loss uses them.
+        outputs: cotangents of the query outputs, one a leaf, where something else than the loss
+            uses them.
     """
 
     weights: Tensor
     step_weights: Sequence[float]
-    outputs: Any = None
+    outputs: Sequence[Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class InnerLoop:
         weights = self.objective.weights.to(losses.dtype)
         value = (losses * weights).sum() * self.objective.step_weights[step]
         if self.objective.outputs is not None and step == self.steps:
-            pairs = zip(tree_leaves(outputs), tree_leaves(self.objective.outputs), strict=True)
+            pairs = zip(tree_leaves(outputs), self.objective.outputs, strict=True)
             value = value + sum(inner_product(y, c) for y, c in pairs if c is not None)
         return Query(step, value, losses, outputs)
 

@@ -150,6 +150,17 @@ def _built_in(to: Visitor, x: Any, names: Names, label: str) -> None:
         to.visit(x.__self__, None, label)
 
 
+def _partial(to: Visitor, x: functools.partial[Any], names: Names, label: str) -> None:
+    to.guards.read(lambda: (x.func, x.args, x.keywords), label)
+    for y in (x.func, x.args, x.keywords):
+        to.visit(y, names, label)
+    to._attributes(x, names, label)
+
+
+def _wrapper(to: Visitor, x: Any, names: Names, label: str) -> None:
+    to.visit(x.__func__, names, label)
+
+
 def _property(to: Visitor, x: property, names: Names, label: str) -> None:
     """One of a function that Python can see runs where it is seen."""
     if not isinstance(x.fget, types.FunctionType):
@@ -200,6 +211,8 @@ _WAYS: tuple[tuple[Any, Way], ...] = (
     ((ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._Pointer), _c_data),
     ((operator.attrgetter, operator.methodcaller), _getter),
     ((types.BuiltinFunctionType, types.MethodWrapperType), _built_in),
+    (functools.partial, _partial),
+    ((staticmethod, classmethod), _wrapper),
     (property, _property),
     (types.CellType, _cell),
     ((collections.abc.KeysView, collections.abc.ValuesView, collections.abc.ItemsView), _view),

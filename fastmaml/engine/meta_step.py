@@ -101,7 +101,7 @@ def meta_step(
         seeds: ``[tasks]`` int64; the result depends on them where the model draws at random.
         weights: ``[tasks]``.
         step_weights: one number for each of 0, 1, ..., steps.
-        cotangents: like the outputs, None for zero.
+        cotangents: one for each leaf of the outputs, None for zero.
     """
     parts = []
     program.depends.unreached = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import types
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -16,7 +17,7 @@ from fastmaml.engine.library_objects import PARTS_OF_LIBRARIES
 from fastmaml.engine.outside_world import about_call
 from fastmaml.engine.sight import of_a_library, of_function_class, root
 
-_SAYINGS = frozenset({"__name__", "__qualname__", "__doc__"})
+_SAYINGS = frozenset({"__name__", "__qualname__", "__doc__", "__module__"})
 _OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
 
 
@@ -41,7 +42,7 @@ def guard_module_names(to: Visitor, x: types.ModuleType, names: Names, label: st
         if names is None:
             names = frozenset(n for n in own if not n.startswith("__"))
             names -= {n for n in names if isinstance(own[n], types.ModuleType)}
-        to._entries(own, names, f"{label}.", names)
+        to._entries(own, names | own.keys() & {"__getattr__"}, f"{label}.", names)
         return
     # What a library has under a name may be exchanged; what it holds is its own, or a user's.
     names = names or frozenset()
@@ -61,6 +62,10 @@ def guard_class(to: Visitor, x: type, names: Names, label: str) -> None:
     if not of_a_library(x.__module__):
         to.guards.bases(x)
         guard_sayings(to, x, names, label)
+        if isinstance(x, abc.ABCMeta):  # what counts as an instance, besides
+            to.guards.read(abc.get_cache_token, f"the classes registered with {label}")
+        if names is not None and "__subclasses__" in names:
+            to.guards.read(lambda: tuple(x.__subclasses__()), f"the subclasses of {label}")
     for name in own_names(x) if names is None else names:
         guard_class_attribute(to, x, name, names, f"{x.__name__}.")
         if type(x) is not type:  # where what the class lacks is looked up
@@ -91,6 +96,25 @@ def guard_sayings(to: Visitor, x: Any, names: Names, label: str) -> None:
     """What a function or a class says of itself, for code that asks."""
     for name in _SAYINGS if names is None else _SAYINGS & names:
         to.guards.read(partial(getattr, x, name), f"{label}.{name}")
+    if names is not None and "__annotations__" in names:
+        to.visit(getattr(x, "__annotations__", None), None, f"{label}'s annotations")
+
+
+def guard_special_methods(to: Visitor, kind: type) -> None:
+    """Those of a user's class, which syntax and C code look up by names that no code shows."""
+    for each in kind.__mro__:
+        if of_a_library(each.__module__):
+            continue
+        own = to._of_classes.setdefault(each, each.__dict__)
+        special = {n for n, x in own.items() if n.startswith("__") and n.endswith("__")}
+        special = {n for n in special if isinstance(own[n], types.FunctionType)}
+        to._wanted.setdefault(id(own), (own, f"{each.__name__}.", set(), set()))[2].update(special)
+        if "_field_defaults" in own:  # a named tuple
+            to.guards.read(partial(_defaults, each), f"the defaults of {each.__name__}")
+
+
+def _defaults(kind: type) -> Any:
+    return getattr(kind.__new__, "__defaults__", None)
 
 
 def guard_every_class(to: Visitor, kind: type, names: Iterable[str]) -> None:

@@ -41,7 +41,8 @@ def python_seed(key: Tensor, function: str) -> int:
             f"the model calls torch's {function}, whose numbers vmap cannot draw again for each "
             "task (dropout can be)"
         )
-    with torch._C._DisableTorchDispatch():  # the user's code reads no value by this
+    # The user's code reads no value by this.
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         return int(mixed(key))
 
 

@@ -7,9 +7,11 @@ import functools
 import gc
 import os
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -23,6 +25,8 @@ LIBRARIES = MACHINERY | {"transformers", "peft", "torchvision", "timm"}
 _STANDARD = (os.path.dirname(os.__file__), "<frozen", "<__array_function__")
 
 _IMPORTS = sys.intern("<frozen importlib._bootstrap>")
+
+_STARTS = frozenset({threading.Thread.start.__code__, ThreadPoolExecutor.submit.__code__})
 
 _NO_OBJECTS = (bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter)
 """Tensors are looked at where they are kept."""
@@ -136,11 +140,13 @@ class Sight:
 
     Attributes:
         pools: by code that ran.
+        elsewhere: about a thread that was given work; empty if none was.
         raised: exceptions that the user's functions saw, caught or not: where, and of what class.
     """
 
     def __init__(self) -> None:
         self.pools: dict[types.CodeType, Pool] = {}
+        self.elsewhere = ""
         self.raised: set[tuple[types.CodeType, int, type]] = set()
         self._own: dict[types.CodeType, bool] = {}
         self._stack: list[Pool] = []
@@ -170,6 +176,8 @@ class Sight:
         if own is None:
             own = self._own[code] = own_code(code, frame.f_globals.get("__name__"))
         if not own:
+            if code in _STARTS:
+                self._starts(frame)
             return self._import(frame) if code.co_filename == _IMPORTS else None
         if self._importing:  # what modules do when they are loaded is done once
             return None
@@ -181,6 +189,13 @@ class Sight:
         self._stack.append(pool)
         frame.f_trace_lines = False
         return self._returned
+
+    def _starts(self, frame: types.FrameType) -> None:
+        kind = type(frame.f_locals["self"])
+        if root(kind.__module__) not in MACHINERY | {"tqdm"}:
+            self.elsewhere = (
+                f"it starts a {kind.__name__}, and what other threads compute is not recorded"
+            )
 
     def _returned(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         if event == "exception":

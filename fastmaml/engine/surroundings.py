@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class Surroundings:
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
         self.before = self._versions(), held.training
-        self.after: list[int | None] | None = None  # until the program has run
+        self.after: list[tuple[Tensor, int | None]] | None = None  # until the program has run
         self.ran = False
         self.entered: contextlib.ExitStack | None = None
 
@@ -67,11 +66,11 @@ class Surroundings:
         if self.entered is not None:
             self.entered.close()
         if self.program is not None:
-            self.after = self._own_versions()
+            self.after = [(x, _version(x)) for x in self._others()]
 
     def _check_program(self) -> None:
-        what = "a buffer or a frozen parameter was written to"
-        if self._own_versions() == self.after:
+        what = "a tensor that the model or the loss reads was written to"
+        if all(_version(x) == version for x, version in self.after or ()):
             # Also where a recording was looked at in this call: that was before.
             settings = self.program.depends.guards.changed() if self.program else None
             if settings is None:
@@ -83,14 +82,17 @@ class Surroundings:
         )
 
     def _versions(self) -> list[int | None]:
-        return _versions([*self.episodes.support.tensors(), *self.episodes.query.tensors()])
+        tensors = [*self.episodes.support.tensors(), *self.episodes.query.tensors()]
+        return [_version(x) for x in tensors]
 
-    def _own_versions(self) -> list[int | None]:
+    def _others(self) -> list[Tensor]:
+        """All that is read without getting a gradient; autograd looks after the rest."""
         if self.program is None:
             return []
         forward = self.program.forward
-        return _versions([*forward.frozen.values(), *forward.buffers.values()])
+        own = [*forward.frozen.values(), *forward.buffers.values()]
+        return own + self.program.depends.others()
 
 
-def _versions(tensors: Iterable[Tensor]) -> list[int | None]:
-    return [None if x.is_inference() else x._version for x in tensors]
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version

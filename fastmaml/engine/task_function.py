@@ -96,7 +96,7 @@ class TaskFunction:
         losses, outputs = loop.forward.by_task(one, (given, loop.seeds), meta.shared)
         value = (losses * loop.objective.weights.to(losses.dtype)).sum()
         if loop.objective.outputs is not None:
-            pairs = zip(tree_leaves(outputs), tree_leaves(loop.objective.outputs), strict=True)
+            pairs = zip(tree_leaves(outputs), loop.objective.outputs, strict=True)
             value = value + sum(inner_product(y, c) for y, c in pairs if c is not None)
         return Query(loop.steps, value, losses, outputs)
 

@@ -62,10 +62,24 @@ ABOUT_SHAPES = {
 """What forward-mode differentiation and sparse products ask; no values are read."""
 
 
+_BY_SIZES = frozenset(
+    {
+        torch.tensor_split,
+        Tensor.tensor_split,
+        torch._VF._pad_packed_sequence,
+        *(getattr(torch._VF, name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")),
+    }
+)
+"""What reads a second argument, if that is a tensor of whole numbers, in its memory."""
+
+
 def door(func: Any, arguments: Any) -> str:
     """How a function of torch's reads values without an operation; nothing if it does not."""
     if func in DOORS:
         return str(func.__name__)
+    if func in _BY_SIZES:
+        sizes = [x for x in arguments[1:2] if isinstance(x, Tensor) and not x.is_floating_point()]
+        return f"{func.__name__} with sizes in a tensor" if sizes else ""
     if func in (Tensor.__getitem__, Tensor.__setitem__):
         index, value = arguments[1], arguments[2:]
         made = (*(index if isinstance(index, tuple | list) else ()), *value)
