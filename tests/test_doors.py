@@ -169,6 +169,36 @@ def test_a_list_of_what_is_no_input_of_the_arithmetic(make: str) -> None:
         as_by_hand(maml, fm.Episodes(support, query), lr=0.01)
 
 
+def split(x: Tensor, sizes: Tensor) -> Tensor:
+    return x.tensor_split(sizes, dim=1)[0].sum()
+
+
+def unpacked(x: Tensor, sizes: Tensor) -> Tensor:
+    packed = nn.utils.rnn.PackedSequence(x[:, 0], torch.stack([sizes[0], 4 - sizes[0]]))
+    padded, _ = nn.utils.rnn.pad_packed_sequence(packed)
+    return padded[1].sum()
+
+
+def by_capsule(x: Tensor, sizes: Tensor) -> Tensor:
+    return x.sum() * torch.from_dlpack(torch.utils.dlpack.to_dlpack(sizes))[0]
+
+
+@pytest.mark.parametrize("reads", [split, unpacked, by_capsule])
+def test_sizes_in_a_tensors_memory(reads: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Which PyTorch reads there, without an operation."""
+
+    class Sized(nn.Linear):
+        def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+            return super().forward(x) * reads(x.tanh(), sizes)
+
+    torch.manual_seed(0)
+    maml = fm.MAML(Sized(3, 2).double(), lr=0.01, steps=2, loss=F.mse_loss, spot_checks=False)
+    for sizes in ([[2, 3], [2, 3], [2, 3]], [[3, 3], [3, 3], [3, 3]], [[2, 2], [3, 3], [2, 3]]):
+        parts = (vectors().support, vectors().query)
+        batches = [fm.Batch((b.inputs, torch.tensor(sizes)), b.targets) for b in parts]
+        as_by_hand(maml, fm.Episodes(*batches), lr=0.01)
+
+
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_a_mode_around_the_call_sees_it(executor: str | None) -> None:
     torch.manual_seed(0)

@@ -6,8 +6,10 @@ import abc
 import dataclasses
 import enum
 import functools
+import inspect
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from os import getenv as env
@@ -148,6 +150,60 @@ def tensor_made_on_the_way() -> Kind:
     return lambda: torch.ones(1).as_subclass(Own).get(), _set(Own)
 
 
+def attribute_of_a_moment_by_a_name_made_up() -> Kind:
+    class Helper(Dummy):
+        def get(self, name: str) -> Any:
+            return getattr(self, name)
+
+    return lambda: Helper().get("".join(["", "k"])), _set(Helper)
+
+
+def operator_by_another_name() -> Kind:
+    class Weight:
+        def __add__(self, other: float) -> float:
+            return other
+
+        __radd__ = __add__
+
+    weight = Weight()
+    return lambda: 1.0 + weight, lambda: setattr(Weight, "__radd__", lambda self, other: 3.0)
+
+
+def class_of_another_by_inspect() -> Kind:
+    class Parent(Dummy):
+        pass
+
+    class Child(Parent):
+        k = 7.0
+
+    Parent.k = 1.0
+    return lambda: inspect.getmro(Child)[1].k, _set(Parent)  # type: ignore[attr-defined]
+
+
+def registered_later() -> Kind:
+    class Kinds(abc.ABC):
+        @abc.abstractmethod
+        def run(self) -> None: ...
+
+    x = Dummy()
+    return lambda: 3.0 if isinstance(x, Kinds) else 1.0, lambda: Kinds.register(Dummy)
+
+
+def subclasses() -> Kind:
+    class Parent(Dummy):
+        pass
+
+    class Child(Parent):
+        pass
+
+    kept: list[type] = [Child]
+
+    def change() -> None:
+        kept.append(type("Another", (Parent,), {}))
+
+    return lambda: float(len(Parent.__subclasses__())), change
+
+
 # ------------------------------------------------------------------ plain values that are more
 
 
@@ -278,6 +334,26 @@ def append_that_returns() -> Kind:
     return read, change
 
 
+def append_to_what_is_no_list() -> Kind:
+    class Scaling(Dummy):
+        def append(self, x: list[float]) -> None:
+            x[0] *= self.k
+
+    held = types.SimpleNamespace(memory=Scaling())
+
+    def read() -> float:
+        x = [1.0]
+        held.memory.append(x)
+        return x[0]
+
+    def change() -> None:
+        other = Scaling()
+        other.k = 3.0
+        held.memory = other
+
+    return read, change
+
+
 def attribute_of_a_partial() -> Kind:
     part = functools.partial(float, 1.0)
     part.k = 1.0  # type: ignore[attr-defined]
@@ -305,6 +381,37 @@ def doc_of_a_function() -> Kind:
         """1.0"""
 
     return lambda: float(f.__doc__ or ""), lambda: setattr(f, "__doc__", "3.0")
+
+
+def annotation_of_a_function() -> Kind:
+    def f() -> None: ...
+
+    f.__annotations__["k"] = 1.0
+    return lambda: f.__annotations__["k"], lambda: f.__annotations__.update(k=3.0)
+
+
+def string_that_names_an_attribute() -> Kind:
+    class Config(Dummy):
+        pass
+
+    config, texts = Config(), ["{0.k}"]
+    return lambda: float(texts[0].format(config)), _set(config)
+
+
+def in_a_thread_by_another_name() -> Kind:
+    class Task(threading.Thread):
+        k = found = 1.0
+
+        def run(self) -> None:
+            self.found = Task.k
+
+    def read() -> float:
+        task = Task()
+        task.start()
+        task.join()
+        return task.found
+
+    return read, _set(Task)
 
 
 def environment_by_another_name() -> Kind:
@@ -359,7 +466,10 @@ KINDS = [
     *(class_by_its_attribute, parent_by_super, mapping_with_slots, row_with_slots),
     *(append_that_returns, attribute_of_a_partial, state_of_a_partial, name_of_a_class),
     *(doc_of_a_function, environment_by_another_name, environment_in_a_path),
-    *(variable_in_the_body_of_a_class, module_exchanged),
+    *(variable_in_the_body_of_a_class, module_exchanged, attribute_of_a_moment_by_a_name_made_up),
+    *(operator_by_another_name, class_of_another_by_inspect, registered_later, subclasses),
+    *(append_to_what_is_no_list, annotation_of_a_function, string_that_names_an_attribute),
+    *(in_a_thread_by_another_name,),
 ]
 
 

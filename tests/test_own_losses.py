@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,14 +26,23 @@ class Scaled(nn.Module):
         self.scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fixed(self.layer(x).tanh() * self.scale * self.k)
+        return self.fixed(self.layer(x).tanh() * self.scale * self.k) * TEACHER
 
+
+TEACHER = torch.ones(2, dtype=torch.float64)
 
 CHANGES: dict[str, Callable[[Scaled], object]] = {
     "setting": lambda model: setattr(model, "k", 3.0),
     "buffer": lambda model: model.scale.fill_(3.0),
     "frozen parameter": lambda model: model.fixed.weight.mul_(2.0),
+    "tensor outside of the model": lambda model: TEACHER.mul_(1.0005),
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    yield
+    TEACHER.fill_(1.0)
 
 
 def maml_of(model: nn.Module, **options: Any) -> fm.MAML:
@@ -60,6 +70,41 @@ def test_what_changed_in_between_is_refused(how: str, change: str) -> None:
     maml(vectors()).loss.backward()
     for x, p in zip(own, model.layer.parameters(), strict=True):
         torch.testing.assert_close(x, p.grad, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_outputs_that_drop_what_is_none(how: str) -> None:
+    """As transformers' do: a cotangent is never given to another output."""
+    file_utils = pytest.importorskip("transformers.utils")
+
+    @dataclasses.dataclass
+    class Answer(file_utils.ModelOutput):  # type: ignore[name-defined,misc]
+        first: Tensor | None = None
+        second: Tensor | None = None
+        third: Tensor | None = None
+
+    class Two(nn.Linear):
+        def forward(self, x: Tensor) -> Answer:
+            y = super().forward(x)
+            return Answer(first=y, third=y.square())
+
+    def gradient(use: Callable[[Any], Tensor], **options: Any) -> Tensor:
+        torch.manual_seed(0)
+        maml = fm.MAML(
+            Two(3, 2).double(), lr=0.3, loss=lambda y, t: F.mse_loss(y.first, t), **options
+        )
+        for _ in range(2):
+            maml.zero_grad()
+            use(maml(vectors())).backward()
+        return torch.cat([p.grad.flatten() for p in maml.parameters() if p.grad is not None])
+
+    mean = gradient(lambda out: out.loss, **HOW[how])
+    found = gradient(lambda out: out.losses.mean(), **HOW[how])
+    torch.testing.assert_close(found, mean, rtol=1e-12, atol=1e-15)
+    first = gradient(lambda out: out.outputs.first.square().sum(), **HOW[how])
+    third = gradient(lambda out: out.outputs.third.sum(), **HOW[how])
+    torch.testing.assert_close(first, third, rtol=1e-12, atol=1e-15)
+    assert float(first.norm()) > 0.1
 
 
 def test_what_no_guard_sees_is_refused() -> None:
