@@ -82,14 +82,19 @@ def guard_class_attribute(to: Visitor, kind: type, name: str, within: Names, lab
                 continue  # a user's class may come after it
             if hasattr(each.__dict__[name], "__get__"):
                 return
-        if each not in to._of_classes:
-            to._of_classes[each] = each.__dict__  # another proxy at each asking
-            if not of_a_library(each.__module__):
-                to.guards.size(to._of_classes[each])  # a new __bool__, say
-        own = to._of_classes[each]
+        own = _dict_of(to, each)
         to._entries(own, (name,), label, within)
         if name in own:
             return
+
+
+def _dict_of(to: Visitor, kind: type) -> Mapping[str, Any]:
+    """A class's own entries, of which none is to come or to go."""
+    if kind not in to._of_classes:
+        to._of_classes[kind] = kind.__dict__  # another proxy at each asking
+        if not of_a_library(kind.__module__):
+            to.guards.size(to._of_classes[kind])  # a new __bool__, say
+    return to._of_classes[kind]
 
 
 def guard_sayings(to: Visitor, x: Any, names: Names, label: str) -> None:
@@ -105,7 +110,7 @@ def guard_special_methods(to: Visitor, kind: type) -> None:
     for each in kind.__mro__:
         if of_a_library(each.__module__):
             continue
-        own = to._of_classes.setdefault(each, each.__dict__)
+        own = _dict_of(to, each)
         special = {n for n, x in own.items() if n.startswith("__") and n.endswith("__")}
         special = {n for n in special if isinstance(own[n], types.FunctionType)}
         to._wanted.setdefault(id(own), (own, f"{each.__name__}.", set(), set()))[2].update(special)
@@ -121,7 +126,7 @@ def guard_every_class(to: Visitor, kind: type, names: Iterable[str]) -> None:
     """What each class says under these names, for code that asks one of them and no object."""
     for each in kind.__mro__:
         if not of_a_library(each.__module__):
-            own = to._of_classes.setdefault(each, each.__dict__)
+            own = _dict_of(to, each)
             to._entries(own, names, f"{each.__name__}.", frozenset(names))
 
 
