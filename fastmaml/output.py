@@ -14,7 +14,7 @@ from fastmaml.engine.meta_step import MetaResult
 from fastmaml.engine.trees import flatten, unflatten
 from fastmaml.losses import logits_of, masked
 
-AGAIN = {torch.float64: 1e-9, torch.float32: 1e-3}
+AGAIN = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Losses of the same meta-step are nearer than this, relative to the largest, on any device."""
 
 
@@ -159,9 +159,9 @@ def _check_same(losses: Tensor, version: int, again: Tensor) -> None:
     """The last of several nets: the meta-step that runs again has to be the one that ran."""
     if losses._version != version:
         return  # the user has written to them
-    largest = losses.abs().nan_to_num(posinf=0).max()
-    near = AGAIN.get(losses.dtype, 1e-2) * largest
-    if not torch.allclose(again, losses, rtol=0, atol=float(near), equal_nan=True):
+    largest = float(losses.abs().nan_to_num(posinf=0).max())
+    near = max(AGAIN.get(losses.dtype, 1e-2) * largest, torch.finfo(losses.dtype).eps)
+    if not torch.allclose(again, losses, rtol=0, atol=near, equal_nan=True):
         raise RuntimeError(
             "a loss of your own over out.losses or out.outputs runs the meta-step again, which now "
             f"gives {again.tolist()} and gave {losses.tolist()}: what the model or the loss reads "

@@ -173,6 +173,10 @@ def split(x: Tensor, sizes: Tensor) -> Tensor:
     return x.tensor_split(sizes, dim=1)[0].sum()
 
 
+def split_by_name(x: Tensor, sizes: Tensor) -> Tensor:
+    return x.tensor_split(dim=1, tensor_indices_or_sections=sizes)[0].sum()
+
+
 def unpacked(x: Tensor, sizes: Tensor) -> Tensor:
     packed = nn.utils.rnn.PackedSequence(x[:, 0], torch.stack([sizes[0], 4 - sizes[0]]))
     padded, _ = nn.utils.rnn.pad_packed_sequence(packed)
@@ -183,7 +187,7 @@ def by_capsule(x: Tensor, sizes: Tensor) -> Tensor:
     return x.sum() * torch.from_dlpack(torch.utils.dlpack.to_dlpack(sizes))[0]
 
 
-@pytest.mark.parametrize("reads", [split, unpacked, by_capsule])
+@pytest.mark.parametrize("reads", [split, split_by_name, unpacked, by_capsule])
 def test_sizes_in_a_tensors_memory(reads: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Which PyTorch reads there, without an operation."""
 

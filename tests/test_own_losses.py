@@ -162,3 +162,13 @@ def test_inside_of_torchs_transforms_it_says_where_to_go() -> None:
     own = [p.grad for p in maml.parameters() if p.grad is not None]
     for x, y in zip(found, own, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=0)
+
+
+def test_losses_of_nothing_are_as_they_were() -> None:
+    """There is no scale to hold them against."""
+    torch.manual_seed(0)
+    maml = fm.MAML(Scaled().double(), lr=0.3, loss=lambda y, t: (y - y.detach()).sum())
+    out = maml(vectors())
+    assert not out.losses.any()
+    out.losses.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in maml.parameters())

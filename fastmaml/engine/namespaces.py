@@ -64,6 +64,8 @@ def guard_class(to: Visitor, x: type, names: Names, label: str) -> None:
         guard_sayings(to, x, names, label)
         if isinstance(x, abc.ABCMeta):  # what counts as an instance, besides
             to.guards.read(abc.get_cache_token, f"the classes registered with {label}")
+        if "_field_defaults" in x.__dict__:  # a named tuple, whose code is none of the user's
+            to.guards.read(partial(_defaults, x), f"the defaults of {label}")
         if names is not None and "__subclasses__" in names:
             to.guards.read(lambda: tuple(x.__subclasses__()), f"the subclasses of {label}")
     for name in own_names(x) if names is None else names:
@@ -86,6 +88,10 @@ def guard_class_attribute(to: Visitor, kind: type, name: str, within: Names, lab
         to._entries(own, (name,), label, within)
         if name in own:
             return
+
+
+def _defaults(kind: type) -> Any:
+    return getattr(kind.__new__, "__defaults__", None)
 
 
 def _dict_of(to: Visitor, kind: type) -> Mapping[str, Any]:
@@ -114,12 +120,6 @@ def guard_special_methods(to: Visitor, kind: type) -> None:
         special = {n for n, x in own.items() if n.startswith("__") and n.endswith("__")}
         special = {n for n in special if isinstance(own[n], types.FunctionType)}
         to._wanted.setdefault(id(own), (own, f"{each.__name__}.", set(), set()))[2].update(special)
-        if "_field_defaults" in own:  # a named tuple
-            to.guards.read(partial(_defaults, each), f"the defaults of {each.__name__}")
-
-
-def _defaults(kind: type) -> Any:
-    return getattr(kind.__new__, "__defaults__", None)
 
 
 def guard_every_class(to: Visitor, kind: type, names: Iterable[str]) -> None:

@@ -333,7 +333,7 @@ class _NoEscape(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if through := door(func, (*args, *(kwargs or {}).values())):
+        if through := door(func, args, kwargs or {}):
             self.recorder._refuse(f"it calls {through}, which reads a value back")
         return func(*args, **(kwargs or {}))
 

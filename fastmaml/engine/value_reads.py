@@ -70,21 +70,22 @@ _BY_SIZES = frozenset(
         *(getattr(torch._VF, name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")),
     }
 )
-"""What reads a second argument, if that is a tensor of whole numbers, in its memory."""
+"""What reads a tensor of whole numbers, beside what it is about, in its memory."""
 
 
-def door(func: Any, arguments: Any) -> str:
+def door(func: Any, args: Any, kwargs: dict[str, Any]) -> str:
     """How a function of torch's reads values without an operation; nothing if it does not."""
     if func in DOORS:
         return str(func.__name__)
     if func in _BY_SIZES:
-        sizes = [x for x in arguments[1:2] if isinstance(x, Tensor) and not x.is_floating_point()]
+        given = [*args[1:], *(x for name, x in kwargs.items() if name != "input")]
+        sizes = any(isinstance(x, Tensor) and not x.is_floating_point() for x in given)
         return f"{func.__name__} with sizes in a tensor" if sizes else ""
     if func in (Tensor.__getitem__, Tensor.__setitem__):
-        index, value = arguments[1], arguments[2:]
+        index, value = args[1], args[2:]
         made = (*(index if isinstance(index, tuple | list) else ()), *value)
     else:
-        made = arguments if func in _MAKERS else ()
+        made = (*args, *kwargs.values()) if func in _MAKERS else ()
     if any(not isinstance(x, Tensor) and _has_tensors(x) for x in made):
         return f"{func.__name__} with a list of tensors"
     return ""
@@ -178,7 +179,7 @@ class _Doors(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if through := door(func, (*args, *(kwargs or {}).values())):
+        if through := door(func, args, kwargs or {}):
             self.found.numbers = self.found.numbers or through
             self.found.seen = self.found.seen or through
         return func(*args, **(kwargs or {}))
