@@ -16,7 +16,7 @@ PEERS ?=
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test fuzz check format operators bench bench-quick gpu sanitize clean
+.PHONY: demo test fuzz check format operators bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -66,41 +66,31 @@ bench: $(STAMP)
 
 # The same programs on little, in minutes: do they work, and are the gradients right? Committed
 # results stay as they are: it writes to runs/bench-quick.
-QUICK := runs/bench-quick
+SMALL := runs/bench-quick
 bench-quick: $(STAMP)
-	mkdir -p $(QUICK)
+	mkdir -p $(SMALL)
 	$(BENCH)/run_suites.py --quick
-	$(BENCH)/sampling.py --rounds 2 --seconds 0.05 --json $(QUICK)/sampling.json
+	$(BENCH)/sampling.py --rounds 2 --seconds 0.05 --json $(SMALL)/sampling.json
 	$(BENCH)/growth.py --quick
 	$(BENCH)/convergence.py --quick
 	$(BENCH)/cold_start.py --quick
-	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(QUICK)/memory_growth.json --png $(QUICK)/memory_growth.png
+	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png
 	$(BENCH)/partial_scopes.py --quick --subjects conv4-head --steps 1 3
 	$(BENCH)/profiles.py --quick --subjects digits
 	$(BENCH)/vs_first_order.py --quick --subjects mlp
-	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(QUICK)/meta_step.json $(if $(PEERS),--peers $(PEERS))
+	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(SMALL)/meta_step.json $(if $(PEERS),--peers $(PEERS))
 
-# On a machine with a GPU, with the Python that has its torch: the tests marked gpu, then timings.
-# It builds the native module for that GPU in an environment of its own and needs no network.
-GPU_TESTS := tests/test_gpu.py tests/test_gpu_profile.py tests/test_ops.py tests/test_ops_edges.py tests/test_capture.py tests/test_triton_gpu.py
+# On a machine with a GPU, with the Python that has its torch, and no network: builds, tests and
+# measures in order of value, in at most 8.5 minutes. PARTS=build,smoke runs some of it. Where .git
+# does not travel, write .commit before: git describe --always --abbrev=40 --dirty > .commit
+PARTS ?=
 gpu:
-	mkdir -p $(OUT)
-	$(PYTHON) -m venv --system-site-packages .venv-gpu
-	FASTMAML_BUILD=1 FASTMAML_CUDA=1 .venv-gpu/bin/python -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
-	.venv-gpu/bin/python -c "from fastmaml import ops; print(ops.status())"
-	.venv-gpu/bin/python -m pytest -m gpu $(GPU_TESTS)
-	.venv-gpu/bin/python benchmarks/meta_step.py --device cuda --json $(OUT)/meta_step.json
-	.venv-gpu/bin/python benchmarks/ops.py --device cuda --json $(OUT)/ops.json
-	.venv-gpu/bin/python benchmarks/triton_kernels.py --json $(OUT)/triton_kernels.json
-	.venv-gpu/bin/python benchmarks/memory_growth.py --device cuda --json $(OUT)/memory_growth.json --png $(OUT)/memory_growth.png
-	.venv-gpu/bin/python benchmarks/partial_scopes.py --device cuda --json $(OUT)/partial_scopes.json
-	.venv-gpu/bin/python benchmarks/run_suites.py --device cuda --json $(OUT)/suites.json
-	.venv-gpu/bin/python benchmarks/sampling.py --device cuda --json $(OUT)/sampling.json
-	.venv-gpu/bin/python benchmarks/growth.py --device cuda --json $(OUT)/growth.json --png $(OUT)/growth.png
-	.venv-gpu/bin/python benchmarks/convergence.py --device cuda --json $(OUT)/convergence.json --png $(OUT)/convergence.png
-	.venv-gpu/bin/python benchmarks/cold_start.py --device cuda --json $(OUT)/cold_start.json
-	.venv-gpu/bin/python benchmarks/profiles.py --device cuda --json $(OUT)/profiles.json
-	.venv-gpu/bin/python benchmarks/vs_first_order.py --device cuda --json $(OUT)/vs_first_order.json
+	$(PYTHON) benchmarks/gpu.py --out $(OUT) --parts "$(PARTS)"
+
+# The same program on a CPU, in a copy of the tree; QUICK=1 shows that every part works.
+QUICK ?=
+gpu-rehearsal:
+	$(PYTHON) benchmarks/rehearsal.py --parts "$(PARTS)" $(if $(QUICK),--quick)
 
 # The C++ under address and undefined-behaviour sanitizers: an instrumented copy runs the ops' tests.
 SANITIZED := build/sanitized
@@ -122,4 +112,4 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-gpu build dist *.egg-info
+	rm -rf $(VENV) .venv-gpu .venv-rehearsal build dist *.egg-info

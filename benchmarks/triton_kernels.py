@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from fastmaml.kernels import attention_float64 as explicit
 from fastmaml.kernels.attention_work import Attention
+from gpu_parts.timing import in_turns
 from results import about, folder
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +34,8 @@ MODES = {
     "tf32": (torch.float32, "tf32"),
     "bfloat16": (torch.bfloat16, "ieee"),
 }
-CALLS = 10
+SIZES = {"device": "cuda", "quick": False}
+"""Of this run: `tiny` makes it one that an interpreter can do."""
 # As torch.finfo says of bfloat16; tf32 has ten bits of mantissa.
 WORST = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 2e-2}
 Run = Callable[[], Tensor]
@@ -56,18 +57,24 @@ def moved(*tensors: Tensor) -> float:
     return float(sum(x.numel() * x.element_size() for x in tensors))
 
 
+def tiny() -> None:
+    """One small case of each family, on the CPU where no GPU is."""
+    SIZES["quick"] = True
+    SIZES["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def of_sizes(large: Sequence[Any], small: Any) -> Sequence[Any]:
+    return [small] if SIZES["quick"] else large
+
+
 def random(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=dtype)
+    return torch.randn(shape, device=SIZES["device"], dtype=dtype)
 
 
 def linears(dtype: torch.dtype) -> Iterator[Work]:
     # The transformer of the benchmarks, one of BERT's layers, and the head of a small network.
-    for tasks, rows, inputs, outputs in (
-        (4, 512, 128, 512),
-        (8, 1024, 768, 768),
-        (32, 75, 64, 20),
-        (1, 4096, 4096, 4096),
-    ):
+    sizes = [(4, 512, 128, 512), (8, 1024, 768, 768), (32, 75, 64, 20), (1, 4096, 4096, 4096)]
+    for tasks, rows, inputs, outputs in of_sizes(sizes, (2, 5, 8, 4)):
         x, w = random(tasks, rows, inputs, dtype=dtype), random(tasks, outputs, inputs, dtype=dtype)
         g, name = random(tasks, rows, outputs, dtype=dtype), f"{tasks} x {rows}x{inputs}x{outputs}"
         size = 2.0 * tasks * rows * inputs * outputs, moved(x, w, g)
@@ -87,7 +94,7 @@ def linears(dtype: torch.dtype) -> Iterator[Work]:
 
 def convolutions(dtype: torch.dtype) -> Iterator[Work]:
     # Omniglot's layers at 5-way 1-shot, one of 5-shot mini-ImageNet, a strided and a 1x1 one.
-    for tasks, examples, channels, size, outputs, kernel, stride in (
+    sizes = [
         (32, 5, 1, 28, 64, 3, 1),
         (32, 5, 64, 28, 64, 3, 1),
         (32, 5, 64, 14, 64, 3, 1),
@@ -95,7 +102,9 @@ def convolutions(dtype: torch.dtype) -> Iterator[Work]:
         (4, 25, 32, 42, 32, 3, 1),
         (8, 25, 64, 28, 128, 3, 2),
         (8, 25, 128, 14, 128, 1, 1),
-    ):
+    ]
+    small = (2, 2, 3, 4, 4, 3, 1)
+    for tasks, examples, channels, size, outputs, kernel, stride in of_sizes(sizes, small):
         x = random(tasks, examples, size, size, channels, dtype=dtype).permute(0, 1, 4, 2, 3)
         w = random(tasks, kernel, kernel, channels, outputs, dtype=dtype).permute(0, 4, 3, 1, 2)
         settings = (stride, stride), (kernel // 2,) * 2, (1, 1)
@@ -170,11 +179,12 @@ def members(
 
 def attentions(dtype: torch.dtype) -> Iterator[Work]:
     # MiniLM's and BERT's heads on sentences, a causal model's on longer text.
-    for tasks, batch, heads, length, size, causal in (
+    sizes = [
         (4, 16, 12, 128, 32, False),
         (4, 16, 12, 128, 64, False),
         (2, 2, 16, 1024, 128, True),
-    ):
+    ]
+    for tasks, batch, heads, length, size, causal in of_sizes(sizes, (2, 1, 2, 5, 8, True)):
         shape = tasks, batch, length, heads, size
         q, k, v, g, hq, hk, hv = (random(*shape, dtype=dtype).transpose(2, 3) for _ in range(7))
         work = Attention(q, k, v, None, None, causal, size**-0.5, 0.0)
@@ -225,14 +235,14 @@ def derivatives(name: str, work: Attention, g: Tensor, h: tuple[Tensor, ...]) ->
 
 def embeddings(dtype: torch.dtype) -> Iterator[Work]:
     # Word pieces of sentences, one table shared by all tasks.
-    rows, size, tasks, tokens = 30_522, 384, 4, 2048
+    [(rows, size, tasks, tokens)] = of_sizes([(30_522, 384, 4, 2048)], (9, 8, 2, 5))
     w, g = (
         random(rows, size, dtype=dtype).expand(tasks, -1, -1),
         random(tasks, tokens, size, dtype=dtype),
     )
-    ids = torch.randint(rows, (tasks, tokens), device="cuda")
+    ids = torch.randint(rows, (tasks, tokens), device=w.device)
     places = ids.unsqueeze(2).expand(-1, -1, size)
-    zeros = torch.zeros(tasks, rows, size, device="cuda", dtype=dtype)
+    zeros = torch.zeros(tasks, rows, size, device=w.device, dtype=dtype)
     name = f"{tasks} x {tokens} of {rows}x{size}"
     yield Work(
         f"task_embedding {name}",
@@ -256,50 +266,27 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 
-def graph(run: Run) -> torch.cuda.CUDAGraph:
-    """Of several calls, after one that measures tiles, picks algorithms and loads kernels."""
-    run()
-    torch.cuda.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        for _ in range(CALLS):
-            run()
-    return captured
-
-
-def microseconds(captured: torch.cuda.CUDAGraph) -> float:
-    """Of one call."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    captured.replay()
-    end.record()
-    end.synchronize()
-    return 1e3 * start.elapsed_time(end) / CALLS
-
-
 def measure(work: Work, mode: str, rounds: int) -> dict[str, Any]:
+    """A row; what is wrong is not timed."""
     exact, same = work.exact(), next(iter(work.rivals))
     ours, theirs = error(work.ours(), exact), error(work.rivals[same](), exact)
-    if ours > max(2 * theirs, WORST[mode]):
-        raise SystemExit(f"{work.name} in {mode} is off by {ours:.1e}, {same} by {theirs:.1e}")
-    graphs = {name: graph(run) for name, run in {"fastmaml": work.ours, **work.rivals}.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for round_ in range(rounds + 2):  # the first two warm up the clocks
-        for name, captured in graphs.items():
-            taken = microseconds(captured)
-            if round_ >= 2:
-                times[name].append(taken)
-    medians = {name: round(statistics.median(t), 2) for name, t in times.items()}
-    best = min(t for name, t in medians.items() if name != "fastmaml")
-    return {
+    row = {
         "work": work.name, "mode": mode, "flops": work.flops, "bytes": work.bytes,
-        "error": ours, "error of " + same: theirs, "median_us": medians,
-        "quartiles_us": {n: [round(q, 2) for q in statistics.quantiles(t, n=4)[::2]]
-                         for n, t in times.items()},
+        "error": ours, "error of " + same: theirs,
+    }  # fmt: skip
+    if not ours <= max(2 * theirs, WORST[mode]):
+        wrong = f"{work.name} in {mode} is off by {ours:.1e}, {same} by {theirs:.1e}"
+        return row | {"wrong": wrong}
+    times = in_turns({"fastmaml": work.ours, **work.rivals}, SIZES["device"], rounds)
+    medians = {name: found["median"] for name, found in times.items()}
+    best = min(t for name, t in medians.items() if name != "fastmaml")
+    return row | {
+        "median_us": medians,
+        "quartiles_us": {name: found["quartiles"] for name, found in times.items()},
         "of_the_best_rival": round(medians["fastmaml"] / best, 2),
         "tflops": round(work.flops / medians["fastmaml"] / 1e6, 2),
         "gbytes_per_s": round(work.bytes / medians["fastmaml"] / 1e3, 1),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -319,6 +306,8 @@ def main() -> None:
             for work in family(dtype):
                 rows.append(measure(work, mode, options.rounds))
                 row = rows[-1]
+                if "wrong" in row:
+                    raise SystemExit(row["wrong"])
                 print(
                     mode, row["work"], row["median_us"], f"x{row['of_the_best_rival']}", flush=True
                 )

@@ -23,7 +23,6 @@ from typing import Any
 
 # Before Triton is imported: an interpreted kernel cannot be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
@@ -128,8 +127,7 @@ def compiled(launch: Launch, arch: int) -> Any:
     """``launch`` for ``arch``."""
     special = Specialised(launch)
     source = ASTSource(launch.kernel, special.signature, special.constants, special.attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
 
 
 def resources(kernel: Any) -> dict[str, int]:

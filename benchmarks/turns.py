@@ -26,6 +26,11 @@ class WorkerError(Exception):
     """A worker cannot do what it was asked; the message says why."""
 
 
+def jax_on(arguments: list[str]) -> str:
+    """The platform that JAX shall use: that of the run."""
+    return "cuda" if "cuda" in arguments else "cpu"
+
+
 class Process:
     """A contestant's worker process.
 
@@ -46,7 +51,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=os.environ | counts | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | counts | {"PYTHONPATH": path, "JAX_PLATFORMS": jax_on(arguments)},
             start_new_session=True,  # so that what it starts ends with it
         )
         self._left = b""

@@ -14,7 +14,8 @@ import os
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ import triton
 from .launch import Launch, Product
 from .tiles import Tile, candidates
 
-# Tiles that the model ranks lower are not measured: each costs a compilation of about a second.
+# Tiles that the model ranks lower are not measured: each costs a compilation of about half a second
+# of a core.
 MEASURED = 3
 
 
@@ -54,7 +56,9 @@ def choose(product: Product, plan: Callable[[Tile], list[Launch]]) -> Tile:
         elif torch.cuda.is_current_stream_capturing():
             return tiles[0]
         else:
-            tiles = (min(tiles[:MEASURED], key=lambda tile: measure(plan(tile))),)
+            plans = {tile: plan(tile) for tile in tiles[:MEASURED]}
+            compile_all([launch for launches in plans.values() for launch in launches])
+            tiles = (min(plans, key=lambda tile: measure(plans[tile])),)
             remember(path, key(product), tiles[0])
     return DECIDED.setdefault(question, tiles[0])
 
@@ -65,6 +69,18 @@ def key(product: Product) -> str:
     tasks = triton.next_power_of_2(max(product.tasks, 1))
     kind = f"{product.op} {str(product.dtype).removeprefix('torch.')} {product.precision}"
     return f"{kind} {tasks}x{'x'.join(map(str, sizes))}"
+
+
+def compile_all(launches: Sequence[Launch]) -> None:
+    """At the same time: one after another a first call would wait several times as long."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def one(launch: Launch) -> None:
+        with contextlib.nullcontext() if device is None else torch.cuda.device(device):
+            launch.compile()
+
+    with ThreadPoolExecutor(len(launches) or 1) as pool:
+        list(pool.map(one, launches))
 
 
 def measure(launches: list[Launch]) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import EXACT, PROBLEMS, RULES, Problem, meta_gradient, relative
+from like_the_cpu import RULES_THERE, assert_like_the_cpu, paths
+from problems import EXACT, PROBLEMS, Problem, meta_gradient, relative
 from torch import nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml import ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,36 +17,14 @@ pytestmark = [
 ]
 
 
-PATHS = [
-    (executor, backend)
-    for executor in ("eager", "captured")
-    for backend in ("reference", "cuda", "triton")
-]
-
-
-@pytest.mark.parametrize("path", PATHS, ids="-".join)
+@pytest.mark.parametrize("path", paths("cuda"), ids="-".join)
 @pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("rule", ["sgd", "adam", "lslr"])
+@pytest.mark.parametrize("rule", RULES_THERE)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_cuda_equals_the_cpu(
     problem: Problem, rule: str, method: str, path: tuple[str, str]
 ) -> None:
-    """Replayed with other weights too: a graph reads them live."""
-    executor, backend = path
-    status = ops.status()[backend]
-    if not status.startswith("available"):
-        pytest.skip(f"{backend}: {status}")
-    options = {"gradient": EXACT[method], "executor": executor, "backend": backend}
-    on_cpu = problem.maml(RULES[rule](), gradient=EXACT[method], executor="eager")
-    on_cuda = problem.maml(RULES[rule](), **options).cuda()
-    on_device = problem.episodes.to("cuda")
-    for _ in range(2):
-        expected = meta_gradient(on_cpu, problem.episodes)
-        found = meta_gradient(on_cuda, on_device)
-        assert relative(found.cpu(), expected) < 1e-9
-        with torch.no_grad():
-            for a, b in zip(on_cpu.parameters(), on_cuda.parameters(), strict=True):
-                b.copy_(a.mul_(1.01))
+    assert_like_the_cpu(problem, rule, method, path, "cuda")
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

@@ -6,6 +6,7 @@ own. Nothing here imports torch: JAX's worker has none.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 from workloads import Workload
 
 BOTH = ("cpu", "cuda")
-NO_GPU = "benchmarks/peers/install.sh installs JAX for the CPU"
 LOOP, LOOP_FIRST = "hand-written loop", "hand-written loop, first order"
 
 
@@ -41,10 +41,15 @@ class Contestant:
 
     def python(self, peers: Path | None, own: str) -> str | None:
         """The Python that runs it; None where that environment was not made."""
-        if not self.peers or (peers is None and self.peers == "torch"):
+        if not self.peers or (peers is None and (self.peers == "torch" or has_jax())):
             return own
         path = peers / self.peers / "bin" / "python" if peers else None
         return str(path) if path and path.exists() else None
+
+
+def has_jax() -> bool:
+    """Whether this program's own Python has JAX, as on a machine with a GPU."""
+    return importlib.util.find_spec("jax") is not None
 
 
 CONTESTANTS = {
@@ -55,14 +60,15 @@ CONTESTANTS = {
     "torch.func vmap": Contestant("transforms"),
     "torch.compile of vmap": Contestant("transforms", slow=True),
     "CUDA graph of vmap": Contestant("transforms", devices=("cuda",), elsewhere="needs a GPU"),
-    "JAX jit of vmap": Contestant("jax_jit", devices=("cpu",), elsewhere=NO_GPU, peers="jax"),
-    "JAX jit of lax.map": Contestant("jax_jit", devices=("cpu",), elsewhere=NO_GPU, peers="jax"),
+    "JAX jit of vmap": Contestant("jax_jit", peers="jax"),
+    "JAX jit of lax.map": Contestant("jax_jit", peers="jax"),
     "fastmaml.compat.learn2learn": Contestant("loops"),
     "fastmaml.compat.higher": Contestant("loops"),
     "fastmaml per_task": Contestant("own"),
     "fastmaml": Contestant("own"),
     "fastmaml captured, reference ops": Contestant("own"),
     "fastmaml eager, reference ops": Contestant("own"),
+    "fastmaml, cuda kernels": Contestant("own", devices=("cuda",), elsewhere="needs a GPU"),
     "fastmaml compiled": Contestant("own", slow=True),
     LOOP_FIRST: Contestant("loops", order=1),
     "fastmaml, first order": Contestant("own", order=1),

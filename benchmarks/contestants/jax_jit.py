@@ -20,6 +20,9 @@ EPSILON = 1e-5  # of the normalisations, as torch's
 
 def build(name: str, setup: Setup) -> Built:
     jax.config.update("jax_enable_x64", setup.dtype == "float64")
+    # Its own default on a GPU is TF32, which nobody else here uses unless asked to.
+    precision = "tensorfloat32" if setup.tf32 else "float32"
+    jax.config.update("jax_default_matmul_precision", precision)
     forward = {"mlp": mlp, "conv4": conv4, "transformer": transformer}[setup.work.network]
     step = jax.jit(meta_gradient(setup.work, forward, by_map="lax.map" in name))
     theta = {n: jnp.asarray(inwards(w)) for n, w in setup.weights.items()}

@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fastmaml per_task": {},
     "fastmaml captured, reference ops": {"executor": "captured", "backend": "reference"},
     "fastmaml eager, reference ops": {"executor": "eager", "backend": "reference"},
+    "fastmaml, cuda kernels": {"executor": "captured", "backend": "cuda"},
     "fastmaml compiled": {"executor": "compiled"},
     "fastmaml, first order": {"first_order": True},
 }

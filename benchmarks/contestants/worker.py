@@ -96,6 +96,10 @@ def resident(field: str, device: str) -> float | None:
 
     None where the system does not tell.
     """
+    if device == "cuda" and "torch" not in sys.modules:
+        stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
+        bytes_ = stats.get("bytes_in_use" if field == "VmRSS" else "peak_bytes_in_use")
+        return None if bytes_ is None else float(bytes_ / 1e6)
     if device == "cuda":
         cuda = sys.modules["torch"].cuda
         bytes_ = cuda.memory_allocated() if field == "VmRSS" else cuda.max_memory_allocated()
@@ -107,7 +111,8 @@ def resident(field: str, device: str) -> float | None:
 def forget_peak(device: str) -> None:
     """The peak counts from now on."""
     if device == "cuda":
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
+        if "torch" in sys.modules:  # JAX's peak is that since its start
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
     elif CLEAR.exists():
         CLEAR.write_text("5")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,52 +12,109 @@ from fastmaml.engine.tape import UncapturableError
 WARM_UPS = 3
 """Runs before the capture, in which kernels choose their configurations and libraries set up."""
 
+Function = Callable[..., list[Tensor]]
+
+
+class GraphRoom:
+    """What graphs that run one after another share: a stream, memory, and whose turn it is.
+
+    Each keeps only its results in that memory, so that together they need what the largest does.
+
+    Args:
+        device: of all their tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.stream = torch.cuda.Stream()
+            self.memory = torch.cuda.graph_pool_handle()
+            self.done = torch.cuda.Event()
+
 
 class CudaGraph:
     """Replays a function of tensors on a CUDA device as one launch.
 
-    The first call runs the function a few times and captures it; later ones copy their inputs to
-    where the graph reads them and launch it. Memory: the graph keeps all that the function needs.
+    A call copies its inputs to where the graph reads them, launches it, and copies the results.
+    Calls on several streams wait for each other.
 
     Args:
         function: of tensors on one device, returns tensors; it must not wait for the device.
+        inputs: of the kind that calls will have; they become the graph's own.
+        room: which other graphs may share.
 
     Raises:
-        UncapturableError: at the first call, if it does.
+        UncapturableError: CUDA refuses to capture it. Streams and generators are as before.
     """
 
-    def __init__(self, function: Callable[..., list[Tensor]]) -> None:
-        self.function = function
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
-        self._outputs: list[Tensor] = []
+    def __init__(self, function: Function, inputs: Sequence[Tensor], room: GraphRoom) -> None:
+        self._inputs, self._room = list(inputs), room
+        self._graph, self._outputs = _captured(function, self._inputs, room)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """The function's results, in tensors of their own."""
-        if self._graph is None:
-            self._capture(inputs)
-        else:
-            torch._foreach_copy_(self._inputs, list(inputs))
-        assert self._graph is not None
-        self._graph.replay()
-        return [x.clone() for x in self._outputs]
+        room = self._room
+        with torch.cuda.device(room.device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(room.done)
+            _copy(self._inputs, inputs)
+            self._graph.replay()
+            found = [torch.empty_like(x) for x in self._outputs]
+            _copy(found, self._outputs)
+            room.done.record(stream)
+        return found
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = [x.clone() for x in inputs]
-        device = self._inputs[0].device
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
-                    self.function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
+
+def _copy(into: Sequence[Tensor], of: Sequence[Tensor]) -> None:
+    """One launch a dtype: a list of several would be copied one by one."""
+    lists: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for a, b in zip(into, of, strict=True):
+        mine, theirs = lists.setdefault(a.dtype, ([], []))
+        mine.append(a)
+        theirs.append(b)
+    for mine, theirs in lists.values():
+        torch._foreach_copy_(mine, theirs)
+
+
+def _captured(
+    function: Function, inputs: list[Tensor], room: GraphRoom
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """The graph, and where it leaves its results."""
+    with torch.cuda.device(room.device):
+        current = torch.cuda.current_stream()
+        room.stream.wait_stream(current)
+        with torch.cuda.stream(room.stream):
+            for _ in range(WARM_UPS):
+                function(*inputs)
+        current.wait_stream(room.stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # blocks that lie idle are of no use to the graph's memory
+        return _of_one_run(function, inputs, room)
+
+
+def _of_one_run(
+    function: Function, inputs: list[Tensor], room: GraphRoom
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """By hand: where a capture fails, `torch.cuda.graph` leaves its own stream the current one."""
+    graph = torch.cuda.CUDAGraph()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.stream(room.stream):
+            # Only this thread's calls must be of a kind that can be captured.
+            graph.capture_begin(pool=room.memory, capture_error_mode="thread_local")
             try:
-                with torch.cuda.graph(graph):
-                    self._outputs = self.function(*self._inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise UncapturableError(f"CUDA refuses to capture it: {error}") from error
-        self._graph = graph
+                outputs = function(*inputs)
+            finally:
+                graph.capture_end()
+    except Exception as error:
+        generator.graphsafe_set_state(before)  # else it takes the capture for going on
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        why = error.__context__ or error  # what came first: its end fails, too
+        if isinstance(why, torch.OutOfMemoryError):
+            raise why from None
+        if not isinstance(error, RuntimeError):
+            raise
+        raise UncapturableError(f"CUDA refuses to capture it: {why}") from why
+    return graph, outputs

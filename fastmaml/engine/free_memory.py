@@ -17,9 +17,18 @@ ROOT = Path("/")
 def free_bytes(device: torch.device) -> int:
     """Memory that is free now on the device."""
     if device.type == "cuda":
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reusable
+        return torch.cuda.mem_get_info(device)[0] + _reusable(device)
     return free_host_bytes(ROOT)
+
+
+def _reusable(device: torch.device) -> int:
+    """What PyTorch holds and has not given out, but for the pools of CUDA graphs."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) == (0, 0)
+    )
 
 
 def free_host_bytes(root: Path) -> int:

@@ -13,6 +13,7 @@ from torch.utils import _device
 from fastmaml.engine.dependencies import Dependencies
 from fastmaml.engine.guards import PLAIN
 from fastmaml.engine.sight import root
+from fastmaml.engine.tensor_cores import allows_tf32
 
 PLANS_KEPT = 16
 
@@ -148,4 +149,5 @@ def environment(device: str) -> tuple[Any, ...]:
         torch.get_default_dtype(),
         _device.CURRENT_DEVICE,  # as torch.get_default_device() says, in a fraction of its time
         torch.are_deterministic_algorithms_enabled(),
+        device == "cuda" and allows_tf32(),
     )

@@ -26,6 +26,9 @@ _STANDARD = (os.path.dirname(os.__file__), "<frozen", "<__array_function__")
 
 _IMPORTS = sys.intern("<frozen importlib._bootstrap>")
 
+_KERNELS = "fastmaml.kernels"
+"""What runs below a function of these is Triton's: it compiles, with threads, and launches."""
+
 _STARTS = frozenset({threading.Thread.start.__code__, ThreadPoolExecutor.submit.__code__})
 
 _NO_OBJECTS = (bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter)
@@ -151,7 +154,7 @@ class Sight:
         self._own: dict[types.CodeType, bool] = {}
         self._stack: list[Pool] = []
         self._strong: dict[int, Any] = {}
-        self._importing = 0
+        self._hidden = 0
         self._tracer = self._called  # one object, which can be told from another's
         self._before: Any = None
         self._collects = False
@@ -176,10 +179,10 @@ class Sight:
         if own is None:
             own = self._own[code] = own_code(code, frame.f_globals.get("__name__"))
         if not own:
-            if code in _STARTS:
+            if code in _STARTS and not self._hidden:
                 self._starts(frame)
-            return self._import(frame) if code.co_filename == _IMPORTS else None
-        if self._importing:  # what modules do when they are loaded is done once
+            return self._hides(frame) if _hides_others(frame) else None
+        if self._hidden:  # what modules do when they are loaded is done once
             return None
         pool = self.pools.get(code)
         if pool is None:
@@ -209,16 +212,22 @@ class Sight:
                 self._stack[-1].add(arg)
         return self._returned
 
-    def _import(self, frame: types.FrameType) -> Any:
-        if frame.f_code.co_name != "_find_and_load":
-            return None
-        self._importing += 1
+    def _hides(self, frame: types.FrameType) -> Any:
+        self._hidden += 1
         frame.f_trace_lines = False
-        return self._imported
+        return self._shown
 
-    def _imported(self, frame: types.FrameType, event: str, arg: Any) -> Any:
-        self._importing -= event == "return"
-        return self._imported
+    def _shown(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        self._hidden -= event == "return"
+        return self._shown
+
+
+def _hides_others(frame: types.FrameType) -> bool:
+    """Whether what it calls is no code of the model's: it imports a module, or runs a kernel."""
+    code = frame.f_code
+    if code.co_filename == _IMPORTS:
+        return code.co_name == "_find_and_load"
+    return str(frame.f_globals.get("__name__")).startswith(_KERNELS)
 
 
 def of_function_class(kind: type) -> list[types.FunctionType]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.inventory import Inventory
 from fastmaml.engine.meta_step import Program
+from fastmaml.engine.tensor_cores import ONE_RULE
 from fastmaml.episodes.batch import Episodes
 
 
@@ -57,6 +58,7 @@ class Surroundings:
             self._check_program()
         self.ran = True
         self.entered = contextlib.ExitStack()
+        self.entered.enter_context(ONE_RULE)  # backward() may be called anywhere
         if self.autocast or torch.is_autocast_enabled(self.device):
             self.entered.enter_context(
                 torch.autocast(self.device, self.dtype, self.autocast, cache_enabled=False)

@@ -13,6 +13,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
+from fastmaml.engine.tensor_cores import ONE_RULE
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -51,11 +53,11 @@ S = TypeVar("S", bound=_HasTurns)
 
 
 def in_turn(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method that one thread at a time runs, of objects with the same `Turns`."""
+    """A method that one thread at a time runs, of objects with the same `Turns`, by `ONE_RULE`."""
 
     @functools.wraps(method)
     def waiting(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._turns:
+        with self._turns, ONE_RULE:
             return method(self, *args, **kwargs)
 
     return waiting

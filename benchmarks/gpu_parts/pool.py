@@ -1,0 +1,163 @@
+"""Checks in several processes: one that takes its process with it costs only itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gpu_parts.answer import Answer
+
+PATIENCE = 45.0  # seconds for one check
+STICKY = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access")
+"""After these nothing works in that process any more."""
+
+Check = Callable[[str], dict[str, Any]]
+
+
+def processes(answer: Answer) -> int:
+    """How many at a time: eight share a GPU well."""
+    return 1 if answer.quick else min(8, os.cpu_count() or 1)
+
+
+def checked(answer: Answer, module: str, names: Iterable[str], count: int) -> None:
+    """Have ``check(name)`` of a module called for each name, in that order, until time is over.
+
+    Each gives a row: ``name``, ``outcome``, ``seconds``, ``why``, and what the check returned.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    names = list(names)
+    for name in names:
+        waiting.put(name)
+    lock = threading.Lock()
+
+    def work() -> None:
+        worker: Worker | None = None
+        while answer.left > 0:
+            try:
+                name = waiting.get_nowait()
+            except queue.Empty:
+                break
+            if worker is None or not worker.alive():
+                worker = Worker(module, answer.device)
+            row = worker.ask(name, min(PATIENCE, answer.left))
+            with lock:
+                if row["outcome"] in ("failed", "error"):
+                    why = (row["why"].strip().splitlines() or ["?"])[-1]
+                    answer.failures.append(f"{name}: {why[:300]}")
+                    print(f"\n{name}: {row['why']}", flush=True)
+                answer.row(**row)
+        if worker is not None:
+            worker.close()
+
+    threads = [threading.Thread(target=work) for _ in range(min(count, len(names)) or 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [row for row in answer.found["rows"] if "outcome" in row]
+    answer.found["counts"] = counts = {
+        what: sum(row["outcome"] == what for row in done)
+        for what in ("passed", "failed", "error", "skipped")
+    }
+    answer.found["not_reached"] = len(names) - len(done)
+    if not counts["passed"]:
+        answer.fail("no check passed")
+    told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    answer.say(f"{told or 'nothing'} of {len(names)}")
+
+
+class Worker:
+    """A process that checks one name at a time."""
+
+    def __init__(self, module: str, device: str) -> None:
+        command = [sys.executable, "-m", "gpu_parts.pool", module, device]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._left = b""
+
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.process.poll() is None
+
+    def ask(self, name: str, limit: float) -> dict[str, Any]:
+        """The row of a check; a process that ends, or takes too long, is a row as well."""
+        start = time.monotonic()
+        why, row = "its process ended", None
+        try:
+            assert self.process.stdin
+            self.process.stdin.write(json.dumps(name).encode() + b"\n")
+            self.process.stdin.flush()
+            row = self._answer(start + limit)
+        except TimeoutError:
+            why = f"took longer than {limit:.0f} s"
+        except BrokenPipeError:
+            pass
+        if row is None:
+            self.close()
+            row = {"outcome": "error", "why": why}
+        return {"name": name, "seconds": round(time.monotonic() - start, 3), **row}
+
+    def _answer(self, deadline: float) -> dict[str, Any] | None:
+        assert self.process.stdout
+        pipe = self.process.stdout.fileno()
+        while b"\n" not in self._left:
+            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            more = os.read(pipe, 1 << 16)
+            if not more:
+                return None
+            self._left += more
+        line, self._left = self._left.split(b"\n", 1)
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe
+                pipe.close()
+
+
+def outcome_of(check: Check, name: str) -> dict[str, Any]:
+    """What the check returns, or how it failed."""
+    import pytest  # the checks are tests' own, which skip
+
+    try:
+        return {"outcome": "passed", **(check(name) or {})}
+    except pytest.skip.Exception as skipped:
+        return {"outcome": "skipped", "why": str(skipped)}
+    except AssertionError:
+        return {"outcome": "failed", "why": traceback.format_exc()[-4000:]}
+    except Exception:
+        return {"outcome": "error", "why": traceback.format_exc()[-4000:]}
+
+
+def main() -> None:
+    """The worker: a name a line on its input, a row a line on its output."""
+    module, device = sys.argv[1:]
+    # Libraries print: the answers go where nothing else does.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    ready = importlib.import_module(module).checks(device)
+    for line in sys.stdin:
+        row = outcome_of(ready, json.loads(line))
+        print(json.dumps(row), file=answers, flush=True)
+        if any(word in row.get("why", "") for word in STICKY) and row["outcome"] != "skipped":
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Linear and convolution, with the members that are their derivatives, beside cuBLAS and cuDNN."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator
+
+import torch
+import triton_kernels
+from triton_kernels import MODES, Work, convolutions, linears, tiny
+
+from gpu_parts.answer import Answer
+
+ROUNDS = 8
+
+
+def main(answer: Answer) -> None:
+    """In float32 first: it is what a meta-step runs in unless told otherwise."""
+    if answer.quick or answer.device == "cpu":
+        tiny()
+    ratios: dict[str, list[float]] = {}
+    for mode, (dtype, precision) in MODES.items():
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.conv.fp32_precision = precision
+        for work in turn_about(linears(dtype), convolutions(dtype)):
+            if answer.left < 4 and not answer.quick:
+                answer.found["stopped_in"] = mode
+                break
+            row = triton_kernels.measure(work, mode, 2 if answer.quick else ROUNDS)
+            answer.row(**row)
+            if wrong := row.get("wrong"):
+                answer.fail(wrong)
+                continue
+            ratios.setdefault(f"{mode} {work.name.split()[0]}", []).append(row["of_the_best_rival"])
+    for what, found in ratios.items():
+        answer.say(
+            f"{what}: {statistics.median(found):.2f} of the best rival's time in the middle, "
+            f"{min(found):.2f} to {max(found):.2f}"
+        )
+
+
+def turn_about(*families: Iterator[Work]) -> Iterator[Work]:
+    """One of each in turn, so that neither is left out where time is short."""
+    for works in itertools.zip_longest(*families):
+        yield from (work for work in works if work is not None)

@@ -1,0 +1,22 @@
+"""``python -m gpu_parts.run PART ...``: one part; exits with 1 where something is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from gpu_parts.answer import Answer
+
+
+def main() -> None:
+    """The part of that name."""
+    name = sys.argv.pop(1)
+    answer = Answer.asked()
+    importlib.import_module(f"gpu_parts.{name}").main(answer)
+    answer.write()
+    if answer.failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

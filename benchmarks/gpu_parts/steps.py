@@ -1,0 +1,147 @@
+"""One exact meta-step of each workload: fastmaml beside a loop, vmap and its CUDA graph.
+
+All in one process, as a GPU's contestants do not share caches; each takes turns in rounds, and is
+timed only after its gradient was compared with that of the loop in float64.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from contestants import CONTESTANTS, LOOP, LOOP_FIRST, Built, Setup
+from exactness import allowed, difference
+from workloads import WORKLOADS, Workload, arrays
+
+from gpu_parts.answer import Answer
+from gpu_parts.timing import Peak, summary, synchronize
+
+FIRST = ("omniglot-5w", "sinusoid-1", "transformer", "omniglot-20w", "images-32", "sinusoid-5")
+QUICK = ("sinusoid-1",)
+NAMES = {
+    "cuda": (
+        "fastmaml", "fastmaml, cuda kernels", "fastmaml captured, reference ops",
+        "fastmaml, first order", "torch.func vmap", "CUDA graph of vmap", LOOP, LOOP_FIRST,
+    ),
+    "cpu": ("fastmaml", "fastmaml, first order", "torch.func vmap", LOOP, LOOP_FIRST),
+}  # fmt: skip
+RIVALS = ("torch.func vmap", "CUDA graph of vmap", "JAX jit of vmap", "JAX jit of lax.map")
+ROUNDS, TURN, BUDGET = 7, 0.1, 2.5
+"""Rounds; seconds of calls in each, at least one; seconds for all of them."""
+
+
+def main(answer: Answer) -> None:
+    """Every workload while there is time, the one with a target first."""
+    for key in QUICK if answer.quick else FIRST:
+        if answer.left < 8 and not answer.quick:
+            answer.found.setdefault("not_reached", []).append(key)
+            continue
+        measured(answer, WORKLOADS[key])
+
+
+def setup_of(work: Workload, device: str, dtype: str, given: dict[str, Any]) -> Setup:
+    """Of the arrays of a workload."""
+    cast = {n: x.astype(dtype) if x.dtype.kind == "f" else x for n, x in given.items()}
+    weights = {n[2:]: x for n, x in cast.items() if n.startswith("w.")}
+    episodes = {n: x for n, x in cast.items() if not n.startswith("w.")}
+    return Setup(work, weights, episodes, device, dtype, tf32=False)
+
+
+def built(name: str, setup: Setup) -> Built:
+    """A contestant."""
+    module = __import__(f"contestants.{CONTESTANTS[name].module}", fromlist=["build"])
+    found: Built = module.build(name, setup)
+    return found
+
+
+def measured(answer: Answer, work: Workload) -> None:
+    """A row: every contestant's first call, error, memory and times."""
+    given = arrays(work)
+    exact = {}
+    for name in (LOOP, LOOP_FIRST):
+        loop = built(name, setup_of(work, answer.device, "float64", given))
+        exact[CONTESTANTS[name].order] = loop.arrays(loop.run())
+    np.savez(answer.place / f"{work.key}.npz", **exact[2])
+    row: dict[str, Any] = {
+        "workload": work.key, "title": work.title, "contestants": {},
+        "first_order_difference": difference(exact[1], exact[2]),
+    }  # fmt: skip
+    running: dict[str, Callable[[], Any]] = {}
+    setup = setup_of(work, answer.device, "float32", given)
+    for name in NAMES[answer.device]:
+        try:
+            found, run = begun(name, setup, exact[CONTESTANTS[name].order], work)
+        except Exception as error:
+            found, run = {"refused": f"{type(error).__name__}: {error}"[:300]}, None
+            answer.fail(f"{work.key}: {name}: {found['refused']}")
+        if run is not None and not found["difference"] <= allowed(work, False):
+            answer.fail(f"{work.key}: {name} is off by {found['difference']:.1e}")
+            run = None
+        row["contestants"][name] = found
+        if run is not None:
+            running[name] = run
+    for name, times in turns(running, answer).items():
+        row["contestants"][name] |= summary(times)
+    answer.row(**row)
+    answer.say(line(row))
+    running.clear()
+    gc.collect()
+    if answer.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def begun(
+    name: str, setup: Setup, exact: dict[str, Any], work: Workload
+) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """Its first call, and what runs it."""
+    contestant = built(name, setup)
+    synchronize(setup.device)
+    with Peak(setup.device) as peak:
+        start = time.perf_counter()
+        result = contestant.run()
+        seconds = time.perf_counter() - start
+    error = difference(contestant.arrays(result), exact)
+    found = {
+        "order": CONTESTANTS[name].order, "first_call_s": round(seconds, 3),
+        "first_call_mb": peak.mb, "difference": error,
+    }  # fmt: skip
+    with Peak(setup.device) as peak:
+        contestant.run()
+    return {**found, "step_mb": peak.mb}, contestant.run
+
+
+def turns(running: dict[str, Callable[[], Any]], answer: Answer) -> dict[str, list[float]]:
+    """Milliseconds of each one's turns."""
+    times: dict[str, list[float]] = {name: [] for name in running}
+    spent = dict.fromkeys(running, 0.0)
+    for _ in range(2 if answer.quick else ROUNDS):
+        for name, run in running.items():
+            if times[name] and (spent[name] > BUDGET or answer.left < 5):
+                continue
+            begin, calls = time.perf_counter(), 0
+            while not calls or time.perf_counter() - begin < TURN:
+                run()
+                calls += 1
+            taken = time.perf_counter() - begin
+            spent[name] += taken
+            times[name].append(1e3 * taken / calls)
+    return times
+
+
+def line(row: dict[str, Any]) -> str:
+    """Of the table."""
+    ms = {n: r["median"] for n, r in row["contestants"].items() if "median" in r}
+    if "fastmaml" not in ms:
+        return f"{row['workload']}: fastmaml did not run"
+    own = ms["fastmaml"]
+    parts = [f"{row['workload']}: {own:.2f} ms"]
+    if LOOP in ms:
+        parts.append(f"loop {ms[LOOP] / own:.1f}x")
+    parts += [f"{n} {ms[n] / own:.1f}x" for n in RIVALS if n in ms]
+    if "fastmaml, first order" in ms:
+        parts.append(f"second over first order {own / ms['fastmaml, first order']:.2f}")
+    return ", ".join(parts)

@@ -1,0 +1,73 @@
+"""The tests that need a GPU, until the time is over: those first that no other part has run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from origin import ROOT
+
+from gpu_parts.answer import Answer
+from gpu_parts.pool import processes
+
+FILES = (
+    "test_triton_gpu", "test_cuda_graphs", "test_capture", "test_gpu_profile", "test_ops_dropout",
+    "test_ops_embedding", "test_ops_attention", "test_ops_edges", "test_ops_errors", "test_ops",
+    "test_gpu",
+)  # fmt: skip
+"""All that hold a test marked ``gpu`` (tests/test_gpu_run.py compares)."""
+
+ENDING = 4.0  # seconds for pytest to end and for this to read what it wrote
+
+
+def main(answer: Answer) -> None:
+    """One pytest over all, in as many processes as checks have, which tells of each test."""
+    told = answer.place / "tests.jsonl"
+    told.unlink(missing_ok=True)
+    files = [f"tests/{name}.py" for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "gpu_parts.telling"]
+    command += ["-p", "no:cacheprovider", "--tb=short", "-rN"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(processes(answer)), "--dist", "load", "--max-worker-restart", "50"]
+    if answer.quick:
+        command += ["-k", "relu and task_act"]
+    settings = {
+        "FASTMAML_TOLD": str(told),
+        "FASTMAML_TOLD_UNTIL": str(max(1.0, answer.left - ENDING)),
+    }
+    process = subprocess.Popen([*command, *files], cwd=ROOT, env=os.environ | settings)
+    try:
+        code: int | None = process.wait(max(1.0, answer.left - ENDING / 2))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = None
+    collect(answer, told.read_text().splitlines() if told.exists() else [], code)
+
+
+def collect(answer: Answer, lines: list[str], code: int | None) -> None:
+    """Rows, counts and failures of what was told."""
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        row = json.loads(line)
+        if "selected" in row:
+            answer.found["selected"] = row["selected"]
+        else:
+            rows.append(row)
+    answer.found["rows"] = rows
+    for row in rows:
+        if row["outcome"] in ("failed", "error"):
+            answer.failures.append(f"{row['name']}: {row['why'].strip().splitlines()[-1][:300]}")
+    counts = {
+        w: sum(r["outcome"] == w for r in rows) for w in ("passed", "failed", "error", "skipped")
+    }
+    answer.found["counts"] = counts
+    selected = answer.found.get("selected", 0)
+    left = max(0, selected - len(rows))
+    if not rows or (code not in (0, 1, 5, None) and not left):
+        answer.fail(f"pytest ended with {code} after {len(rows)} of {selected} tests")
+    told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    answer.say(f"{told} of {selected}" + (f"; {left} not reached" if left else ""))

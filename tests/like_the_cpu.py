@@ -1,0 +1,39 @@
+"""The contract on another device: the meta-gradient is the CPU's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import EXACT, RULES, Problem, meta_gradient, relative
+
+from fastmaml import ops
+
+RULES_THERE = ("sgd", "adam", "lslr")
+
+
+def paths(device: str) -> list[tuple[str, str]]:
+    """Executors and backends of a device; Triton's kernels run on a CPU when interpreted."""
+    own = "cuda" if device == "cuda" else "cpp"
+    backends = ("reference", own, "triton")
+    return [(executor, backend) for executor in ("eager", "captured") for backend in backends]
+
+
+def assert_like_the_cpu(
+    problem: Problem, rule: str, method: str, path: tuple[str, str], device: str
+) -> None:
+    """Replayed with other weights too: a recording reads them live."""
+    executor, backend = path
+    status = ops.status()[backend]
+    if not status.startswith("available"):
+        pytest.skip(f"{backend}: {status}")
+    options = {"gradient": EXACT[method], "executor": executor, "backend": backend}
+    here = problem.maml(RULES[rule](), gradient=EXACT[method], executor="eager")
+    there = problem.maml(RULES[rule](), **options).to(device)
+    on_device = problem.episodes.to(device)
+    for _ in range(2):
+        expected = meta_gradient(here, problem.episodes)
+        found = meta_gradient(there, on_device)
+        assert relative(found.cpu(), expected) < 1e-9
+        with torch.no_grad():
+            for a, b in zip(here.parameters(), there.parameters(), strict=True):
+                b.copy_(a.mul_(1.01))
