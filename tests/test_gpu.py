@@ -27,6 +27,12 @@ def test_cuda_equals_the_cpu(
     assert_like_the_cpu(problem, rule, method, path, "cuda")
 
 
+@pytest.mark.parametrize("path", paths("cuda"), ids="-".join)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+def test_cuda_in_float32_is_near_the_cpu(problem: Problem, path: tuple[str, str]) -> None:
+    assert_like_the_cpu(problem, "sgd", "unrolled", path, "cuda", torch.float32)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_have_second_derivatives(kind: type[nn.RNNBase]) -> None:
     class Last(nn.Module):

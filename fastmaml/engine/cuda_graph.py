@@ -15,6 +15,11 @@ WARM_UPS = 3
 Function = Callable[..., list[Tensor]]
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether what is recorded there becomes a graph."""
+    return device.type == "cuda"
+
+
 class GraphRoom:
     """What graphs that run one after another share: a stream, memory, and whose turn it is.
 

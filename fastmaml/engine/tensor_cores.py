@@ -7,14 +7,14 @@ allow it (``torch.set_float32_matmul_precision("high")``), and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 
 import torch
 
 _get, _set = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
 KINDS = ("matmul", "conv")
-ALL = (*KINDS, "rnn")
-"""PyTorch's older switch of cuDNN raises where that for its recurrent layers differs."""
 
 
 def allows_tf32() -> bool:
@@ -32,23 +32,42 @@ class OneRule:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: dict[str, str] = {}
+        self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1 and torch.cuda.is_initialized() and not allows_tf32():
-                self._before = {k: v for k in ALL if (v := _get("cuda", k)) == "tf32"}
-                for kind in self._before:
-                    _set("cuda", kind, "ieee")
+                self._undo = [_without(kind) for kind in KINDS if _get("cuda", kind) == "tf32"]
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                before, self._before = self._before, {}
-                for kind, value in before.items():
-                    _set("cuda", kind, value)
+                for undo in self._undo:
+                    undo()
+                self._undo = []
+
+
+def _without(kind: str) -> Callable[[], object]:
+    """Switch TF32 off; what switches it on again."""
+    if kind == "conv" and _older_switch_works():
+        torch._C._set_cudnn_allow_tf32(False)
+        return functools.partial(torch._C._set_cudnn_allow_tf32, True)
+    _set("cuda", kind, "ieee")
+    return functools.partial(_set, "cuda", kind, "tf32")
+
+
+def _older_switch_works() -> bool:
+    """Whether cuDNN's one switch of old can be read: not where the new ones were set apart.
+
+    `torch.backends.cudnn.flags` reads it, which models use; so it must stay readable.
+    """
+    try:
+        torch._C._get_cudnn_allow_tf32()
+    except RuntimeError:
+        return False
+    return True
 
 
 ONE_RULE = OneRule()

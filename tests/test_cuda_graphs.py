@@ -1,0 +1,419 @@
+"""CUDA graphs of recordings: on a GPU, and by a stand-in that replays on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from problems import PROBLEMS, RULES, meta_gradient, relative
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+from fastmaml.engine import capture, cuda_graph
+from fastmaml.engine.tape import UncapturableError
+from fastmaml.engine.tensor_cores import ONE_RULE, allows_tf32
+
+on_a_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+gpu = [pytest.param("cuda", marks=on_a_gpu)]
+
+
+# ---- a stand-in ----
+
+
+class Stream:
+    """What a stream is asked; the current one is noted."""
+
+    current: Any = "default"
+
+    def wait_stream(self, other: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+
+class Event:
+    def record(self, stream: Any) -> None: ...
+
+
+class Generator:
+    """A CUDA generator takes a capture that failed for going on, until it is given a state."""
+
+    state = "idle"
+
+    def clone_state(self) -> str:
+        return self.state
+
+    def graphsafe_set_state(self, state: str) -> None:
+        Generator.state = state
+
+
+class Graph:
+    """Between begin and end it notes the function's run; a replay runs it again.
+
+    Attributes:
+        refuses: raise in the capture, and at its end, as CUDA does.
+        wrong: what a replay adds.
+    """
+
+    refuses = False
+    wrong = 0.0
+    captures = 0
+    function: Callable[..., list[Tensor]]
+
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        Graph.captures += 1
+        Generator.state = "capturing"
+
+    def capture_end(self) -> None:
+        if self.refuses:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        Generator.state = "idle"
+
+    def replay(self) -> None:
+        for x, y in zip(self.outputs, self.run(*self.inputs), strict=True):
+            x.copy_(y + self.wrong if y.is_floating_point() else y)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
+    """Recordings on the CPU become graphs, of the stand-in."""
+
+    @contextmanager
+    def stream(of: Any) -> Iterator[None]:
+        before, Stream.current = Stream.current, of
+        try:
+            yield
+        finally:
+            Stream.current = before
+
+    @contextmanager
+    def device(of: Any) -> Iterator[None]:
+        yield
+
+    def captured(function: Any, inputs: list[Tensor], room: Any) -> Any:
+        def run(*given: Tensor) -> list[Tensor]:
+            if Generator.state == "capturing" and Graph.refuses:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return function(*given)
+
+        graph, outputs = real(run, inputs, room)
+        graph.run, graph.inputs, graph.outputs = function, inputs, outputs
+        return graph, outputs
+
+    real = cuda_graph._captured
+    monkeypatch.setattr(cuda_graph, "_captured", captured)
+    monkeypatch.setattr(capture, "has_graphs", lambda device: True)
+    for name, value in {
+        "Stream": Stream, "stream": stream, "Event": Event, "CUDAGraph": Graph, "device": device,
+        "current_stream": Stream, "graph_pool_handle": lambda: (0, 1), "synchronize": lambda: None,
+        "empty_cache": lambda: None, "default_generators": [Generator()],
+        "current_device": lambda: 0,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name, start in {"refuses": False, "wrong": 0.0, "captures": 0}.items():
+        monkeypatch.setattr(Graph, name, start)
+    monkeypatch.setattr(Generator, "state", "idle")
+    yield Graph
+    assert Stream.current == "default", "the stream of a capture is not the current one afterwards"
+    assert Generator.state == "idle", "a generator takes the capture for going on"
+
+
+def maml_of(**options: Any) -> tuple[fm.MAML, fm.Episodes]:
+    problem = next(p for p in PROBLEMS if p.name == "conv")
+    return problem.maml(RULES["adam"](), **options), problem.episodes
+
+
+def test_a_graph_gives_what_was_recorded_and_reads_weights_live(graphs: type[Graph]) -> None:
+    maml, episodes = maml_of(executor="captured")
+    eager, _ = maml_of(executor="eager")
+    for _ in range(3):
+        assert relative(meta_gradient(maml, episodes), meta_gradient(eager, episodes)) < 1e-9
+        with torch.no_grad():
+            for a, b in zip(maml.parameters(), eager.parameters(), strict=True):
+                b.copy_(a.mul_(1.1))
+    assert graphs.captures == 1
+
+
+def test_a_refusal_is_kept_and_told(
+    graphs: type[Graph], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphs.refuses = True
+    maml, episodes = maml_of()
+    eager, _ = maml_of(executor="eager")
+    with caplog.at_level(logging.WARNING, "fastmaml"):
+        for _ in range(3):
+            assert relative(meta_gradient(maml, episodes), meta_gradient(eager, episodes)) < 1e-9
+    assert graphs.captures == 1
+    why = "CUDA refuses to capture it: operation not permitted when stream is capturing"
+    assert [r.getMessage() for r in caplog.records if why in r.getMessage()]
+    maml.explain(episodes)
+    assert (
+        f"executor: eager, as this meta-step cannot be captured: {why}" in capsys.readouterr().out
+    )
+    required, _ = maml_of(executor="captured")
+    with pytest.raises(RuntimeError, match=why):
+        required(episodes)
+
+
+def test_a_graph_that_gives_something_else_is_refused(graphs: type[Graph]) -> None:
+    graphs.wrong = 1e-2
+    maml, episodes = maml_of(executor="captured")
+    with pytest.raises(RuntimeError, match=r"its replay differs.*is off by"):
+        maml(episodes)
+
+
+def test_results_are_the_callers_own(graphs: type[Graph]) -> None:
+    maml, episodes = maml_of(executor="captured", spot_checks=False)
+    first = maml(episodes)
+    kept = [x.clone() for x in (first.losses, first.outputs)]
+    with torch.no_grad():
+        next(maml.parameters()).mul_(2)
+    maml(episodes)
+    assert all(map(torch.equal, kept, (first.losses, first.outputs)))
+
+
+def test_what_adds_in_another_order_each_time_is_no_difference(
+    graphs: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As atomics do, which the first inner step of Adam makes large where gradients are tiny."""
+
+    def unsteady(self: Graph) -> None:
+        for x, y in zip(self.outputs, self.run(*self.inputs), strict=True):
+            x.copy_(y * (1 + 1e-3 * torch.randn(y.shape)) if y.is_floating_point() else y)
+
+    monkeypatch.setattr(Graph, "replay", unsteady)
+    monkeypatch.setattr(capture, "on_the_cpu", lambda flat: False)
+    maml, episodes = maml_of(executor="captured")
+    torch.manual_seed(0)
+    assert maml(episodes).loss.isfinite()
+
+
+def test_copies_are_one_call_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = torch._foreach_copy_
+
+    def counted(into: list[Tensor], of: list[Tensor]) -> None:
+        calls.append(len(into))
+        real(into, of)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    of = [torch.ones(2), torch.arange(3), torch.ones(3), torch.zeros(0)]
+    into = [torch.empty_like(x) for x in of]
+    cuda_graph._copy(into, of)
+    assert all(map(torch.equal, into, of))
+    assert sorted(calls) == [1, 3]
+
+
+# ---- one rule for TF32 ----
+
+
+@pytest.fixture
+def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Sets PyTorch's switches, and tells them; a CPU build has them, too."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+
+    def switched(**to: str) -> dict[str, Any]:
+        for kind, value in to.items():
+            put("cuda", kind, value)
+        found = {kind: get("cuda", kind) for kind in ("matmul", "conv", "rnn")}
+        try:
+            return found | {"older": torch._C._get_cudnn_allow_tf32()}
+        except RuntimeError:
+            return found | {"older": "set apart"}
+
+    yield switched
+    torch._C._set_cudnn_allow_tf32(True)
+    switched(matmul="none")
+
+
+@pytest.mark.parametrize(
+    ("asked", "tf32"),
+    [
+        ({}, False),  # PyTorch's defaults: TF32 for convolutions, and none for products
+        ({"matmul": "tf32"}, True),
+        ({"matmul": "tf32", "conv": "ieee"}, False),
+        ({"conv": "ieee"}, False),
+        ({"rnn": "ieee"}, False),
+    ],
+    ids=str,
+)
+def test_tf32_is_used_where_both_switches_allow_it(
+    switches: Callable[..., dict[str, Any]], asked: dict[str, str], tf32: bool
+) -> None:
+    before = switches(**asked)
+    with ONE_RULE:
+        assert allows_tf32() == tf32
+        inside = switches()
+        with ONE_RULE:
+            assert switches() == inside
+        assert switches() == inside
+        assert {inside["matmul"] == "tf32", inside["conv"] == "tf32"} == {tf32}
+        if before["older"] != "set apart":  # models read it, by torch.backends.cudnn.flags
+            assert inside["older"] == tf32
+    assert switches() == before
+
+
+def test_a_meta_step_keeps_the_rule(switches: Callable[..., dict[str, Any]]) -> None:
+    before = switches()
+    assert before["conv"] == "tf32"
+    seen = []
+
+    class Looking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(switches()["conv"])
+            return super().forward(x)
+
+    x = torch.randn(2, 3, 4)
+    episodes = fm.Episodes(fm.Batch(x, x[..., :2]), fm.Batch(x, x[..., :2]))
+    maml = fm.MAML(Looking(4, 2), 0.1, loss=F.mse_loss, executor="eager")
+    out = maml(episodes)
+    assert "tf32" not in seen
+    assert switches() == before
+    out.losses.square().sum().backward()  # runs again, outside of the call
+    maml.adapt_to(fm.Batch(x[0], x[0, :, :2]))
+    assert "tf32" not in seen
+    assert switches() == before
+
+
+# ---- on a GPU ----
+
+
+class Inverse(nn.Module):
+    """Its inverse is checked on the host, which a capture does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3) + 0.1 * torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.linalg.inv(self.weight)
+
+
+@pytest.mark.parametrize("device", gpu)
+def test_what_cuda_refuses_runs_eagerly_and_harms_nothing(device: str) -> None:
+    torch.manual_seed(0)
+    model, x = Inverse().double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    episodes = fm.Episodes(fm.Batch(x, x), fm.Batch(x, x))
+    on_cpu = meta_gradient(fm.MAML(model, 0.1, loss=F.mse_loss, executor="eager"), episodes)
+    maml, there = fm.MAML(model.to(device), 0.1, loss=F.mse_loss), episodes.to(device)
+    stream = torch.cuda.current_stream()
+    for _ in range(3):
+        assert relative(meta_gradient(maml, there).cpu(), on_cpu) < 1e-9
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.manual_seed(1)
+    assert torch.rand(3, device=device).isfinite().all()
+    other, episodes = maml_of(executor="captured")
+    eager, _ = maml_of(executor="eager")
+    found = meta_gradient(other.to(device), episodes.to(device))
+    assert relative(found.cpu(), meta_gradient(eager, episodes)) < 1e-9
+
+
+@pytest.mark.parametrize("device", gpu)
+def test_a_failed_capture_leaves_streams_and_generators(device: str) -> None:
+    room = cuda_graph.GraphRoom(torch.device(device, torch.cuda.current_device()))
+    x = torch.ones(3, device=device)
+
+    def waits(x: Tensor) -> list[Tensor]:
+        return [x * x.sum().item()]
+
+    stream = torch.cuda.current_stream()
+    with pytest.raises(UncapturableError, match="CUDA refuses to capture it"):
+        cuda_graph.CudaGraph(waits, [x], room)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.manual_seed(3)
+    a = torch.rand(5, device=device)
+    torch.cuda.manual_seed(3)
+    assert torch.equal(a, torch.rand(5, device=device))
+    graph = cuda_graph.CudaGraph(lambda x: [2 * x], [x.clone()], room)
+    assert torch.equal(graph(x + 1)[0], 2 * (x + 1))
+
+
+@pytest.mark.parametrize("device", gpu)
+def test_graphs_that_share_memory_in_any_order_and_on_any_stream(device: str) -> None:
+    room = cuda_graph.GraphRoom(torch.device(device, torch.cuda.current_device()))
+
+    def deep(factor: float) -> Callable[..., list[Tensor]]:
+        def run(x: Tensor) -> list[Tensor]:
+            for _ in range(20):
+                x = (x @ x.mT / len(x)).tanh() * factor
+            return [x, x.sum(1)]
+
+        return run
+
+    x = torch.randn(256, 256, device=device)
+    functions = [deep(0.9), deep(1.1)]
+    made = [cuda_graph.CudaGraph(f, [x.clone()], room) for f in functions]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    expected, found = [], []
+    for i in range(12):
+        y = x + i
+        expected.append(functions[i % 2](y))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(streams[i % 3]):
+            found.append(made[i % 2](y))
+    torch.cuda.synchronize()
+    for a, b in zip(found, expected, strict=True):
+        for p, q in zip(a, b, strict=True):
+            torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("device", gpu)
+def test_a_capture_beside_a_thread_that_uses_the_device(device: str) -> None:
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def busy() -> None:
+        try:
+            while not stop.is_set():
+                torch.randn(300, 300, device=device).sum().item()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        maml, episodes = maml_of(executor="captured")
+        found = meta_gradient(maml.to(device), episodes.to(device))
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    eager, _ = maml_of(executor="eager")
+    assert relative(found.cpu(), meta_gradient(eager, episodes)) < 1e-9
+
+
+@pytest.mark.parametrize("device", gpu)
+def test_a_replayed_meta_step_does_not_wait_for_the_device(device: str) -> None:
+    maml, episodes = maml_of(executor="captured", check_finite=False, spot_checks=False)
+    maml, episodes = maml.to(device), episodes.to(device)
+    maml(episodes).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        maml(episodes).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cuda", "triton"])
+@pytest.mark.parametrize("device", gpu)
+def test_float32_is_float32_on_every_backend(device: str, backend: str) -> None:
+    """By default cuDNN's convolutions are TF32; a meta-step's are not."""
+    torch.manual_seed(0)
+    model = fm.models.conv4(5, filters=32, image_size=16)
+    x, y = torch.randn(2, 2, 10, 1, 16, 16), torch.arange(10).expand(2, 10) % 5
+    episodes = fm.Episodes(fm.Batch(x[0], y), fm.Batch(x[1], y))
+    exact = fm.MAML(model, 0.1, loss=F.cross_entropy, executor="eager").double()
+    expected = exact(episodes.to("cpu", torch.float64)).outputs
+    maml = fm.MAML(model.float().to(device), 0.1, loss=F.cross_entropy, backend=backend)
+    found = maml(episodes.to(device)).outputs.cpu().double()
+    assert relative(found, expected) < 2e-5
