@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -47,6 +48,7 @@ class Run:
             "commit": commit(),
             "processor": cpu_name(),
             "device": options.device,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "quick": options.quick,
             "seconds": options.seconds,
             "parts": {},
@@ -59,10 +61,13 @@ class Run:
             for part in parts:
                 found = self.one(part, log)
                 self.result["parts"][part.name] = found
+                self.result |= about(self.options.device)
                 self.result["took"] = round(time.monotonic() - start, 1)
                 save(self.out / "gpu.json", self.result)
                 (self.out / "gpu_tests.xml").write_text(junit(self.result["parts"]))
                 self.told(part, found)
+        if self.options.device == "cpu":
+            print("A rehearsal on a CPU, with Triton interpreted: its times mean nothing.")
         print("\n".join(table(self.result["parts"])), flush=True)
         return all(found["outcome"] == "done" for found in self.result["parts"].values())
 
@@ -114,6 +119,13 @@ class Run:
         first = (found.get("failures") or found["table"] or [""])[0]
         print(f"{part.name:10} {found['outcome']:12} {found['seconds']:6.1f} s  {first}"[:160])
         sys.stdout.flush()
+
+
+def about(device: str) -> dict[str, Any]:
+    """What the first part found, in this run or in one before: the device and versions."""
+    path = KEPT / f"about-{device}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def stopped(

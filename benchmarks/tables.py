@@ -21,6 +21,7 @@ import choosing
 import convergence_figure
 import evidence_tables
 import figures
+import gpu_tables
 import growth_figure
 import language_tables
 import memory_figure
@@ -154,6 +155,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "time": measured("meta_step", time_tables.times),
         "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
         "price": measured("growth", choosing.headline, beside="convergence"),
+        "gpu": measured("gpu", gpu_tables.measured, absent=gpu_tables.ABSENT),
     },
     "docs/migrating.md": {"migration": measured("migration", time_tables.speed)},
     "docs/text.md": {

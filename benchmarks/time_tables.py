@@ -61,7 +61,11 @@ def speed_of(rows: Result, name: str) -> str:
     loop = rows["hand-written loop" + (", first order" if row["order"] == 1 else "")]
     ms = row["median_ms"]
     times = f" ({loop['median_ms'] / ms:.1f}x)" if "median_ms" in loop else ""
-    return f"{ms:,.{2 if ms < 10 else 1 if ms < 100 else 0}f}{times}"
+    return milliseconds(ms) + times
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:,.{2 if ms < 10 else 1 if ms < 100 else 0}f}"
 
 
 def begin_of(row: Result) -> str:

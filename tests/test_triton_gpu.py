@@ -52,8 +52,12 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 def as_good(
     found: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, roundings: int = 1
 ) -> None:
-    """``found`` is at most twice as far from ``exact`` as ``torchs`` is, or as rounding is."""
-    rounding = roundings * torch.finfo(found.dtype).eps * exact.abs().max()
+    """``found`` is at most twice as far from ``exact`` as ``torchs`` is, or as rounding is.
+
+    TF32 reads ten bits of the mantissa, which some kernels round and others cut off.
+    """
+    tf32 = found.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    rounding = roundings * (2**-10 if tf32 else torch.finfo(found.dtype).eps) * exact.abs().max()
     allowed = 2 * max((torchs.double() - exact).abs().max(), rounding)
     assert (found.double() - exact).abs().max() <= allowed
 

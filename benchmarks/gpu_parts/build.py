@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from origin import ROOT
+from origin import ROOT, save
 
 from gpu_parts.answer import Answer
 
@@ -54,12 +54,15 @@ def main(answer: Answer) -> None:
         settings = os.environ | {"FASTMAML_BUILD": "1", "FASTMAML_CUDA": "1" if arch else "0"}
         if arch:
             settings["FASTMAML_CUDA_ARCHS"] = arch
+            settings["PATH"] = os.pathsep.join([settings["PATH"], "/usr/local/cuda/bin"])
         unchanged(ENVIRONMENT / "sources.json")
         run([python, "setup.py", "--quiet", "build_ext", "--inplace"], settings)
         answer.found["architecture"] = arch
     answer.found["built_s"] = round(time.monotonic() - start, 1)
     about = json.loads(said(python, "-c", STATUS, answer.device).splitlines()[-1])
-    answer.found["about"] = about
+    versions = {n: v for n, v in about.items() if n not in ("commit", "date", "status")}
+    save(answer.place / f"about-{answer.device}.json", versions)
+    answer.found["status"] = about["status"]
     answer.say(
         f"{about['device']}, torch {about['torch']}, Triton {about['triton']}, JAX {about['jax']}, "
         f"Python {about['python']}; ready in {answer.found['built_s']} s"

@@ -18,7 +18,9 @@ from typing import Any
 
 from gpu_parts.answer import Answer
 
-PATIENCE = 45.0  # seconds for one check
+PATIENCE = {"cuda": 45.0, "cpu": 300.0}
+"""Seconds for one check; Triton's interpreter is slow."""
+
 STICKY = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access")
 """After these nothing works in that process any more."""
 
@@ -50,7 +52,7 @@ def checked(answer: Answer, module: str, names: Iterable[str], count: int) -> No
                 break
             if worker is None or not worker.alive():
                 worker = Worker(module, answer.device)
-            row = worker.ask(name, min(PATIENCE, answer.left))
+            row = worker.ask(name, min(PATIENCE[answer.device], answer.left))
             with lock:
                 if row["outcome"] in ("failed", "error"):
                     why = (row["why"].strip().splitlines() or ["?"])[-1]

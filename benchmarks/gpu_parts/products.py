@@ -19,7 +19,7 @@ def main(answer: Answer) -> None:
     """In float32 first: it is what a meta-step runs in unless told otherwise."""
     if answer.quick or answer.device == "cpu":
         tiny()
-    ratios: dict[str, list[float]] = {}
+    ratios: dict[str, dict[str, list[float]]] = {}
     for mode, (dtype, precision) in MODES.items():
         if answer.device == "cpu" and mode == "bfloat16":
             continue  # Triton's interpreter multiplies it wrongly

@@ -28,24 +28,42 @@ def main(answer: Answer) -> None:
     """One pytest over all, in as many processes as checks have, which tells of each test."""
     told = answer.place / "tests.jsonl"
     told.unlink(missing_ok=True)
-    files = [f"tests/{name}.py" for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "gpu_parts.telling"]
-    command += ["-p", "no:cacheprovider", "--tb=short", "-rN"]
+    command = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling"]
+    command += ["-p", "no:cacheprovider", "--tb=short", "-rN", *chosen(answer)]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(processes(answer)), "--dist", "load", "--max-worker-restart", "50"]
-    if answer.quick:
-        command += ["-k", "relu and task_act"]
     settings = {
         "FASTMAML_TOLD": str(told),
         "FASTMAML_TOLD_UNTIL": str(max(1.0, answer.left - ENDING)),
     }
-    process = subprocess.Popen([*command, *files], cwd=ROOT, env=os.environ | settings)
+    if answer.device == "cpu":
+        settings["TRITON_INTERPRET"] = "0"  # the tests say where they want it
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings)
     try:
         code: int | None = process.wait(max(1.0, answer.left - ENDING / 2))
     except subprocess.TimeoutExpired:
         process.kill()
         code = None
     collect(answer, told.read_text().splitlines() if told.exists() else [], code)
+
+
+def chosen(answer: Answer) -> list[str]:
+    """What pytest is asked: on a CPU the tests that stand for those of a GPU, as far as there are.
+
+    In particular those of another PyTorch, Triton and Python than development's.
+    """
+    if answer.device == "cuda":
+        names, which = FILES, ["-m", "gpu"]
+    elif answer.quick:
+        names, which = ("test_cuda_graphs", "test_capture", "test_maml"), ["-m", "not gpu"]
+    else:
+        names, which = (
+            (*FILES, "test_contract", "test_cuda_sources", "test_triton"),
+            ["-m", "not gpu"],
+        )
+    if answer.device == "cuda" and answer.quick:
+        which += ["-k", "relu and task_act"]
+    return [*which, *(f"tests/{name}.py" for name in names)]
 
 
 def collect(answer: Answer, lines: list[str], code: int | None) -> None:

@@ -60,7 +60,7 @@ def measured(
     times = in_turns(runs, device, 3 if answer.quick else 30)
     moved = {n: (sum(x.nbytes for x in given) + 2 * flat.nbytes) for n in runs}
     moved["copy"] = 2 * flat.nbytes
-    rates = {n: round(moved[n] / times[n]["median"] / 1e3, 1) for n in runs}
+    rates = {n: round(moved[n] / times[n]["median"] / 1e3, 4) for n in runs}
     share = rates[backends[0]] / rates["copy"]
     kind = "shared" if shared else "own"
     answer.row(
@@ -68,6 +68,6 @@ def measured(
         gbytes_per_s=rates, of_the_copy=round(share, 3),
     )  # fmt: skip
     answer.say(
-        f"{name}, {kind}: {rates[backends[0]]:.0f} GB/s, {share:.0%} of a copy's "
-        f"{rates['copy']:.0f}; reference {rates['reference']:.0f}"
+        f"{name}, {kind}: {rates[backends[0]]:.4g} GB/s, {share:.0%} of a copy's "
+        f"{rates['copy']:.4g}; reference {rates['reference']:.4g}"
     )
