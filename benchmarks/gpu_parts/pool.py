@@ -104,9 +104,9 @@ class Worker:
             why = f"took longer than {limit:.0f} s"
         except BrokenPipeError:
             pass
-        if row is None:
+        if row is None or any(word in row.get("why", "") for word in STICKY):
             self.close()
-            row = {"outcome": "error", "why": why}
+            row = row or {"outcome": "error", "why": why}
         return {"name": name, "seconds": round(time.monotonic() - start, 3), **row}
 
     def _answer(self, deadline: float) -> dict[str, Any] | None:
@@ -155,10 +155,7 @@ def main() -> None:
     os.dup2(2, 1)
     ready = importlib.import_module(module).checks(device)
     for line in sys.stdin:
-        row = outcome_of(ready, json.loads(line))
-        print(json.dumps(row), file=answers, flush=True)
-        if any(word in row.get("why", "") for word in STICKY) and row["outcome"] != "skipped":
-            return
+        print(json.dumps(outcome_of(ready, json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
