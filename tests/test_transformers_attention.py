@@ -111,3 +111,21 @@ def test_a_function_that_its_layers_call(monkeypatch: pytest.MonkeyPatch) -> Non
     right(maml)
     monkeypatch.undo()
     right(maml)
+
+
+def test_a_function_that_a_decorated_method_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decorators keep the method in their closures, where it is not seen at once."""
+    from transformers.models.llama import modeling_llama
+
+    decorated = modeling_llama.LlamaModel.forward
+    assert "create_causal_mask" not in decorated.__code__.co_names
+    maml = fm.MAML(model("sdpa"), 0.1, steps=2, loss=loss, spot_checks=False)
+    right(maml)
+    before = maml(episodes()).loss
+
+    def recent(*args: Any, **kwargs: Any) -> Tensor:
+        return torch.arange(6, dtype=torch.float64).expand(6, 6)
+
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", recent)
+    right(maml)
+    assert maml(episodes()).loss != before, "the mask makes no difference: nothing was tested"

@@ -67,16 +67,11 @@ def chosen(answer: Answer) -> list[str]:
     In particular those of another PyTorch, Triton and Python than development's.
     """
     if answer.device == "cuda":
-        names, which = FILES, ["-m", "gpu"]
-    elif answer.quick:
-        names, which = ("test_cuda_graphs", "test_maml"), ["-m", "not gpu"]
+        which = ["-m", "gpu", *(["-k", "relu and task_act"] if answer.quick else [])]
+        names: tuple[str, ...] = FILES
     else:
-        names, which = (
-            (*FILES, "test_contract", "test_cuda_sources", "test_triton"),
-            ["-m", "not gpu"],
-        )
-    if answer.device == "cuda" and answer.quick:
-        which += ["-k", "relu and task_act"]
+        which = ["-m", "not gpu"]
+        names = ("test_cuda_graphs", "test_maml") if answer.quick else (*FILES, *ELSEWHERE)
     return [*which, *(f"tests/{name}.py" for name in names)]
 
 

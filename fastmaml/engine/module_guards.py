@@ -139,6 +139,7 @@ def _called(each: type) -> list[tuple[dict[str, Any], frozenset[str]]]:
     while waiting:
         function = waiting.pop()
         seen.add(function)
+        waiting += _decorated(function) - seen
         names = _names(function.__code__)
         for where in (function.__globals__, F.__dict__, torch.__dict__):
             called = {n for n in names & where.keys() if isinstance(where[n], _CALLED)}
@@ -146,6 +147,25 @@ def _called(each: type) -> list[tuple[dict[str, Any], frozenset[str]]]:
             near = {x for n in called if isinstance(x := where[n], types.FunctionType)}
             waiting += [x for x in near - seen if x.__globals__ is where is not torch.__dict__]
     return [(where, frozenset(names)) for where, names in found.values()]
+
+
+def _decorated(function: types.FunctionType) -> set[types.FunctionType]:
+    """What decorators keep in their closures, and call."""
+    waiting, found = [function], set[types.FunctionType]()
+    while waiting:
+        cells = (c.cell_contents for c in waiting.pop().__closure__ or () if _filled(c))
+        new = {x for x in cells if isinstance(x, types.FunctionType)} - found - {function}
+        found |= new
+        waiting += new
+    return found
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -181,10 +201,11 @@ def _settings(to: Visitor, module: nn.Module, label: str) -> None:
 def _read_by_a_library(kind: type, name: str) -> bool:
     """Whether a method of a library's class, among those of this kind, mentions an attribute."""
     return any(
-        isinstance(function, types.FunctionType) and name in function.__code__.co_names
+        name in function.__code__.co_names
         for each in kind.__mro__
         if of_a_library(each.__module__)
-        for function in each.__dict__.values()
+        for method in _methods(each).values()
+        for function in (method, *_decorated(method))
     )
 
 
