@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -86,14 +87,33 @@ def test_what_saves_memory_gives_the_same_gradient(deep_mlp: Setting):
         assert (meta_gradient(gradient) - exact).norm() <= 1e-9 * exact.norm()
 
 
+def looks_at_nothing() -> None: ...
+
+
+def looks_at_frames() -> None:
+    """As `typing` does of who calls it; a frame holds all that led to it."""
+    frame = sys._getframe()
+    assert frame.f_back is not None
+
+
+def holds_an_error() -> None:
+    try:
+        raise ValueError
+    except ValueError as error:
+        kept = error
+    assert kept.__traceback__ is not None
+
+
 @pytest.mark.parametrize("how", [{}, EAGER], ids=["recorded", "eager"])
-def test_no_activation_outlives_a_meta_step(how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("looks", [looks_at_nothing, looks_at_frames, holds_an_error])
+def test_no_activation_outlives_a_meta_step(how: dict[str, Any], looks: Any) -> None:
     """Operations that keep their own results are those that could keep themselves alive."""
     width = 773
 
     class Layers(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = super().forward(x)
+            looks()
             return y.softmax(-1).exp().sqrt()[..., :2]
 
     torch.manual_seed(0)

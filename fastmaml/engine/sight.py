@@ -34,6 +34,9 @@ _STARTS = frozenset({threading.Thread.start.__code__, ThreadPoolExecutor.submit.
 _NO_OBJECTS = (bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter)
 """Tensors are looked at where they are kept."""
 
+_OF_THE_RUN = (types.FrameType, types.TracebackType, BaseException, Iterator, Collection)
+"""What does not outlive a run; frames, and exceptions by theirs, keep all that it had alive."""
+
 _CONTAINERS = (tuple, list, dict, set, frozenset, collections.deque)
 """They are reached from what holds them, and what they hold from here."""
 
@@ -109,7 +112,7 @@ class Pool:
         try:
             self.objects[id(x)] = weakref.ref(x)
         except TypeError:
-            if not issubclass(type(x), Iterator | Collection):  # of this run, say
+            if not issubclass(type(x), _OF_THE_RUN):
                 self.objects[id(x)] = functools.partial(_same, x)
             elif own:
                 self.objects[id(x)] = functools.partial(self.strong.get, id(x))
