@@ -17,6 +17,11 @@ import fastmaml as fm
 from fastmaml import checkpoint
 from fastmaml.gradients import FirstOrder, MixedMode
 
+pytestmark = [  # in PyTorch 2.11, once in a process
+    pytest.mark.filterwarnings("ignore:Sparse CSC tensor support is in beta:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly:UserWarning"),
+]
+
 MATRIX = torch.tensor(
     [[1.0, 2, 0, 0], [0, 0, 3, 0], [0, 1, 0, 0], [0, 0, 0, 0.5]], dtype=torch.float64
 )

@@ -329,22 +329,24 @@ def test_choices_are_kept_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_product_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured, capturing = [], [True]
+    measured, capturing, compiled = [], [True], []
     monkeypatch.setattr(tiles, "multiprocessors", lambda device: 100)
     monkeypatch.setattr(tuning, "cache_file", lambda device: tmp_path / "triton.json")
-    monkeypatch.setattr(tuning, "measure", lambda tile: measured.append(tile) or -len(measured))
+    monkeypatch.setattr(tuning, "measure", lambda plan: measured.extend(plan) or -len(measured))
+    monkeypatch.setattr(tuning, "compile_all", compiled.append)
     monkeypatch.setattr(tuning, "DECIDED", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     work = Product("x", 2, 500, 500, 500, torch.float32, "tf32", torch.device("cuda"))
     ranked = candidates(work)
 
     def choose() -> Tile:
-        return tuning.choose(work, lambda tile: tile)
+        return tuning.choose(work, lambda tile: [tile])
 
     assert choose() == ranked[0]  # nothing can be measured, and nothing is kept
     capturing[0] = False
     assert choose() == choose() == ranked[2]  # the last measured is the fastest
     assert measured == list(ranked[:3])
+    assert compiled == [measured], "all at the same time, before the first is measured"
     tuning.DECIDED.clear()
     assert choose() == ranked[2]
     assert len(measured) == 3  # as a new process finds it on the disk

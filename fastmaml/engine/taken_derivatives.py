@@ -85,10 +85,14 @@ def _register_hook(mode: OwnDerivatives, func: Any, input: Tensor, hook: Any) ->
     return func(input, hook)
 
 
+_CHECKPOINTS = "_NoopSaveInputsBackward"
+"""What torch.utils.checkpoint asks about itself, until 2.11; it is refused as such."""
+
+
 def _grad_fn(mode: OwnDerivatives, func: Any, input: Tensor, *_: Any) -> Any:
     """A node of the graph, on which hooks can be registered too."""
     found = mode.below(input).grad_fn
-    if found is not None:
+    if found is not None and found.name() != _CHECKPOINTS:
         if mode.forwards:
             mode.not_forwards("asks for the grad_fn of a tensor")
         mode.hooked("asks for the grad_fn of a tensor")

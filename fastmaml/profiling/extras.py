@@ -69,7 +69,11 @@ def trace(measured: Measured) -> tuple[bytes, str]:
     if measured.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     executor.sink = labels = Labels()
-    with torch.profiler.profile(activities=activities, record_shapes=True) as recorded:
+    with torch.profiler.profile(
+        activities=activities,
+        record_shapes=True,
+        acc_events=True,  # else PyTorch 2.11 warns
+    ) as recorded:
         measured.step(learner, labels)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "trace.json"
