@@ -89,8 +89,8 @@ gpu:
 
 # The same program on a CPU, in a copy of the tree; QUICK=1 shows that every part works.
 QUICK ?=
-gpu-rehearsal:
-	$(PYTHON) benchmarks/rehearsal.py --parts "$(PARTS)" $(if $(QUICK),--quick)
+gpu-rehearsal: $(STAMP)
+	$(BIN)/python benchmarks/rehearsal.py --parts "$(PARTS)" $(if $(QUICK),--quick)
 
 # The C++ under address and undefined-behaviour sanitizers: an instrumented copy runs the ops' tests.
 SANITIZED := build/sanitized

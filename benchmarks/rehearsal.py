@@ -22,9 +22,8 @@ from pathlib import Path
 from origin import ROOT, commit
 
 ENVIRONMENT = ROOT / ".venv-rehearsal"
-TORCH = ["torch==2.11.0"]
-REST = ["setuptools>=77", "wheel", "ninja", "pybind11", "numpy", "safetensors", "pytest",
-        "pytest-xdist", "pillow"]  # fmt: skip
+TORCH = ["torch==2.11.0", "triton==3.6.0", "numpy<2.4"]  # newer ones break that interpreter
+REST = ["setuptools>=77", "wheel", "ninja", "pybind11", "safetensors", "pytest", "pytest-xdist"]
 
 
 def main() -> None:

@@ -34,12 +34,11 @@ def main(answer: Answer) -> None:
             if wrong := row.get("wrong"):
                 answer.fail(wrong)
                 continue
-            ratios.setdefault(f"{mode} {work.name.split()[0]}", []).append(row["of_the_best_rival"])
-    for what, found in ratios.items():
-        answer.say(
-            f"{what}: {statistics.median(found):.2f} of the best rival's time in the middle, "
-            f"{min(found):.2f} to {max(found):.2f}"
-        )
+            member = work.name.split()[0].removeprefix("task_")
+            ratios.setdefault(mode, {}).setdefault(member, []).append(row["of_the_best_rival"])
+    for mode, members in ratios.items():
+        told = (f"{m} {statistics.median(x):.2f} (to {max(x):.2f})" for m, x in members.items())
+        answer.say(f"{mode}, of the best rival's time: {', '.join(told)}")
 
 
 def turn_about(*families: Iterator[Work]) -> Iterator[Work]:
