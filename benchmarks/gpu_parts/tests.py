@@ -17,6 +17,7 @@ from gpu_parts.pool import processes
 FILES = (
     "test_triton_gpu",
     "test_cuda_graphs",
+    "test_tensor_cores",
     "test_gpu_profile",
     "test_ops_attention",
     "test_ops_edges",
