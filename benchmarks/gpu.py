@@ -32,7 +32,7 @@ from origin import ROOT, commit, cpu_name, save
 KEPT = ROOT / "build" / "gpu"
 ENVIRONMENT = ROOT / ".venv-gpu"
 LONGEST_TABLE = 40
-GRACE = 3.0  # seconds from asking a part to end to ending it
+GRACE = 5.0  # seconds from asking a part to end to ending it
 
 
 class Run:
@@ -100,18 +100,26 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """Of every part: what is compiled lies in the tree, and JAX leaves room for others."""
+        given = os.environ.get("PYTHONPATH", "")  # of packages that were brought along, say
         mine = {
-            "PYTHONPATH": os.pathsep.join(str(ROOT / n) for n in ("benchmarks", "tests")),
+            "PYTHONPATH": os.pathsep.join(
+                [
+                    *(str(ROOT / n) for n in ("benchmarks", "tests")),
+                    *filter(None, given.split(os.pathsep)),
+                ]
+            ),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
             "TRITON_CACHE_DIR": str(KEPT / "triton"),
             "FASTMAML_CACHE": str(KEPT / "tiles"),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_PLATFORMS": self.options.device,  # else it would take the CPU without a word
         }
         if self.options.here:
             mine["FASTMAML_GPU_HERE"] = "1"
         if self.options.device == "cpu":
-            mine |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+            mine |= {"CUDA_VISIBLE_DEVICES": ""}
+        mine["TRITON_INTERPRET"] = "1" if self.options.device == "cpu" else "0"
         return os.environ | mine
 
     def told(self, part: Part, found: Mapping[str, Any]) -> None:
@@ -143,7 +151,8 @@ def stopped(
     finally:
         with contextlib.suppress(ProcessLookupError):  # whatever it left running, too
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
+            process.wait(2)
     return code
 
 

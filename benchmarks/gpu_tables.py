@@ -16,7 +16,8 @@ def measured(found: Result) -> str:
     """Meta-steps, ops and memory, as far as there are results."""
     parts = found["parts"]
     made = [steps(parts), products(parts), *(line(parts) for line in (update, attention, memory))]
-    versions = f"torch {found['torch']}, Triton {found['triton']}, commit {found['commit'][:9]}"
+    versions = ", ".join(f"{n} {found[n]}" for n in ("torch", "triton") if found.get(n))
+    versions += f", commit {found['commit'][:9]}"
     quick = " A quick run: its figures say little." if found["quick"] else ""
     told = [part for part in made if part]
     return "\n\n".join([*told, f"{found['device']}, {versions}.{quick}{failures(parts)}"])

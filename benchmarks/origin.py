@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -20,8 +21,17 @@ printed before."""
 def save(path: Path, result: dict[str, Any]) -> None:
     """Write it whole or not at all: who interrupts a run keeps the rows done before."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.write_text(json.dumps(in_json(result), indent=1, allow_nan=False) + "\n")
     part.replace(path)
+
+
+def in_json(x: Any) -> Any:
+    """With words for what is no number, which JSON has none of."""
+    if isinstance(x, dict):
+        return {name: in_json(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [in_json(value) for value in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def cpu_name() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 from triton.runtime.interpreter import InterpretedFunction
 
 from .tiles import Tile
@@ -29,7 +31,10 @@ class Launch:
 
     def compile(self) -> None:
         """For the current device, without running; most of it without Python's lock."""
-        self.kernel.warmup(grid=(self.programs,), **self.arguments, **self.options)
+        made = self.kernel.warmup(grid=(self.programs,), **self.arguments, **self.options)
+        if made is not None:
+            with contextlib.suppress(OutOfResources):  # a run will say so
+                made._init_handles()  # the launcher, which a C compiler makes
 
     @property
     def options(self) -> dict[str, int | bool]:

@@ -16,6 +16,7 @@ from torch.func import grad
 
 from fastmaml.ops import _load
 from fastmaml.ops._load import Kernels
+from fastmaml.ops.coverage import WIDEST
 
 with warnings.catch_warnings():  # what torch loads at the first dual number is deprecated in torch
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -61,7 +62,11 @@ def place(x: Tensor, kernels: Kernels, dtype: torch.dtype = torch.float64) -> Te
 
 
 def inputs_of(row: Row, kernels: Kernels, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    return [place(x, kernels, dtype) for x in row.inputs()]
+    given = row.inputs()
+    widest = WIDEST.get((kernels.backend, row.op))
+    if widest is not None and any(x.shape[-1] > widest for x in floats(given)):
+        pytest.skip(f"{kernels.backend} has kernels for {row.op} up to {widest}; others stand in")
+    return [place(x, kernels, dtype) for x in given]
 
 
 def as_leaves(tensors: list[Tensor]) -> list[Tensor]:

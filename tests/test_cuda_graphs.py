@@ -65,17 +65,22 @@ class Graph:
     refuses = False
     wrong = 0.0
     captures = 0
+    recording: set[Any] = set()  # noqa: RUF012  # pools that the allocator gives memory from
     function: Callable[..., list[Tensor]]
 
     def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
+        if pool in Graph.recording:
+            raise RuntimeError(f"beginAllocateToPool: already recording to mempool_id {pool}")
+        Graph.recording.add(pool)
         Graph.captures += 1
-        Generator.state = "capturing"
+        Generator.state, self.pool = "capturing", pool
 
     def capture_end(self) -> None:
         if self.refuses:
             raise RuntimeError("operation failed due to a previous error during capture")
         Generator.state = "idle"
+        Graph.recording.remove(self.pool)
 
     def replay(self) -> None:
         for x, y in zip(self.outputs, self.run(*self.inputs), strict=True):
@@ -108,22 +113,30 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
         graph.run, graph.inputs, graph.outputs = function, inputs, outputs
         return graph, outputs
 
-    real = cuda_graph._captured
+    real, pools = cuda_graph._captured, [(0, i) for i in range(9)]
+    Graph.recording.clear()
     monkeypatch.setattr(cuda_graph, "_captured", captured)
     monkeypatch.setattr(capture, "has_graphs", lambda device: True)
     for name, value in {
         "Stream": Stream, "stream": stream, "Event": Event, "CUDAGraph": Graph, "device": device,
-        "current_stream": Stream, "graph_pool_handle": lambda: (0, 1), "synchronize": lambda: None,
+        "current_stream": Stream, "graph_pool_handle": pools.pop, "synchronize": lambda: None,
         "empty_cache": lambda: None, "default_generators": [Generator()],
         "current_device": lambda: 0,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
+    ended = lambda index, pool: Graph.recording.remove(pool)  # noqa: E731
+    for name, value in {
+        "_cuda_endAllocateToPool": ended, "_cuda_releasePool": lambda index, pool: None,
+        "_host_emptyCache": lambda: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch._C, name, value, raising=False)
     for name, start in {"refuses": False, "wrong": 0.0, "captures": 0}.items():
         monkeypatch.setattr(Graph, name, start)
     monkeypatch.setattr(Generator, "state", "idle")
     yield Graph
     assert Stream.current == "default", "the stream of a capture is not the current one afterwards"
     assert Generator.state == "idle", "a generator takes the capture for going on"
+    assert not Graph.recording, "an allocator takes the capture for going on"
 
 
 def maml_of(**options: Any) -> tuple[fm.MAML, fm.Episodes]:
@@ -161,6 +174,50 @@ def test_a_refusal_is_kept_and_told(
     required, _ = maml_of(executor="captured")
     with pytest.raises(RuntimeError, match=why):
         required(episodes)
+
+
+def test_after_a_refusal_others_are_captured(graphs: type[Graph]) -> None:
+    maml, episodes = maml_of()
+    eager, _ = maml_of(executor="eager")
+    for refuses, tasks in ((True, 3), (False, 2), (True, 1), (False, 2)):
+        graphs.refuses = refuses
+        part = episodes[:tasks]
+        assert relative(meta_gradient(maml, part), meta_gradient(eager, part)) < 1e-9
+    assert graphs.captures == 3
+    kept = maml._execute._kept.values()
+    assert sorted(type(found).__name__ for found in kept) == [
+        "Recording",
+        *["UncapturableError"] * 2,
+    ]
+    for found in kept:
+        if isinstance(found, UncapturableError):
+            assert found.__traceback__ is None, "it holds all that was recorded"
+            assert found.__cause__ is None
+
+
+def test_numbers_of_the_host_are_read_live(graphs: type[Graph]) -> None:
+    """A graph would keep those that it was captured with."""
+    scale = torch.tensor(2.0, dtype=torch.float64)
+
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x) * scale
+            return y + torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    episodes = fm.Episodes(fm.Batch(x, x[..., :2]), fm.Batch(x, x[..., :2]))
+    model = Scaled(3, 2).double()
+    maml, eager = (
+        fm.MAML(model, 0.1, loss=F.mse_loss, executor=e, spot_checks=False)
+        for e in ("captured", "eager")
+    )
+    captures = []
+    for value in (2.0, 2.0, 3.0, 3.0):
+        scale.fill_(value)
+        assert relative(meta_gradient(maml, episodes), meta_gradient(eager, episodes)) < 1e-9
+        captures.append(graphs.captures)
+    assert captures[0] == captures[1] < captures[2] == captures[3]
 
 
 def test_a_graph_that_gives_something_else_is_refused(graphs: type[Graph]) -> None:
@@ -319,13 +376,14 @@ def test_a_capture_beside_a_thread_that_uses_the_device(device: str) -> None:
     assert relative(found.cpu(), meta_gradient(eager, episodes)) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("device", gpu)
 def test_a_replayed_meta_step_does_not_wait_for_the_device(device: str) -> None:
     maml, episodes = maml_of(executor="captured", check_finite=False, spot_checks=False)
     maml, episodes = maml.to(device), episodes.to(device)
     maml(episodes).loss.backward()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         maml(episodes).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -84,6 +84,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
 
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(gpu, "GRACE", 3.0)
     run = Scripted(options(tmp_path, 3.5))
     run.scripts = {"long": "time.sleep(9)", "never": "answer.say('no')"}
     assert not run.all([Part("long", 60, ""), Part("never", 60, "")])
@@ -162,6 +163,45 @@ def test_a_check_that_takes_its_process_with_it_costs_only_itself(
     assert answer.found["counts"]["passed"] == 4
 
 
+def test_what_the_end_of_the_box_cuts_off_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import time\ndef checks(device):\n    return lambda name: time.sleep(0.7)\n"
+    (tmp_path / "slow_checks.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    answer = Answer("cpu", True, 4, tmp_path, tmp_path / "pool.json")
+    pool.checked(answer, "slow_checks", map(str, range(90)), 2)
+    assert not answer.failures
+    counts = answer.found["counts"]
+    assert counts["error"] == 0 < counts["passed"]
+    assert answer.found["not_reached"] == 90 - counts["passed"]
+
+
+def test_what_is_no_number_is_told_in_json(tmp_path: Path) -> None:
+    answer = Answer("cpu", True, 9, tmp_path, tmp_path / "a.json")
+    answer.row(error=float("nan"), pair=(1.0, float("-inf")), ok=2.5)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert found["rows"] == [{"error": "nan", "pair": [1.0, "-inf"], "ok": 2.5}]
+
+
+def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    answer = Answer("cpu", True, 9, tmp_path, tmp_path / "a.json")
+    for what in (1, 0, 2):
+        with answer.guarding(f"by {what}"):
+            answer.row(x=1 / what)
+    with answer.guarding("refuses"):
+        raise SystemExit("not the same parameters")
+    assert [row["x"] for row in answer.found["rows"]] == [1, 0.5]
+    assert answer.failures == [
+        "by 0: ZeroDivisionError: division by zero",
+        "refuses: SystemExit: not the same parameters",
+    ]
+
+
 def test_nothing_that_passed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pooled_checks.py").write_text(POOLED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
@@ -196,6 +236,7 @@ def test_cuda():
 @pytest.mark.parametrize("i", range(4))
 def test_after(i): ...
 """
+BROKEN = "raise ImportError('a name that is not there')"
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one process", "xdist"])
@@ -203,23 +244,26 @@ def test_outcomes_are_told_as_they_come(tmp_path: Path, many: bool) -> None:
     if many:
         pytest.importorskip("xdist")
     (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "test_broken.py").write_text(BROKEN)
     told = tmp_path / "told.jsonl"
     run = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling", "-p", "no:cacheprovider"]
     run += ["-n", "1", "--max-worker-restart", "5"] if many else ["-p", "no:xdist"]
     settings = SETTINGS | {"FASTMAML_TOLD": str(told), "FASTMAML_TOLD_UNTIL": "60"}
     inherited = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
     done = subprocess.run(
-        [*run, "test_some.py"], cwd=tmp_path, env=inherited | settings, capture_output=True
-    )
+        [*run, "--continue-on-collection-errors", "test_some.py", "test_broken.py"], cwd=tmp_path,
+        env=inherited | settings, capture_output=True,
+    )  # fmt: skip
     assert done.returncode == 1, done.stdout
     answer = Answer("cuda", False, 60, tmp_path, tmp_path / "tests.json")
-    collect(answer, told.read_text().splitlines(), done.returncode)
+    collect(answer, [*told.read_text().splitlines(), '{"name": "cut'], done.returncode)
     counts = answer.found["counts"]
     # A worker whose CUDA is unusable ends, and xdist calls the test that it was in a crash.
     assert counts["passed"] == 7
     assert counts["skipped"] == 1
-    assert counts["failed"] + counts["error"] in (3, 4)
+    assert counts["failed"] + counts["error"] in (4, 5)
     assert any("device-side assert" in why for why in answer.failures)
+    assert sum("a name that is not there" in why for why in answer.failures) == 1
     assert answer.found["selected"] == 11
 
 

@@ -60,8 +60,11 @@ def test_gradcheck(row: Row, backend: str) -> None:
     def function(*x: Tensor) -> Any:
         return row.native(kernels, *x)
 
-    assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True, fast_mode=False)
-    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True)
+    # cuDNN, which float64 goes to on a GPU, may add in another order each time.
+    again = 1e-12 if leaves[0].device.type == "cuda" else 0.0
+    how = {"check_forward_ad": True, "fast_mode": False, "nondet_tol": again}
+    assert torch.autograd.gradcheck(function, leaves, **how)
+    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, nondet_tol=again)
 
 
 def reverse_of(function: Any, own: list[int]) -> Any:

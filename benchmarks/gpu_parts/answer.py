@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,15 @@ class Answer:
         print(f"FAILED: {why}", flush=True)
         self.failures.append(why)
         self.write()
+
+    @contextlib.contextmanager
+    def guarding(self, what: str) -> Iterator[None]:
+        """A measurement that fails leaves the others."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            self.fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     def write(self) -> None:
         """All of it."""

@@ -48,7 +48,9 @@ def measured(answer: Answer, name: str, setup: Any, exact: dict[str, Any]) -> di
         start = time.perf_counter()
         result = contestant.run()
     except Exception as error:
-        return {"refused": f"{type(error).__name__}: {error}"[:300]}
+        refused = f"{type(error).__name__}: {error}"[:300]
+        answer.fail(f"{work.key}: {name}: {refused}")
+        return {"refused": refused}
     first = time.perf_counter() - start
     gradient = {n: np.asarray(x) for n, x in contestant.arrays(result).items()}
     error = difference(gradient, exact)

@@ -17,7 +17,6 @@ def main(answer: Answer) -> None:
     """Of every workload and family."""
     from gpu_parts.steps import FIRST, QUICK
 
-    os.environ["FASTMAML_CACHE"] = str(answer.place / "tiles-not-kept")
     os.environ["FASTMAML_GPU_QUICK"] = str(int(answer.quick))
     works = QUICK if answer.quick else FIRST
     names = [f"{key}/{name}" for key in works for name in ("fastmaml", "fastmaml, first order")]

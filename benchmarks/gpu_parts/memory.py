@@ -23,11 +23,14 @@ def main(answer: Answer) -> None:
     copy = setting.copy_bytes()
     answer.found |= {"steps": steps, "copy_bytes": copy}
     for method in METHODS:
-        peaks = []
-        for count in steps:
-            if answer.device == "cuda":
-                torch.cuda.empty_cache()
-            peaks.append(live_peak(setting, method, count) / copy)
+        peaks: list[float] = []
+        with answer.guarding(method):
+            for count in steps:
+                if answer.device == "cuda":
+                    torch.cuda.empty_cache()
+                peaks.append(live_peak(setting, method, count) / copy)
+        if len(peaks) < len(steps):
+            continue
         slope = growth(steps, peaks)
         answer.row(method=method, peak_copies=[round(p, 3) for p in peaks], growth=round(slope, 4))
         answer.say(

@@ -10,6 +10,7 @@ import queue
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -20,6 +21,13 @@ from gpu_parts.answer import Answer
 
 PATIENCE = {"cuda": 45.0, "cpu": 300.0}
 """Seconds for one check; Triton's interpreter is slow."""
+
+SHARED = {
+    "OMP_NUM_THREADS": "1",
+    "FASTMAML_CACHE": f"{tempfile.gettempdir()}/fastmaml-tiles-not-kept",
+}
+"""Of a process among others: no threads of its own on the CPU, and tiles that were measured beside
+others, which none that is timed shall use."""
 
 STICKY = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access")
 """After these nothing works in that process any more."""
@@ -52,8 +60,13 @@ def checked(answer: Answer, module: str, names: Iterable[str], count: int) -> No
                 break
             if worker is None or not worker.alive():
                 worker = Worker(module, answer.device)
-            row = worker.ask(name, min(PATIENCE[answer.device], answer.left))
+            patience = PATIENCE[answer.device]
+            row = worker.ask(name, min(patience, max(answer.left, 0.1)))
+            if row["outcome"] == "late" and answer.left <= 0:
+                break  # it was the box that ended; this one was not reached
             with lock:
+                if row["outcome"] == "late":
+                    row["outcome"] = "error"
                 if row["outcome"] in ("failed", "error"):
                     why = (row["why"].strip().splitlines() or ["?"])[-1]
                     answer.failures.append(f"{name}: {why[:300]}")
@@ -84,7 +97,9 @@ class Worker:
 
     def __init__(self, module: str, device: str) -> None:
         command = [sys.executable, "-m", "gpu_parts.pool", module, device]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | SHARED
+        )
         self._left = b""
 
     def alive(self) -> bool:
@@ -94,19 +109,19 @@ class Worker:
     def ask(self, name: str, limit: float) -> dict[str, Any]:
         """The row of a check; a process that ends, or takes too long, is a row as well."""
         start = time.monotonic()
-        why, row = "its process ended", None
+        why, outcome, row = "its process ended", "error", None
         try:
             assert self.process.stdin
             self.process.stdin.write(json.dumps(name).encode() + b"\n")
             self.process.stdin.flush()
             row = self._answer(start + limit)
         except TimeoutError:
-            why = f"took longer than {limit:.0f} s"
+            why, outcome = f"took longer than {limit:.0f} s", "late"
         except BrokenPipeError:
             pass
         if row is None or any(word in row.get("why", "") for word in STICKY):
             self.close()
-            row = row or {"outcome": "error", "why": why}
+            row = row or {"outcome": outcome, "why": why}
         return {"name": name, "seconds": round(time.monotonic() - start, 3), **row}
 
     def _answer(self, deadline: float) -> dict[str, Any] | None:
@@ -126,7 +141,8 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
+            self.process.wait(1)
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 assert pipe

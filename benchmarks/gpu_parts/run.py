@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 
 from gpu_parts.answer import Answer
 
@@ -12,7 +13,11 @@ def main() -> None:
     """The part of that name."""
     name = sys.argv.pop(1)
     answer = Answer.asked()
-    importlib.import_module(f"gpu_parts.{name}").main(answer)
+    try:
+        importlib.import_module(f"gpu_parts.{name}").main(answer)
+    except BaseException as error:  # also SystemExit, by which benchmarks refuse
+        traceback.print_exc()
+        answer.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     answer.write()
     if answer.failures:
         sys.exit(1)

@@ -25,7 +25,7 @@ QUICK = ("sinusoid-1",)
 NAMES = {
     "cuda": (
         "fastmaml", "fastmaml, cuda kernels", "fastmaml captured, reference ops",
-        "fastmaml, first order", "torch.func vmap", "CUDA graph of vmap", LOOP, LOOP_FIRST,
+        "fastmaml, first order", "torch.func vmap", LOOP, LOOP_FIRST, "CUDA graph of vmap",
     ),
     "cpu": ("fastmaml", "fastmaml, first order", "torch.func vmap", LOOP, LOOP_FIRST),
 }  # fmt: skip
@@ -40,7 +40,8 @@ def main(answer: Answer) -> None:
         if answer.left < 8 and not answer.quick:
             answer.found.setdefault("not_reached", []).append(key)
             continue
-        measured(answer, WORKLOADS[key])
+        with answer.guarding(key):
+            measured(answer, WORKLOADS[key])
 
 
 def setup_of(work: Workload, device: str, dtype: str, given: dict[str, Any]) -> Setup:
@@ -72,21 +73,18 @@ def measured(answer: Answer, work: Workload) -> None:
     }  # fmt: skip
     running: dict[str, Callable[[], Any]] = {}
     setup = setup_of(work, answer.device, "float32", given)
-    for name in NAMES[answer.device]:
-        try:
-            found, run = begun(name, setup, exact[CONTESTANTS[name].order], work)
-        except Exception as error:
-            found, run = {"refused": f"{type(error).__name__}: {error}"[:300]}, None
-            answer.fail(f"{work.key}: {name}: {found['refused']}")
-        if run is not None and not found["difference"] <= allowed(work, False):
-            answer.fail(f"{work.key}: {name} is off by {found['difference']:.1e}")
-            run = None
-        row["contestants"][name] = found
-        if run is not None:
-            running[name] = run
-    for name, times in turns(running, answer).items():
-        row["contestants"][name] |= summary(times)
     answer.row(**row)
+    row = answer.found["rows"][-1]  # what is added from here on is in what is written
+    for name in NAMES[answer.device]:
+        with answer.guarding(f"{work.key}: {name}"):
+            found, run = begun(name, setup, exact[CONTESTANTS[name].order], work)
+            row["contestants"][name] = found
+            if found["difference"] <= allowed(work, False):
+                running[name] = run
+            else:
+                answer.fail(f"{work.key}: {name} is off by {found['difference']:.1e}")
+        answer.write()
+    take_turns(running, row["contestants"], answer, work)
     answer.say(line(row))
     running.clear()
     gc.collect()
@@ -114,22 +112,29 @@ def begun(
     return {**found, "step_mb": peak.mb}, contestant.run
 
 
-def turns(running: dict[str, Callable[[], Any]], answer: Answer) -> dict[str, list[float]]:
-    """Milliseconds of each one's turns."""
+def take_turns(
+    running: dict[str, Callable[[], Any]], rows: dict[str, Any], answer: Answer, work: Workload
+) -> None:
+    """Rounds; the milliseconds of each one's turns go to its row."""
     times: dict[str, list[float]] = {name: [] for name in running}
     spent = dict.fromkeys(running, 0.0)
     for _ in range(2 if answer.quick else ROUNDS):
-        for name, run in running.items():
+        for name, run in list(running.items()):
             if times[name] and (spent[name] > BUDGET or answer.left < 5):
                 continue
             begin, calls = time.perf_counter(), 0
-            while not calls or time.perf_counter() - begin < TURN:
-                run()
-                calls += 1
+            try:
+                while not calls or time.perf_counter() - begin < TURN:
+                    run()
+                    calls += 1
+            except Exception as error:
+                answer.fail(f"{work.key}: {name}, in a turn: {error}"[:300])
+                del running[name]
+                continue
             taken = time.perf_counter() - begin
             spent[name] += taken
             times[name].append(1e3 * taken / calls)
-    return times
+            rows[name] |= summary(times[name])
 
 
 def line(row: dict[str, Any]) -> str:

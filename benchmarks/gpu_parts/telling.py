@@ -37,6 +37,13 @@ class Telling:
         self.config = config
         self.seconds: dict[str, float] = {}
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A line for a file that cannot be collected; every worker says so."""
+        if report.failed and report.nodeid not in self.seconds:
+            self.seconds[report.nodeid] = 0.0
+            why = str(report.longreprtext or report.longrepr)[-4000:]
+            tell({"name": report.nodeid, "outcome": "error", "why": why, "seconds": 0.0})
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A line for each test: of its call, or of the phase that skipped or failed it."""
         name = report.nodeid

@@ -14,11 +14,12 @@ from gpu_parts.timing import in_turns
 
 CLOSE = 1e-6
 
-# Parameters' shapes, and how many tasks: conv4 on Omniglot, and MiniLM's six layers.
+# Parameters' shapes, and how many tasks: conv4 on Omniglot, with more tasks than caches hold, and
+# MiniLM's six layers.
 CONV4 = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 12, (5, 64), (5,)]
 LAYER = [*[(384, 384)] * 4, (1536, 384), (384, 1536), *[(384,)] * 9, (1536,)]
 CASES = {
-    "conv4, 32 tasks": (32, CONV4),
+    "conv4, 256 tasks": (256, CONV4),
     "MiniLM's layers, 4 tasks": (4, LAYER * 6),
 }
 QUICK = {"conv4, 2 tasks": (2, CONV4)}
@@ -29,7 +30,8 @@ def main(answer: Answer) -> None:
     torch.manual_seed(0)
     for name, (tasks, shapes) in (QUICK if answer.quick else CASES).items():
         for shared in (True, False):
-            measured(answer, name, tasks, shapes, shared)
+            with answer.guarding(name):
+                measured(answer, name, tasks, shapes, shared)
 
 
 def measured(

@@ -180,8 +180,8 @@ class Captured:
             self._count(hash(key))
             try:
                 self._kept[key] = self._record(flat)
-            except UncapturableError as refusal:
-                self._kept[key] = refusal
+            except UncapturableError as refusal:  # its traceback holds what was recorded
+                self._kept[key] = UncapturableError(str(refusal))
             if len(self._kept) > KEPT:
                 gone, _ = self._kept.popitem(last=False)
                 self._gone[hash(gone)] = None
@@ -193,7 +193,7 @@ class Captured:
             self._kept.move_to_end(key)
         found = self._kept[key]
         if isinstance(found, UncapturableError):
-            raise found.with_traceback(None)
+            raise UncapturableError(str(found))
         return found
 
     def _count(self, kind: int) -> None:
@@ -232,13 +232,16 @@ class Captured:
         flat.program.watched(sight)
         if depends.refusal:
             raise UncapturableError(depends.refusal)
-        fixed = tape.fixed
+        graphs = self.prepare is compiled and has_graphs(flat.seeds.device)
+        # A graph would keep the numbers of a host's tensor that it read when it was captured.
+        hosts = frozenset(v for v, x in tape.constants.items() if graphs and x.device.type == "cpu")
+        fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
         # Inductor places results itself, and takes fewer of the views that are written through.
-        tape = cleaned(tape, in_place=self.prepare is compiled)
+        tape = cleaned(tape, in_place=self.prepare is compiled, known=hosts)
         of = layout[0], flat
         _check(compiled(tape), tensors, results, *of)
         run = self.prepare(tape)
-        if has_graphs(flat.seeds.device) and self.prepare is compiled:
+        if graphs:
             run = self._graph(run, tensors, flat.seeds.device)
             _check(run, tensors, results, *of)
         operations = operation_count(tape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,6 +36,20 @@ class GraphRoom:
             self.stream = torch.cuda.Stream()
             self.memory = torch.cuda.graph_pool_handle()
             self.done = torch.cuda.Event()
+            self._failed: list[torch.cuda.CUDAGraph] = []
+
+    def leave(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Go on after a capture that failed, with memory of its own.
+
+        Until torch 2.12 its end raises before the allocator has left it: without this the next
+        capture finds one underway, and idle memory is never given back.
+        """
+        index = self.device.index or 0
+        with contextlib.suppress(RuntimeError):  # from 2.12 on it has left
+            torch._C._cuda_endAllocateToPool(index, self.memory)
+            torch._C._cuda_releasePool(index, self.memory)
+        self._failed.append(graph)  # allocators go on asking it
+        self.memory = torch.cuda.graph_pool_handle()
 
 
 class CudaGraph:
@@ -94,6 +109,7 @@ def _captured(
         current.wait_stream(room.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # blocks that lie idle are of no use to the graph's memory
+        torch._C._host_emptyCache()  # it keeps the pool of graphs that are gone, which none can use
         return _of_one_run(function, inputs, room)
 
 
@@ -114,6 +130,7 @@ def _of_one_run(
                 graph.capture_end()
     except Exception as error:
         generator.graphsafe_set_state(before)  # else it takes the capture for going on
+        room.leave(graph)
         if isinstance(error, torch.OutOfMemoryError):
             raise
         why = error.__context__ or error  # what came first: its end fails, too

@@ -26,7 +26,7 @@ def _reusable(device: torch.device) -> int:
     index = torch.cuda.current_device() if device.index is None else device.index
     return sum(
         segment["total_size"] - segment["allocated_size"]
-        for segment in torch.cuda.memory_snapshot()
+        for segment in torch.cuda.memory_snapshot(include_traces=False)
         if segment["device"] == index and tuple(segment["segment_pool_id"]) == (0, 0)
     )
 
