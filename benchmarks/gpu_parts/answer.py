@@ -45,6 +45,11 @@ class Answer:
         return cls(o.device, o.quick, o.seconds, o.place, o.json)
 
     @property
+    def small(self) -> bool:
+        """Whether sizes are: on a CPU Triton's interpreter runs the kernels."""
+        return self.quick or self.device == "cpu"
+
+    @property
     def left(self) -> float:
         """Seconds until the part is stopped."""
         return self.end - time.monotonic()

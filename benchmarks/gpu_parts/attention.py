@@ -26,13 +26,13 @@ def main(answer: Answer) -> None:
     torch.manual_seed(0)
     # Else PyTorch's math in bfloat16 multiplies in float32, and would be no rival.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    lengths = (16, 32) if answer.quick else LENGTHS
+    lengths = (16, 32) if answer.small else LENGTHS
     for dtype in ("float32", "bfloat16"):
         if answer.device == "cpu" and dtype == "bfloat16":
             continue  # Triton's interpreter multiplies it wrongly
         peaks = []
         for length in lengths:
-            if answer.left > 4 or answer.quick:
+            if answer.left > 4 or answer.small:
                 with answer.guarding(f"{length} tokens, {dtype}"):
                     peaks.append(measured(answer, length, dtype))
         if len(peaks) > 1 and peaks[-1] and peaks[-2]:
@@ -73,7 +73,7 @@ def off_by(found: list[Tensor], exact: list[Tensor]) -> float:
 
 def measured(answer: Answer, length: int, dtype: str) -> float | None:
     """A row; the peak of memory of ours, in MB."""
-    shape = (TASKS, BATCH, HEADS, length, SIZE) if not answer.quick else (1, 1, 2, length, 8)
+    shape = (TASKS, BATCH, HEADS, length, SIZE) if not answer.small else (1, 1, 2, length, 8)
     kind = getattr(torch, dtype)
     given = [torch.randn(shape, device=answer.device, dtype=kind) for _ in range(3)]
     g, *h = (torch.randn_like(given[0]) for _ in range(4))
@@ -96,7 +96,7 @@ def measured(answer: Answer, length: int, dtype: str) -> float | None:
         with Peak(answer.device) as peak:
             run()
         row["mb"][name] = peak.mb
-    row["microseconds"] = times = in_turns(runs, answer.device, 2 if answer.quick else 8)
+    row["microseconds"] = times = in_turns(runs, answer.device, 2 if answer.small else 8)
     ratio = times["math SDPA"]["median"] / times["fastmaml"]["median"]
     answer.row(**row, faster=round(ratio, 2))
     answer.say(

@@ -23,7 +23,7 @@ def main(answer: Answer) -> None:
         answer.found["skipped"] = "JAX is not installed"
         answer.say("JAX is not installed")
         return
-    for key in QUICK if answer.quick else FIRST:
+    for key in QUICK if answer.small else FIRST:
         exact = answer.place / f"{key}.npz"
         if not exact.exists():
             answer.found.setdefault("not_compared", []).append(key)
@@ -31,7 +31,7 @@ def main(answer: Answer) -> None:
         row: dict[str, Any] = {"workload": key, "contestants": {}}
         setup = setup_of(WORKLOADS[key], answer.device, "float32", arrays(WORKLOADS[key]))
         for name in NAMES:
-            if answer.left > 5 or answer.quick:
+            if answer.left > 5 or answer.small:
                 row["contestants"][name] = measured(answer, name, setup, read(exact))
         answer.row(**row)
         told = (
@@ -60,7 +60,7 @@ def measured(answer: Answer, name: str, setup: Any, exact: dict[str, Any]) -> di
         return found
     times: list[float] = []
     end = time.perf_counter() + BUDGET
-    while len(times) < (2 if answer.quick else ROUNDS) and (not times or time.perf_counter() < end):
+    while len(times) < (2 if answer.small else ROUNDS) and (not times or time.perf_counter() < end):
         begin, calls = time.perf_counter(), 0
         while not calls or time.perf_counter() - begin < TURN:
             contestant.run()

@@ -17,8 +17,8 @@ def main(answer: Answer) -> None:
     """Of every workload and family."""
     from gpu_parts.steps import FIRST, QUICK
 
-    os.environ["FASTMAML_GPU_QUICK"] = str(int(answer.quick))
-    works = QUICK if answer.quick else FIRST
+    os.environ["FASTMAML_GPU_QUICK"] = str(int(answer.small))
+    works = QUICK if answer.small else FIRST
     names = [f"{key}/{name}" for key in works for name in ("fastmaml", "fastmaml, first order")]
     names += [f"products/{mode}" for mode in ("float32", "tf32", "bfloat16")]
     names += [f"attention/{dtype}" for dtype in ("float32", "bfloat16")]
@@ -32,7 +32,7 @@ def checks(device: str) -> Check:
     def check(name: str) -> dict[str, Any]:
         what, _, which = name.partition("/")
         if what == "products":
-            products(which, quick or device == "cpu")
+            products(which, quick)
         elif what == "attention":
             attention(which, device, quick)
         else:

@@ -12,7 +12,7 @@ STEPS = (1, 2, 4, 8, 16)
 
 def main(answer: Answer) -> None:
     """In copies of the adapted parameters of all tasks."""
-    small = answer.quick or answer.device == "cpu"
+    small = answer.small
     sizes = {"layers": 3, "width": 64, "examples": 32} if small else {}
     setting, steps = Setting(device=answer.device, **sizes), list(STEPS[:3] if small else STEPS)
     apart = gradient_differences(setting, steps=3)

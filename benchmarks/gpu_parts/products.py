@@ -17,7 +17,7 @@ ROUNDS = 8
 
 def main(answer: Answer) -> None:
     """In float32 first: it is what a meta-step runs in unless told otherwise."""
-    if answer.quick or answer.device == "cpu":
+    if answer.small:
         tiny()
     ratios: dict[str, dict[str, list[float]]] = {}
     for mode, (dtype, precision) in MODES.items():
@@ -26,12 +26,12 @@ def main(answer: Answer) -> None:
         torch.backends.cuda.matmul.fp32_precision = precision
         torch.backends.cudnn.conv.fp32_precision = precision
         for work in turn_about(linears(dtype), convolutions(dtype)):
-            if answer.left < 4 and not answer.quick:
+            if answer.left < 4 and not answer.small:
                 answer.found["stopped_in"] = mode
                 break
             row = {"wrong": ""}
             with answer.guarding(f"{mode} {work.name}"):
-                row = triton_kernels.measure(work, mode, 2 if answer.quick else ROUNDS)
+                row = triton_kernels.measure(work, mode, 2 if answer.small else ROUNDS)
                 answer.row(**row)
             if row == {"wrong": ""}:
                 continue

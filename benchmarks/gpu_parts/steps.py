@@ -36,8 +36,8 @@ ROUNDS, TURN, BUDGET = 7, 0.1, 2.5
 
 def main(answer: Answer) -> None:
     """Every workload while there is time, the one with a target first."""
-    for key in QUICK if answer.quick else FIRST:
-        if answer.left < 8 and not answer.quick:
+    for key in QUICK if answer.small else FIRST:
+        if answer.left < 8 and not answer.small:
             answer.found.setdefault("not_reached", []).append(key)
             continue
         with answer.guarding(key):
@@ -118,7 +118,7 @@ def take_turns(
     """Rounds; the milliseconds of each one's turns go to its row."""
     times: dict[str, list[float]] = {name: [] for name in running}
     spent = dict.fromkeys(running, 0.0)
-    for _ in range(2 if answer.quick else ROUNDS):
+    for _ in range(2 if answer.small else ROUNDS):
         for name, run in list(running.items()):
             if times[name] and (spent[name] > BUDGET or answer.left < 5):
                 continue

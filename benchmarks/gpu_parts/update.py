@@ -28,7 +28,7 @@ QUICK = {"conv4, 2 tasks": (2, CONV4)}
 def main(answer: Answer) -> None:
     """From parameters that tasks share, as in the first step, and from their own."""
     torch.manual_seed(0)
-    for name, (tasks, shapes) in (QUICK if answer.quick else CASES).items():
+    for name, (tasks, shapes) in (QUICK if answer.small else CASES).items():
         for shared in (True, False):
             with answer.guarding(name):
                 measured(answer, name, tasks, shapes, shared)
@@ -59,7 +59,7 @@ def measured(
             answer.fail(f"{name}: inner_update on {backend} is off by {error:.1e}")
             return
     runs["copy"] = lambda: into.copy_(flat)
-    times = in_turns(runs, device, 3 if answer.quick else 30)
+    times = in_turns(runs, device, 3 if answer.small else 30)
     moved = {n: (sum(x.nbytes for x in given) + 2 * flat.nbytes) for n in runs}
     moved["copy"] = 2 * flat.nbytes
     rates = {n: round(moved[n] / times[n]["median"] / 1e3, 4) for n in runs}
