@@ -72,17 +72,23 @@ def test_what_a_fresh_process_says_when_it_fails() -> None:
         fresh("vs_first_order.py", "--point", "nothing", threads=1, environment={})
 
 
-def test_who_takes_part_and_why_not() -> None:
+@pytest.mark.parametrize("has_jax", [False, True])
+def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import contestants
     from turns import Field
+
+    monkeypatch.setattr(contestants, "has_jax", lambda: has_jax)
 
     def field(device: str, slow: bool = False) -> Field:
         options = {"device": device, "slow": slow, "contestants": None, "peers": None}
         return Field(argparse.Namespace(**options))
 
-    on_gpu = field("cuda").absent
-    assert on_gpu["JAX jit of vmap"] == (
-        "not on cuda: benchmarks/peers/install.sh installs JAX for the CPU"
-    )
+    for device in ("cpu", "cuda"):
+        found = field(device)
+        if has_jax:  # as on a machine with a GPU, in the Python at hand
+            assert "JAX jit of vmap" in found.names
+        else:
+            assert "needs an environment of its own" in found.absent["JAX jit of vmap"]
     assert field("cpu").absent["CUDA graph of vmap"] == "not on cpu: needs a GPU"
     slow = field("cpu", slow=True)
     assert "torch.compile of vmap" in slow.names
