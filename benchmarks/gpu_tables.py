@@ -9,7 +9,7 @@ from contestants import LOOP
 from time_tables import milliseconds
 
 Result = dict[str, Any]
-ABSENT = "No GPU has been measured yet; `make gpu` does it in 8.5 minutes."
+ABSENT = "No GPU has been measured yet: `make gpu` does it, in at most 8.5 minutes."
 
 
 def measured(found: Result) -> str:

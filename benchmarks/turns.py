@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from contestants import CONTESTANTS, LOOP, LOOP_FIRST
 from results import ROOT
+from worker_lines import Lines
 
 BESIDE = (LOOP, LOOP_FIRST, "torch.func vmap", "fastmaml")
 """What those that take minutes to begin are timed beside."""
@@ -54,7 +54,8 @@ class Process:
             env=os.environ | counts | {"PYTHONPATH": path, "JAX_PLATFORMS": jax_on(arguments)},
             start_new_session=True,  # so that what it starts ends with it
         )
-        self._left = b""
+        assert self.process.stdout
+        self.answers = Lines(self.process.stdout.fileno())
 
     def ask(self, do: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """Have it do something, and wait for the answer.
@@ -66,7 +67,7 @@ class Process:
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
-            answer = self._answer(time.monotonic() + limit)
+            answer = self.answers.next(time.monotonic() + limit)
         except BrokenPipeError:
             answer = None
         except TimeoutError:
@@ -81,20 +82,6 @@ class Process:
             self.close()
             raise WorkerError(found["error"][:300])
         return found
-
-    def _answer(self, deadline: float) -> bytes | None:
-        """A line; None if the process ended."""
-        assert self.process.stdout
-        pipe = self.process.stdout.fileno()
-        while b"\n" not in self._left:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            more = os.read(pipe, 1 << 16)
-            if not more:
-                return None
-            self._left += more
-        line, self._left = self._left.split(b"\n", 1)
-        return line
 
     def alive(self) -> bool:
         """Whether it can be asked."""

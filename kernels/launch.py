@@ -32,9 +32,10 @@ class Launch:
     def compile(self) -> None:
         """For the current device, without running; most of it without Python's lock."""
         made = self.kernel.warmup(grid=(self.programs,), **self.arguments, **self.options)
-        if made is not None:
+        link = getattr(made, "_init_handles", None)  # the launcher, which a C compiler makes
+        if link is not None:  # else the first run makes it
             with contextlib.suppress(OutOfResources):  # a run will say so
-                made._init_handles()  # the launcher, which a C compiler makes
+                link()
 
     @property
     def options(self) -> dict[str, int | bool]:

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import queue
-import select
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from worker_lines import Lines
 
 from gpu_parts.answer import Answer
 
@@ -100,7 +101,8 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | SHARED
         )
-        self._left = b""
+        assert self.process.stdout
+        self.answers = Lines(self.process.stdout.fileno())
 
     def alive(self) -> bool:
         """Whether it can be asked."""
@@ -114,7 +116,8 @@ class Worker:
             assert self.process.stdin
             self.process.stdin.write(json.dumps(name).encode() + b"\n")
             self.process.stdin.flush()
-            row = self._answer(start + limit)
+            line = self.answers.next(start + limit)
+            row = None if line is None else json.loads(line)
         except TimeoutError:
             why, outcome = f"took longer than {limit:.0f} s", "late"
         except BrokenPipeError:
@@ -123,20 +126,6 @@ class Worker:
             self.close()
             row = row or {"outcome": outcome, "why": why}
         return {"name": name, "seconds": round(time.monotonic() - start, 3), **row}
-
-    def _answer(self, deadline: float) -> dict[str, Any] | None:
-        assert self.process.stdout
-        pipe = self.process.stdout.fileno()
-        while b"\n" not in self._left:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            more = os.read(pipe, 1 << 16)
-            if not more:
-                return None
-            self._left += more
-        line, self._left = self._left.split(b"\n", 1)
-        found: dict[str, Any] = json.loads(line)
-        return found
 
     def close(self) -> None:
         """End it."""

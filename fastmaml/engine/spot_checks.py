@@ -25,6 +25,9 @@ ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4}
 UNSTEADY = 4.0
 """Runs of what never adds in the same order differ by so many times what two of them did."""
 
+STEADY = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Where they differ by more of a result's norm, it is no order of adding, but a draw, say."""
+
 COARSE = 2e-2
 """The same for narrower dtypes."""
 
@@ -121,10 +124,11 @@ def difference(
         error = _norm([_gap(x, y)])
         if error == 0:
             continue
-        if found is not again and error <= UNSTEADY * _norm([_gap(x, again[i])]):
-            continue
         scale = max(_norm([y]), whole if i >= layout.split else 0.0)
         size = error / scale if scale else float("inf")
+        by_order = found is not again and error <= UNSTEADY * _norm([_gap(x, again[i])])
+        if by_order and size <= STEADY.get(y.dtype, COARSE):
+            continue
         beyond = size > ROUNDING.get(
             y.dtype, COARSE if y.is_floating_point() else ROUNDING[torch.float64]
         )
