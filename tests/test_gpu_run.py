@@ -273,6 +273,7 @@ def test_tests_end_in_time(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(slow)
     told = tmp_path / "told.jsonl"
     settings = SETTINGS | {"FASTMAML_TOLD": str(told), "FASTMAML_TOLD_UNTIL": "1"}
+    settings["PYTEST_XDIST_WORKER"] = "gw1"  # of the process that began it, which may be a worker
     run = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*run, "-p", "no:xdist", "test_some.py"], cwd=tmp_path, env=os.environ | settings,

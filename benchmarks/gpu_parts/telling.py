@@ -63,6 +63,9 @@ class Telling:
 class Leaving:
     """Where tests run: none begins when time is over, and none after CUDA has broken."""
 
+    def __init__(self, config: pytest.Config) -> None:
+        self.controls = controls(config)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """End the session in time."""
@@ -73,7 +76,7 @@ class Leaving:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """End a worker whose CUDA is unusable; its report went out before."""
         broken = report.failed and any(word in str(report.longrepr) for word in STICKY)
-        if broken and "PYTEST_XDIST_WORKER" in os.environ:
+        if broken and not self.controls:
             time.sleep(0.5)  # for the report to arrive
             os._exit(BROKEN)
 
@@ -82,12 +85,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Where which of them belongs."""
     if controls(config):
         config.pluginmanager.register(Telling(config))
-    config.pluginmanager.register(Leaving())
+    config.pluginmanager.register(Leaving(config))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """How many there are; once, whoever collected them."""
     count = len(session.items)
-    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    config = session.config
+    first = controls(config) or vars(config)["workerinput"]["workerid"] == "gw0"
     if first and count:
         tell({"selected": count})
