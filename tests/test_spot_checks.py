@@ -85,6 +85,41 @@ def test_they_can_be_switched_off() -> None:
         assert outcome(maml, vectors()).same_bits(before)
 
 
+FACTORS = [1.0, torch.nan, torch.inf]
+
+
+class Infinite(nn.Linear):
+    """Its second output is multiplied by one of FACTORS."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.stack([y[..., 0], y[..., 1] * FACTORS[round(hidden() / 1000) - 1]], -1)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (0, 2), (1, 0), (2, 0)])
+def test_what_is_no_number_differs_from_what_is_one(before: int, after: int) -> None:
+    """NaN is larger than nothing, and no share of infinity is large."""
+    maml = fm.MAML(Infinite(3, 2).double(), 0.3, loss=F.mse_loss, executor="captured")
+    hide(before + 1)
+    maml.evaluate(vectors())
+    hide(after + 1)
+    with pytest.raises(fm.StaleRecordingError, match="the loss is off by inf"):
+        maml.evaluate(vectors())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_task_without_a_number_hides_no_other(bad: float) -> None:
+    episodes = vectors()
+    episodes.query.inputs[0, 0] = bad
+    maml = fm.MAML(Hiding(3, 2).double(), 0.3, loss=F.mse_loss, executor="captured")
+    hide(1.0)
+    for _ in range(3):
+        maml.evaluate(episodes)
+    hide(1.001)
+    with pytest.raises(fm.StaleRecordingError, match=r"is off by [^i]"):
+        maml.evaluate(episodes)
+
+
 @pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.MixedMode()])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_kinks_of_float32_are_no_difference(backend: str, gradient: fm.gradients.Unrolled) -> None:

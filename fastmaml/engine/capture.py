@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmaml.engine.cuda_graph import CudaGraph, GraphRoom, has_graphs
+from fastmaml.engine.equality import same_values
 from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
@@ -68,7 +69,7 @@ class Recording:
 
     def stale(self) -> bool:
         """Whether a tensor that must not change did."""
-        return any(not torch.equal(x, before) for x, before in self.fixed)
+        return any(not same_values(x, before) for x, before in self.fixed)
 
 
 class Captured:
@@ -303,7 +304,7 @@ def _check(
     try:
         with torch._C._AutoDispatchBelowAutograd():
             found = run(*tensors)
-            exactly = all(map(_same_bits, found, expected))
+            exactly = all(map(same_values, found, expected))
             again = found if exactly or on_the_cpu(flat) else run(*tensors)
     except Exception as error:
         if is_out_of_memory(error):
@@ -324,10 +325,6 @@ def _check(
 def on_the_cpu(flat: Flat) -> bool:
     """Where a replay gives the same bits each time."""
     return flat.seeds.device.type == "cpu"
-
-
-def _same_bits(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 def _recorded(

@@ -184,10 +184,11 @@ def _raise_for_losses(
     tasks = (~losses.isfinite()).nonzero().flatten().tolist()
     first = tasks[0]
     if program.function is not None:
+        others = f" (of {len(tasks)}: {str(tasks[:6])[1:-1]})" if len(tasks) > 1 else ""
         raise NonFiniteLoss(
-            f"The query loss of task {first} (and of {len(tasks) - 1} others: {tasks[1:6]}) is "
-            f"{losses[first].item()}. Nothing was averaged in, and no gradient was set. Lower the "
-            "inner learning rate, or look at that task's data.",
+            f"The query loss of task {first}{others} is {losses[first].item()}. "
+            "Nothing was averaged in, and no gradient was set. Lower the inner learning rate, or "
+            "look at that task's data.",
             None,
             tasks,
         )

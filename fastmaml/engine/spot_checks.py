@@ -116,7 +116,7 @@ def difference(
         again: of the same recording and arguments: where it differs from `found`, by more than
             rounding as under Adam, a few times as much is no reason to look further.
     """
-    whole = _norm(expected[layout.split :])
+    whole = _norm([_finite(y) for y in expected[layout.split :]])
     worst = None
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         if x.shape != y.shape or x.dtype != y.dtype:
@@ -124,7 +124,7 @@ def difference(
         error = _norm([_gap(x, y)])
         if error == 0:
             continue
-        scale = max(_norm([y]), whole if i >= layout.split else 0.0)
+        scale = max(_norm([_finite(y)]), whole if i >= layout.split else 0.0)
         size = error / scale if scale else float("inf")
         by_order = found is not again and error <= UNSTEADY * _norm([_gap(x, again[i])])
         if by_order and size <= STEADY.get(y.dtype, COARSE):
@@ -138,10 +138,16 @@ def difference(
 
 
 def _gap(x: Tensor, y: Tensor) -> Tensor:
-    """The difference; none where both are the same, infinite or no numbers."""
+    """The difference's size; 0 where both are the same or NaN, infinite where one alone is NaN."""
     if not x.is_floating_point() and not x.is_complex():
         return (x != y).float()
-    return torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)
+    gap = (x - y).abs()
+    gap = torch.where(gap.isnan(), torch.full_like(gap, torch.inf), gap)
+    return torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(gap), gap)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.where(x.isfinite(), x, torch.zeros_like(x))
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
