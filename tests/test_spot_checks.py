@@ -32,6 +32,20 @@ def _as_it_was() -> Iterator[None]:
     socket.setdefaulttimeout(before)
 
 
+class Unrecordable(nn.Linear):
+    """From `hidden() == 2000` on it cannot be recorded, or does not run."""
+
+    fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if hidden() < 2000:
+            return y
+        if self.fails or torch._C._len_torch_dispatch_stack():
+            raise ArithmeticError("no such way")
+        return y * 2
+
+
 class Hiding(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (hidden() / 1000)
@@ -83,6 +97,23 @@ def test_they_can_be_switched_off() -> None:
     hide(2.0)
     for _ in range(8):
         assert outcome(maml, vectors()).same_bits(before)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_nothing_replays_a_recording_that_a_check_found_stale(fails: bool) -> None:
+    """Also where no other can be made, or where the eager run fails."""
+    model = Unrecordable(3, 2).double()
+    model.fails = fails
+    maml = fm.MAML(model, 0.3, loss=F.mse_loss, executor="captured")
+    hide(1.0)
+    maml(vectors())
+    hide(2.0)
+    kind, why = (ArithmeticError, "no such") if fails else (fm.StaleRecordingError, "is off by")
+    with pytest.raises(kind, match=why):
+        maml(vectors())
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="cannot be captured"):
+            maml(vectors())
 
 
 FACTORS = [1.0, torch.nan, torch.inf]

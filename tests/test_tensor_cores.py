@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,6 +61,29 @@ def test_tf32_is_used_where_both_switches_allow_it(
         if before["older"] != "set apart":  # models read it, by torch.backends.cudnn.flags
             assert inside["older"] == tf32
     assert switches() == before
+
+
+def test_whatever_stands_above_both_switches(switches: Callable[..., dict[str, Any]]) -> None:
+    """Both inherit from one for CUDA, and that from one for all."""
+    put = torch._C._set_fp32_precision_setter
+    try:
+        for generic, all_of_cuda, matmul, conv, older in itertools.product(
+            *4 * [("none", "ieee", "tf32")], (True, False)
+        ):
+            torch._C._set_cudnn_allow_tf32(older)
+            put("generic", "all", generic)
+            put("cuda", "all", all_of_cuda)
+            before = switches(matmul=matmul, conv=conv)
+            both = before["matmul"] == before["conv"] == "tf32"
+            with ONE_RULE:
+                inside = switches()
+            assert {inside["matmul"] == "tf32", inside["conv"] == "tf32"} == {both}
+            if before["older"] != "set apart" and inside["rnn"] != "tf32":  # which has no rule
+                assert inside["older"] != "set apart"
+            assert switches() == before
+    finally:
+        put("generic", "all", "none")
+        put("cuda", "all", "none")
 
 
 def test_a_meta_step_keeps_the_rule(switches: Callable[..., dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from gpu_parts.pool import SHARED, processes
 
 FILES = (
     "test_triton_gpu",
-    "test_cuda_graphs",
+    "test_cuda_streams",
     "test_tensor_cores",
     "test_gpu_profile",
     "test_ops_attention",

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmaml.engine.cuda_graph import CudaGraph, GraphRoom, has_graphs
+from fastmaml.engine.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
 from fastmaml.engine.equality import same_values
-from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flat import cleaned, compiled, element_count, operation_count
 from fastmaml.engine.flattening import Flat, Function, Layout, flattened, laid_out
 from fastmaml.engine.fresh_constants import require_constants
@@ -27,7 +26,7 @@ from fastmaml.engine.modes_around import modes_around
 from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.plans import Identity, key_of
 from fastmaml.engine.sight import Sight
-from fastmaml.engine.spot_checks import difference, due, spot_check
+from fastmaml.engine.spot_checks import difference, due, same_each_time, spot_check
 from fastmaml.engine.spread import run_chunks
 from fastmaml.engine.tape import Tape, UncapturableError, record
 from fastmaml.engine.trials import caught
@@ -235,6 +234,11 @@ class Captured:
             raise UncapturableError(depends.refusal)
         graphs = self.prepare is compiled and has_graphs(flat.seeds.device)
         # A graph would keep the numbers of a host's tensor that it read when it was captured.
+        if graphs and any(is_elsewhere(x, flat.seeds.device) for x in (*tensors, *results)):
+            raise UncapturableError(
+                "a parameter, a buffer, a learned rate or a result is on another device, where a "
+                "CUDA graph does not look: move all of it, by maml.to(device)"
+            )
         hosts = frozenset(v for v, x in tape.constants.items() if graphs and x.device.type == "cpu")
         fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
         # Inductor places results itself, and takes fewer of the views that are written through.
@@ -252,7 +256,8 @@ class Captured:
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
         if device not in self._rooms:
             self._rooms[device] = GraphRoom(device)
-        return CudaGraph(run, tensors, self._rooms[device])
+        with torch._C._AutoDispatchBelowAutograd():  # else results keep what led to them
+            return CudaGraph(run, tensors, self._rooms[device])
 
     def _replayed(self, flat: Flat) -> MetaResult:
         size, tasks = flat.program.chunk, flat.tasks
@@ -284,7 +289,7 @@ class Captured:
 
         try:
             spot_check(flat, recording.layout, recording.run, anew)
-        except StaleRecordingError:
+        except BaseException:  # whatever it is: the next call must not replay it
             self._kept.clear()
             raise
 
@@ -305,7 +310,7 @@ def _check(
         with torch._C._AutoDispatchBelowAutograd():
             found = run(*tensors)
             exactly = all(map(same_values, found, expected))
-            again = found if exactly or on_the_cpu(flat) else run(*tensors)
+            again = found if exactly or same_each_time(flat) else run(*tensors)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -314,17 +319,12 @@ def _check(
     if exactly:
         return
     worst = difference(found, expected, layout, flat, again)
-    if worst is not None or on_the_cpu(flat):
+    if worst is not None or same_each_time(flat):
         where = f" ({worst.of} is off by {worst.size:.1e} of its norm)" if worst else ""
         raise UncapturableError(
             f"its replay differs from the run that it was recorded from{where}: something in the "
             "model, the loss or the rule depends on more than tensors and settings"
         )
-
-
-def on_the_cpu(flat: Flat) -> bool:
-    """Where a replay gives the same bits each time."""
-    return flat.seeds.device.type == "cpu"
 
 
 def _recorded(

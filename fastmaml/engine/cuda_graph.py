@@ -21,6 +21,11 @@ def has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def is_elsewhere(x: Tensor, device: torch.device) -> bool:
+    """Whether a graph of that device would keep the numbers that it has now."""
+    return x.device != device
+
+
 class GraphRoom:
     """What graphs that run one after another share: a stream, memory, and whose turn it is.
 
@@ -103,6 +108,7 @@ def _captured(
     with torch.cuda.device(room.device):
         current = torch.cuda.current_stream()
         room.stream.wait_stream(current)
+        room.stream.wait_event(room.done)  # graphs of it may run, with this stream's workspaces
         with torch.cuda.stream(room.stream):
             for _ in range(WARM_UPS):
                 function(*inputs)

@@ -149,5 +149,16 @@ def environment(device: str) -> tuple[Any, ...]:
         torch.get_default_dtype(),
         _device.CURRENT_DEVICE,  # as torch.get_default_device() says, in a fraction of its time
         torch.are_deterministic_algorithms_enabled(),
-        device == "cuda" and allows_tf32(),
+        device == "cuda" and (allows_tf32(), *_of_libraries()),
+    )
+
+
+def _of_libraries() -> tuple[Any, ...]:
+    """By which kernels are chosen, those in a CUDA graph for as long as it lives."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (
+        cudnn.enabled,
+        cudnn.deterministic,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
     )

@@ -51,11 +51,17 @@ class OneRule:
 
 def _without(kind: str) -> Callable[[], object]:
     """Switch TF32 off; what switches it on again."""
+    undo: Callable[[], object]
     if kind == "conv" and _older_switch_works():
         torch._C._set_cudnn_allow_tf32(False)
-        return functools.partial(torch._C._set_cudnn_allow_tf32, True)
-    _set("cuda", kind, "ieee")
-    return functools.partial(_set, "cuda", kind, "tf32")
+        undo = functools.partial(torch._C._set_cudnn_allow_tf32, True)
+    else:
+        _set("cuda", kind, "none")
+        inherits = _get("cuda", kind) == "tf32"
+        undo = functools.partial(_set, "cuda", kind, "none" if inherits else "tf32")
+    if _get("cuda", kind) == "tf32":  # what stands above both switches says so
+        _set("cuda", kind, "ieee")
+    return undo
 
 
 def _older_switch_works() -> bool:
