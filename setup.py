@@ -121,7 +121,9 @@ def ninja_file(output: Path, nvcc: str | None) -> str:
         sources["cxx"] += CSRC.glob("cuda/*_bind.cpp")
         sources["nvcc"] += CSRC.glob("cuda/*.cu")
         # A static runtime whose symbols stay inside: torch may bring another one.
-        library = shlex.quote(str(toolkit / "lib64" / "libcudart_static.a"))
+        places = ("lib64", "lib", "targets/x86_64-linux/lib")
+        found = [p for p in places if (toolkit / p / "libcudart_static.a").exists()]
+        library = shlex.quote(str(toolkit / (*found, "lib64")[0] / "libcudart_static.a"))
         ldflags += f" {library} -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"
     cflags += "".join(f" -isystem {shlex.quote(str(i))}" for i in includes)
     lines = [f"{name} = {value.replace('$', '$$')}" for name, value in (

@@ -21,10 +21,10 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_tables  # noqa: E402
-from gpu_parts import PARTS, Part, build, pool  # noqa: E402
+from gpu_parts import PARTS, Part, pool  # noqa: E402
 from gpu_parts.answer import Answer  # noqa: E402
 from gpu_parts.junit import junit  # noqa: E402
-from gpu_parts.tests import FILES, collect  # noqa: E402
+from gpu_parts.tests import FILES, GRAPHS, collect  # noqa: E402
 
 SETTINGS = {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, ROOT / "tests")))}
 
@@ -44,9 +44,24 @@ class Scripted(gpu.Run):
         head = (
             "import sys, time, os\nfrom pathlib import Path\nfrom gpu_parts.answer import Answer\n"
             f"answer = Answer('cpu', True, {box}, Path({str(answer.parent)!r}), "
-            f"Path({str(answer)!r}))\n"
+            f"Path({str(answer)!r}), '--resume' in sys.argv)\n"
         )
         return [sys.executable, "-c", head + self.scripts[part.name]]
+
+
+BREAKS = """
+from gpu_parts.answer import BROKEN, Broken
+try:
+    for x in filter(answer.begins, range(6)):
+        answer.row(x=x) if x not in (2, 4) else None
+        with answer.guarding(f'outer {x}'), answer.guarding(f'inner {x}'):
+            if x in (2, 4):
+                raise RuntimeError('CUDA error: an illegal memory access was encountered')
+except Broken:
+    sys.exit(BROKEN)
+sys.exit(1)
+"""
+"""Two of six break the process that they are in."""
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
@@ -59,6 +74,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
         "wrong": "answer.row(x=2); answer.fail('the numbers differ'); sys.exit(1)",
         "crash": "answer.row(x=3); os.abort()",
         "hangs": "answer.row(x=4, name='a', outcome='failed', why='\\x1b[31mred'); time.sleep(60)",
+        "breaks": BREAKS,
         "last": "answer.say('after all of them')",
     }
     parts = [Part(name, 6.0 if name == "hangs" else 20.0, name) for name in run.scripts]
@@ -69,8 +85,10 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
     outcomes = {name: part["outcome"] for name, part in found.items()}
     assert outcomes == {
         "good": "done", "wrong": "failed (1)", "crash": "failed (-6)", "hangs": "out of time",
-        "last": "done",
+        "breaks": "failed (1)", "last": "done",
     }  # fmt: skip
+    assert [row["x"] for row in found["breaks"]["rows"]] == [0, 1, 3, 5]
+    assert len(found["breaks"]["failures"]) == 2
     assert [part["rows"][0]["x"] for part in list(found.values())[:4]] == [1, 2, 3, 4]
     told = capsys.readouterr().out
     assert "-- last: after all of them" in told
@@ -78,7 +96,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
     suites = ElementTree.parse(tmp_path / "out" / "gpu_tests.xml").getroot()
     assert [suite.get("name") for suite in suites] == list(run.scripts)
     assert suites[3].get("failures") == "1"
-    assert (tmp_path / "out" / "gpu.log").read_text().count("====") == 10
+    assert (tmp_path / "out" / "gpu.log").read_text().count("====") == 16
     assert len(list((tmp_path / "out").iterdir())) == 3, "eight files come back, at most"
 
 
@@ -107,11 +125,13 @@ def test_boxes_fit_and_parts_are_modules() -> None:
     for part in PARTS:
         assert importlib.util.find_spec(f"gpu_parts.{part.name}"), part.name
     boxes = {part.name: part.box for part in PARTS}
-    assert [part.name for part in PARTS[:3]] == ["build", "smoke", "exactness"]
+    assert [part.name for part in PARTS[:4]] == ["build", "smoke", "exactness", "graphs"]
     assert boxes["build"] <= 90
     assert boxes["smoke"] <= 60
     assert boxes["exactness"] <= 60
     assert PARTS[-1].name == "tests", "what has no end comes last"
+    before = sum(part.box for part in PARTS[:-1])
+    assert before <= gpu.SECONDS - 15, "each has its time though all others take theirs"
 
 
 def test_every_file_with_a_test_for_a_gpu_is_run() -> None:
@@ -121,7 +141,7 @@ def test_every_file_with_a_test_for_a_gpu_is_run() -> None:
         if path != Path(__file__)
         and any(word in path.read_text() for word in ("mark.gpu", "on_backends", "BACKENDS)"))
     }
-    assert marked == set(FILES)
+    assert marked == {*FILES, *GRAPHS}
 
 
 POOLED = """
@@ -190,7 +210,7 @@ def test_what_is_no_number_is_told_in_json(tmp_path: Path) -> None:
 
 def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path) -> None:
     answer = Answer("cpu", True, 9, tmp_path, tmp_path / "a.json")
-    for what in (1, 0, 2):
+    for what in filter(answer.begins, (1, 0, 2, 1)):
         with answer.guarding(f"by {what}"):
             answer.row(x=1 / what)
     with answer.guarding("refuses"):
@@ -285,47 +305,6 @@ def test_tests_end_in_time(tmp_path: Path) -> None:
     collect(answer, lines, done.returncode)
     assert "not reached" in answer.found["table"][0]
     assert not answer.failures
-
-
-def test_sources_that_are_the_same_keep_their_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = [tmp_path / "a.cpp", tmp_path / "b.cpp"]
-    for path in files:
-        path.write_text("int x;")
-        os.utime(path, (1000, 1000))
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build, "sources", lambda: files)
-    build.unchanged(tmp_path / "sources.json")
-    files[1].write_text("int y;")
-    for path in files:
-        os.utime(path, (2000, 2000))  # the tree was sent again
-    build.unchanged(tmp_path / "sources.json")
-    assert [path.stat().st_mtime for path in files] == [1000, 2000]
-
-
-def test_an_environment_of_an_environment_sees_its_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a Python that is a virtual environment itself, as on many machines with a GPU."""
-    commands = []
-    monkeypatch.setattr(build, "ENVIRONMENT", tmp_path / "own")
-    monkeypatch.setattr(build, "PYTHON", tmp_path / "own" / "bin" / "python")
-    real = build.run
-
-    def run(command: list[Any], environment: Any = None) -> None:
-        commands.append(command)
-        if "pip" not in command:
-            real(command, environment)
-
-    monkeypatch.setattr(build, "run", run)
-    build.make_environment()
-    assert any("pip" in command for command in commands)
-    found = build.said(build.PYTHON, "-c", "import torch, pytest; print(torch.__file__)")
-    assert Path(found).exists()
-    commands.clear()
-    build.make_environment()
-    assert not commands, "it is there"
 
 
 def test_the_junit_file_names_what_was_wrong() -> None:

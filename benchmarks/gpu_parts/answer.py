@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from origin import save
+
+BROKEN = 70
+"""The exit code of a process in which CUDA is unusable; another one goes on."""
+
+STICKY = (
+    "CUDA error", "CUDA_ERROR", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access",
+)  # fmt: skip
+"""After these nothing works in that process any more."""
+
+
+class Broken(BaseException):
+    """CUDA is unusable in this process; no guard holds it."""
 
 
 class Answer:
@@ -25,12 +38,23 @@ class Answer:
         failures: what is wrong; a part with failures has failed.
     """
 
-    def __init__(self, device: str, quick: bool, seconds: float, place: Path, path: Path) -> None:
+    def __init__(
+        self,
+        device: str,
+        quick: bool,
+        seconds: float,
+        place: Path,
+        path: Path,
+        resume: bool = False,
+    ) -> None:
         self.device, self.quick, self.place, self.path = device, quick, place, path
         self.end = time.monotonic() + seconds
         self.found: dict[str, Any] = {"rows": [], "table": []}
         self.failures: list[str] = []
         place.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self.found = json.loads(path.read_text())
+            self.failures = self.found.pop("failures")
 
     @classmethod
     def asked(cls) -> Answer:
@@ -41,8 +65,9 @@ class Answer:
         parser.add_argument("--seconds", type=float, required=True)
         parser.add_argument("--place", type=Path, required=True)
         parser.add_argument("--json", type=Path, required=True)
+        parser.add_argument("--resume", action="store_true", help="after a process that broke")
         o = parser.parse_args()
-        return cls(o.device, o.quick, o.seconds, o.place, o.json)
+        return cls(o.device, o.quick, o.seconds, o.place, o.json, o.resume)
 
     @property
     def small(self) -> bool:
@@ -71,14 +96,25 @@ class Answer:
         self.failures.append(why)
         self.write()
 
+    def begins(self, what: object) -> bool:
+        """Whether to do it: not where an earlier process of this part has begun with it."""
+        begun: list[object] = self.found.setdefault("begun", [])
+        if what in begun:
+            return False
+        begun.append(what)
+        self.write()
+        return True
+
     @contextlib.contextmanager
     def guarding(self, what: str) -> Iterator[None]:
-        """A measurement that fails leaves the others."""
+        """A measurement that fails leaves the others: to another process, if it broke this one."""
         try:
             yield
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             self.fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            if any(word in str(error) for word in STICKY):
+                raise Broken from error
 
     def write(self) -> None:
         """All of it."""

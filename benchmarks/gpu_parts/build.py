@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -49,7 +50,7 @@ def main(answer: Answer) -> None:
     here = "FASTMAML_GPU_HERE" in os.environ
     python = Path(sys.executable) if here else PYTHON
     if not here:
-        make_environment()
+        make_environment(answer)
         arch = said(python, "-c", ARCHITECTURE)
         settings = os.environ | {"FASTMAML_BUILD": "1", "FASTMAML_CUDA": "1" if arch else "0"}
         if arch:
@@ -74,7 +75,7 @@ def main(answer: Answer) -> None:
             answer.fail(f"{backend}: {status}")
 
 
-def make_environment() -> None:
+def make_environment(answer: Answer) -> None:
     """With the packages of the Python that runs this, which may be such an environment itself.
 
     One made with ``--system-site-packages`` sees those of the base Python alone.
@@ -89,7 +90,14 @@ def make_environment() -> None:
     lines = [f"import site; site.addsitedir({path!r})" for path in theirs]
     (own / "parent.pth").write_text("\n".join([*lines, ""]))
     install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "-e", "."]
-    run([PYTHON, "-m", "pip", *install], os.environ | {"FASTMAML_BUILD": "0"})
+    try:
+        run([PYTHON, "-m", "pip", *install], os.environ | {"FASTMAML_BUILD": "0"})
+    except subprocess.CalledProcessError as error:
+        answer.fail(f"fastmaml is not installed but named: {error}")
+        (own / "fastmaml.pth").write_text(f"{ROOT}\n")
+        with contextlib.suppress(FileExistsError):  # setup.py names that folder a package
+            (ROOT / "fastmaml" / "kernels").symlink_to("../kernels")
+        return
     told.write_text(json.dumps([sys.version, theirs]))
 
 

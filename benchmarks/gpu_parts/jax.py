@@ -23,41 +23,37 @@ def main(answer: Answer) -> None:
         answer.found["skipped"] = "JAX is not installed"
         answer.say("JAX is not installed")
         return
-    for key in QUICK if answer.small else FIRST:
+    for key in filter(answer.begins, QUICK if answer.small else FIRST):
         exact = answer.place / f"{key}.npz"
         if not exact.exists():
             answer.found.setdefault("not_compared", []).append(key)
             continue
-        row: dict[str, Any] = {"workload": key, "contestants": {}}
+        answer.row(workload=key, contestants={})
+        found = answer.found["rows"][-1]["contestants"]
         setup = setup_of(WORKLOADS[key], answer.device, "float32", arrays(WORKLOADS[key]))
         for name in NAMES:
             if answer.left > 5 or answer.small:
-                row["contestants"][name] = measured(answer, name, setup, read(exact))
-        answer.row(**row)
-        told = (
-            f"{n[4:]} {r['median']:.2f} ms" for n, r in row["contestants"].items() if "median" in r
-        )
-        answer.say(f"{key}: {', '.join(told)}")
+                with answer.guarding(f"{key}: {name}"):
+                    measured(answer, name, setup, read(exact), found.setdefault(name, {}))
+        told = (f"{n[4:]} {r['median']:.2f} ms" for n, r in found.items() if "median" in r)
+        answer.say(f"{key}: {', '.join(told) or 'not measured'}")
 
 
-def measured(answer: Answer, name: str, setup: Any, exact: dict[str, Any]) -> dict[str, Any]:
-    """A contestant's first call, error and times in milliseconds."""
+def measured(
+    answer: Answer, name: str, setup: Any, exact: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """A contestant's first call, error and times in milliseconds, written as they are found."""
     work = setup.work
-    try:
-        contestant = built(name, setup)
-        start = time.perf_counter()
-        result = contestant.run()
-    except Exception as error:
-        refused = f"{type(error).__name__}: {error}"[:300]
-        answer.fail(f"{work.key}: {name}: {refused}")
-        return {"refused": refused}
+    contestant = built(name, setup)
+    start = time.perf_counter()
+    result = contestant.run()
     first = time.perf_counter() - start
     gradient = {n: np.asarray(x) for n, x in contestant.arrays(result).items()}
     error = difference(gradient, exact)
-    found = {"first_call_s": round(first, 3), "difference": error, **contestant.versions}
+    found |= {"first_call_s": round(first, 3), "difference": error, **contestant.versions}
     if not error <= allowed(work, False):
         answer.fail(f"{work.key}: {name} is off by {error:.1e}")
-        return found
+        return
     times: list[float] = []
     end = time.perf_counter() + BUDGET
     while len(times) < (2 if answer.small else ROUNDS) and (not times or time.perf_counter() < end):
@@ -66,4 +62,5 @@ def measured(answer: Answer, name: str, setup: Any, exact: dict[str, Any]) -> di
             contestant.run()
             calls += 1
         times.append(1e3 * (time.perf_counter() - begin) / calls)
-    return {**found, **summary(times)}
+        found |= summary(times)
+        answer.write()

@@ -18,7 +18,7 @@ from typing import Any
 
 from worker_lines import Lines
 
-from gpu_parts.answer import Answer
+from gpu_parts.answer import STICKY, Answer
 
 PATIENCE = {"cuda": 45.0, "cpu": 300.0}
 """Seconds for one check; Triton's interpreter is slow."""
@@ -29,9 +29,6 @@ SHARED = {
 }
 """Of a process among others: no threads of its own on the CPU, and tiles that were measured beside
 others, which none that is timed shall use."""
-
-STICKY = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access")
-"""After these nothing works in that process any more."""
 
 Check = Callable[[str], dict[str, Any]]
 
@@ -62,7 +59,7 @@ def checked(answer: Answer, module: str, names: Iterable[str], count: int) -> No
             if worker is None or not worker.alive():
                 worker = Worker(module, answer.device)
             patience = PATIENCE[answer.device]
-            row = worker.ask(name, min(patience, max(answer.left, 0.1)))
+            row = worker.ask(name, patience, answer.end)
             if row["outcome"] == "late" and answer.left <= 0:
                 break  # it was the box that ended; this one was not reached
             with lock:
@@ -103,20 +100,31 @@ class Worker:
         )
         assert self.process.stdout
         self.answers = Lines(self.process.stdout.fileno())
+        self.ready = False
 
     def alive(self) -> bool:
         """Whether it can be asked."""
         return self.process.poll() is None
 
-    def ask(self, name: str, limit: float) -> dict[str, Any]:
-        """The row of a check; a process that ends, or takes too long, is a row as well."""
+    def ask(self, name: str, limit: float, end: float) -> dict[str, Any]:
+        """The row of a check; a process that ends, or takes too long, is a row as well.
+
+        Args:
+            name: of the check.
+            limit: seconds for it. To begin, a process has all the time that there is: eight that
+                load PyTorch at once are slow.
+            end: when that is, a time of `time.monotonic`.
+        """
         start = time.monotonic()
         why, outcome, row = "its process ended", "error", None
         try:
+            if not self.ready:
+                self.ready = self.answers.next(end) is not None
+                start = time.monotonic()
             assert self.process.stdin
             self.process.stdin.write(json.dumps(name).encode() + b"\n")
             self.process.stdin.flush()
-            line = self.answers.next(start + limit)
+            line = self.answers.next(min(start + limit, max(end, start + 0.1)))
             row = None if line is None else json.loads(line)
         except TimeoutError:
             why, outcome = f"took longer than {limit:.0f} s", "late"
@@ -159,6 +167,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ready = importlib.import_module(module).checks(device)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(outcome_of(ready, json.loads(line))), file=answers, flush=True)
 

@@ -19,7 +19,6 @@ def main(answer: Answer) -> None:
     """In float32 first: it is what a meta-step runs in unless told otherwise."""
     if answer.small:
         tiny()
-    ratios: dict[str, dict[str, list[float]]] = {}
     for mode, (dtype, precision) in MODES.items():
         if answer.device == "cpu" and mode == "bfloat16":
             continue  # Triton's interpreter multiplies it wrongly
@@ -29,17 +28,20 @@ def main(answer: Answer) -> None:
             if answer.left < 4 and not answer.small:
                 answer.found["stopped_in"] = mode
                 break
-            row = {"wrong": ""}
-            with answer.guarding(f"{mode} {work.name}"):
+            what = f"{mode} {work.name}"
+            if not answer.begins(what):
+                continue
+            with answer.guarding(what):
                 row = triton_kernels.measure(work, mode, 2 if answer.small else ROUNDS)
                 answer.row(**row)
-            if row == {"wrong": ""}:
-                continue
-            if wrong := row.get("wrong"):
-                answer.fail(wrong)
-                continue
-            member = work.name.split()[0].removeprefix("task_")
-            ratios.setdefault(mode, {}).setdefault(member, []).append(row["of_the_best_rival"])
+                if wrong := row.get("wrong"):
+                    answer.fail(wrong)
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in answer.found["rows"]:
+        if "of_the_best_rival" in row:
+            member = row["work"].split()[0].removeprefix("task_")
+            of = ratios.setdefault(row["mode"], {}).setdefault(member, [])
+            of.append(row["of_the_best_rival"])
     for mode, members in ratios.items():
         told = (f"{m} {statistics.median(x):.2f} (to {max(x):.2f})" for m, x in members.items())
         answer.say(f"{mode}, of the best rival's time: {', '.join(told)}")

@@ -1,4 +1,7 @@
-"""``python -m gpu_parts.run PART ...``: one part; exits with 1 where something is wrong."""
+"""``python -m gpu_parts.run PART ...``: one part; exits with 1 where something is wrong.
+
+With 70 where a CUDA error left the process of no use: ``--resume`` goes on after what it was in.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib
 import sys
 import traceback
 
-from gpu_parts.answer import Answer
+from gpu_parts.answer import BROKEN, Answer, Broken
 
 
 def main() -> None:
@@ -15,6 +18,8 @@ def main() -> None:
     answer = Answer.asked()
     try:
         importlib.import_module(f"gpu_parts.{name}").main(answer)
+    except Broken:
+        sys.exit(BROKEN)
     except BaseException as error:  # also SystemExit, by which benchmarks refuse
         traceback.print_exc()
         answer.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

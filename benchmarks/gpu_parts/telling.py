@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from gpu_parts.pool import STICKY
+from gpu_parts.answer import BROKEN, STICKY
 
 BEGAN = time.monotonic()
-BROKEN = 70  # the exit code of a process whose CUDA is unusable
 
 
 def controls(config: pytest.Config) -> bool:

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, until the time is over: those first that no other part has run."""
+"""The tests that need a GPU, until the time is over: those first of which no other part tells."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from origin import ROOT
 from gpu_parts.answer import Answer
 from gpu_parts.pool import SHARED, processes
 
+GRAPHS = ("test_cuda_streams", "test_tensor_cores")
+"""Few, and about what a CPU cannot show; `graphs` runs them early."""
+
 FILES = (
     "test_triton_gpu",
-    "test_cuda_streams",
-    "test_tensor_cores",
     "test_gpu_profile",
     "test_ops_attention",
     "test_ops_edges",
     "test_ops",
     "test_gpu",
 )
-"""All that hold a test marked ``gpu`` (tests/test_gpu_run.py compares)."""
+"""With those, all that hold a test marked ``gpu`` (tests/test_gpu_run.py compares)."""
 
 ELSEWHERE = ("test_contract", "test_capture", "test_cuda_sources", "test_triton")
 """What the rehearsal runs besides."""
@@ -33,14 +34,19 @@ ENDING = 4.0  # seconds for pytest to end and for this to read what it wrote
 
 
 def main(answer: Answer) -> None:
-    """One pytest over all, in as many processes as checks have, which tells of each test."""
-    told = answer.place / "tests.jsonl"
+    """All others than `graphs` runs."""
+    run(answer, chosen(answer), processes(answer))
+
+
+def run(answer: Answer, which: list[str], count: int) -> None:
+    """One pytest, in so many processes, which tells of each test."""
+    told = answer.path.with_suffix(".jsonl")
     told.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling"]
     command += ["-p", "no:cacheprovider", "--tb=short", "-rN"]
-    command += ["--continue-on-collection-errors", *chosen(answer)]
+    command += ["--continue-on-collection-errors", *which]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(processes(answer)), "--dist", "load", "--max-worker-restart", "50"]
+        command += ["-n", str(count), "--dist", "load", "--max-worker-restart", "50"]
     settings = {
         **SHARED,
         "FASTMAML_TOLD": str(told),
@@ -74,7 +80,7 @@ def chosen(answer: Answer) -> list[str]:
         names: tuple[str, ...] = FILES
     else:
         which = ["-m", "not gpu"]
-        names = ("test_cuda_graphs", "test_maml") if answer.quick else (*FILES, *ELSEWHERE)
+        names = ("test_maml",) if answer.quick else (*FILES, *ELSEWHERE)
     return [*which, *(f"tests/{name}.py" for name in names)]
 
 

@@ -30,8 +30,10 @@ def main(answer: Answer) -> None:
     torch.manual_seed(0)
     for name, (tasks, shapes) in (QUICK if answer.small else CASES).items():
         for shared in (True, False):
-            with answer.guarding(name):
-                measured(answer, name, tasks, shapes, shared)
+            what = f"{name}, {'shared' if shared else 'own'} parameters"
+            if answer.begins(what):
+                with answer.guarding(what):
+                    measured(answer, name, tasks, shapes, shared)
 
 
 def measured(
