@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gpu_parts import PARTS, Part
-from gpu_parts.answer import BROKEN
+from gpu_parts.health import BROKEN
 from gpu_parts.junit import junit
 from origin import ROOT, commit, cpu_name, save
 

@@ -80,12 +80,13 @@ def test_graphs_that_share_memory_in_any_order_and_on_any_stream(device: str) ->
     def deep(factor: float) -> Callable[..., list[Tensor]]:
         def run(x: Tensor) -> list[Tensor]:
             for _ in range(20):
-                x = (x @ x.mT / len(x)).tanh() * factor
+                x = x @ turned * factor
             return [x, x.sum(1)]
 
         return run
 
     x = torch.randn(1024, 1024, device=device)
+    turned = torch.linalg.qr(torch.randn(1024, 1024, device=device))[0]
     functions = [deep(0.9), deep(1.1)]
     made = [cuda_graph.CudaGraph(f, [x.clone()], room) for f in functions]
     streams = [torch.cuda.Stream() for _ in range(3)]
@@ -99,18 +100,20 @@ def test_graphs_that_share_memory_in_any_order_and_on_any_stream(device: str) ->
     torch.cuda.synchronize()
     for a, b in zip(found, expected, strict=True):
         for p, q in zip(a, b, strict=True):
-            torch.testing.assert_close(p, q)
+            assert relative(p, q) < 1e-5
+    assert relative(expected[0][0], expected[2][0]) > 0.01, "a replay of another call would show"
 
 
 @pytest.mark.parametrize("device", gpu)
 def test_a_capture_beside_a_thread_that_uses_the_device(device: str) -> None:
+    """But its default generator: PyTorch takes every draw for one of the capture's."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
     def busy() -> None:
         try:
             while not stop.is_set():
-                torch.randn(300, 300, device=device).sum().item()
+                torch.ones(300, 300, device=device).sum().item()
         except BaseException as error:
             errors.append(error)
 

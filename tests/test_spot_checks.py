@@ -138,6 +138,26 @@ def test_what_is_no_number_differs_from_what_is_one(before: int, after: int) -> 
         maml.evaluate(vectors())
 
 
+def test_outputs_of_any_dtype() -> None:
+    class Many(Hiding):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = nn.Linear.forward(self, x)
+            much = torch.full_like(y, hidden()) > 1500
+            kinds = (torch.bool, torch.int32, torch.uint16, torch.float16, torch.complex64)
+            return {"y": y} | {str(kind): much.to(kind) for kind in kinds}
+
+    def loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs["y"], targets)
+
+    maml = fm.MAML(Many(3, 2).double(), 0.3, loss=loss, executor="captured")
+    hide(1.0)
+    for _ in range(3):
+        maml(vectors())
+    hide(2.0)
+    with pytest.raises(fm.StaleRecordingError, match="an output of the model is off by"):
+        maml(vectors())
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_task_without_a_number_hides_no_other(bad: float) -> None:
     episodes = vectors()

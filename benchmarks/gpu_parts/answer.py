@@ -13,17 +13,11 @@ from typing import Any
 
 from origin import save
 
-BROKEN = 70
-"""The exit code of a process in which CUDA is unusable; another one goes on."""
-
-STICKY = (
-    "CUDA error", "CUDA_ERROR", "CUDNN_STATUS", "CUBLAS_STATUS", "an illegal memory access",
-)  # fmt: skip
-"""After these nothing works in that process any more."""
+from gpu_parts import health
 
 
 class Broken(BaseException):
-    """CUDA is unusable in this process; no guard holds it."""
+    """CUDA no longer works in this process; no guard holds it."""
 
 
 class Answer:
@@ -113,7 +107,9 @@ class Answer:
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             self.fail(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            if any(word in str(error) for word in STICKY):
+            if health.broken(self.device):
+                self.found.setdefault("broke", []).append(what)
+                self.write()
                 raise Broken from error
 
     def write(self) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from worker_lines import Lines
 
-from gpu_parts.answer import STICKY, Answer
+from gpu_parts import health
+from gpu_parts.answer import Answer
 
 PATIENCE = {"cuda": 45.0, "cpu": 300.0}
 """Seconds for one check; Triton's interpreter is slow."""
@@ -130,7 +131,7 @@ class Worker:
             why, outcome = f"took longer than {limit:.0f} s", "late"
         except BrokenPipeError:
             pass
-        if row is None or any(word in row.get("why", "") for word in STICKY):
+        if row is None or row.pop("broken", False):
             self.close()
             row = row or {"outcome": outcome, "why": why}
         return {"name": name, "seconds": round(time.monotonic() - start, 3), **row}
@@ -146,8 +147,8 @@ class Worker:
                 pipe.close()
 
 
-def outcome_of(check: Check, name: str) -> dict[str, Any]:
-    """What the check returns, or how it failed."""
+def outcome_of(check: Check, name: str, device: str) -> dict[str, Any]:
+    """What the check returns, or how it failed, and whether that broke this process."""
     import pytest  # the checks are tests' own, which skip
 
     try:
@@ -155,9 +156,11 @@ def outcome_of(check: Check, name: str) -> dict[str, Any]:
     except pytest.skip.Exception as skipped:
         return {"outcome": "skipped", "why": str(skipped)}
     except AssertionError:
-        return {"outcome": "failed", "why": traceback.format_exc()[-4000:]}
+        outcome = "failed"
     except Exception:
-        return {"outcome": "error", "why": traceback.format_exc()[-4000:]}
+        outcome = "error"
+    why = traceback.format_exc()[-4000:]
+    return {"outcome": outcome, "why": why, "broken": health.broken(device)}
 
 
 def main() -> None:
@@ -166,10 +169,10 @@ def main() -> None:
     # Libraries print: the answers go where nothing else does.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    ready = importlib.import_module(module).checks(device)
+    check = importlib.import_module(module).checks(device)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(outcome_of(ready, json.loads(line))), file=answers, flush=True)
+        print(json.dumps(outcome_of(check, json.loads(line), device)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ With 70 where a CUDA error left the process of no use: ``--resume`` goes on afte
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 
-from gpu_parts.answer import BROKEN, Answer, Broken
+from gpu_parts.answer import Answer, Broken
+from gpu_parts.health import BROKEN
 
 
 def main() -> None:
@@ -19,7 +21,9 @@ def main() -> None:
     try:
         importlib.import_module(f"gpu_parts.{name}").main(answer)
     except Broken:
-        sys.exit(BROKEN)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(BROKEN)  # to tear down what is broken may hang
     except BaseException as error:  # also SystemExit, by which benchmarks refuse
         traceback.print_exc()
         answer.fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

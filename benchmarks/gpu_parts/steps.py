@@ -38,12 +38,16 @@ ENOUGH = 10.0  # seconds for those that have begun to take turns
 
 def main(answer: Answer) -> None:
     """Every workload while there is time, the one with a target first."""
-    for key in filter(answer.begins, QUICK if answer.small else FIRST):
+    broke = answer.found.get("broke", [])
+    for key in QUICK if answer.small else FIRST:
+        if key in broke or key in answer.found.get("done", []):
+            continue
         if answer.left < 8 and not answer.small:
             answer.found.setdefault("not_reached", []).append(key)
             continue
         with answer.guarding(key):
             measured(answer, WORKLOADS[key])
+        answer.found.setdefault("done", []).append(key)
 
 
 def setup_of(work: Workload, device: str, dtype: str, given: dict[str, Any]) -> Setup:
@@ -62,7 +66,13 @@ def built(name: str, setup: Setup) -> Built:
 
 
 def measured(answer: Answer, work: Workload) -> None:
-    """A row: every contestant's first call, error, memory and times."""
+    """A row: every contestant's first call, error, memory and times.
+
+    Without those that broke an earlier process, which left a row that is not whole.
+    """
+    rows = answer.found["rows"]
+    rows[:] = [row for row in rows if row["workload"] != work.key]
+    broke = set(answer.found.get("broke", []))
     given = arrays(work)
     exact = {}
     for name in (LOOP, LOOP_FIRST):
@@ -80,6 +90,8 @@ def measured(answer: Answer, work: Workload) -> None:
     for name in NAMES[answer.device]:
         if answer.left < ENOUGH and running and not answer.small:
             break  # those that have begun come first
+        if broke & {f"{work.key}: {name}", f"{work.key}: {name}, in a turn"}:
+            continue
         with answer.guarding(f"{work.key}: {name}"):
             found, run = begun(name, setup, exact[CONTESTANTS[name].order], work)
             row["contestants"][name] = found
@@ -126,20 +138,25 @@ def take_turns(
         for name, run in list(running.items()):
             if times[name] and (spent[name] > BUDGET or answer.left < 5):
                 continue
-            begin, calls = time.perf_counter(), 0
-            try:
-                while not calls or time.perf_counter() - begin < TURN:
-                    run()
-                    calls += 1
-            except Exception as error:
-                answer.fail(f"{work.key}: {name}, in a turn: {error}"[:300])
+            calls = 0
+            with answer.guarding(f"{work.key}: {name}, in a turn"):
+                calls, seconds = turn(run)
+            if not calls:
                 del running[name]
                 continue
-            taken = time.perf_counter() - begin
-            spent[name] += taken
-            times[name].append(1e3 * taken / calls)
+            spent[name] += seconds
+            times[name].append(1e3 * seconds / calls)
             rows[name] |= summary(times[name])
         answer.write()
+
+
+def turn(run: Callable[[], Any]) -> tuple[int, float]:
+    """How many calls, and the seconds that they took."""
+    begin, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - begin < TURN:
+        run()
+        calls += 1
+    return calls, time.perf_counter() - begin
 
 
 def line(row: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpu_parts.answer import BROKEN, STICKY
+from gpu_parts import health
 
 BEGAN = time.monotonic()
 
@@ -74,10 +75,12 @@ class Leaving:
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """End a worker whose CUDA is unusable; its report went out before."""
-        broken = report.failed and any(word in str(report.longrepr) for word in STICKY)
-        if broken and not self.controls:
+        if not report.failed or self.controls:
+            return
+        torch = sys.modules.get("torch")
+        if torch and health.broken("cuda" if torch.cuda.is_initialized() else "cpu"):
             time.sleep(0.5)  # for the report to arrive
-            os._exit(BROKEN)
+            os._exit(health.BROKEN)
 
 
 def pytest_configure(config: pytest.Config) -> None:

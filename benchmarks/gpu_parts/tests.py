@@ -34,7 +34,7 @@ ENDING = 4.0  # seconds for pytest to end and for this to read what it wrote
 
 
 def main(answer: Answer) -> None:
-    """All others than `graphs` runs."""
+    """As many as there is time for."""
     run(answer, chosen(answer), processes(answer))
 
 
@@ -77,7 +77,7 @@ def chosen(answer: Answer) -> list[str]:
     """
     if answer.device == "cuda":
         which = ["-m", "gpu", *(["-k", "relu and task_act"] if answer.quick else [])]
-        names: tuple[str, ...] = FILES
+        names: tuple[str, ...] = (*FILES, *GRAPHS)  # which may not have had the time
     else:
         which = ["-m", "not gpu"]
         names = ("test_maml",) if answer.quick else (*FILES, *ELSEWHERE)

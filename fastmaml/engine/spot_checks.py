@@ -162,14 +162,21 @@ def _share(error: float, scale: float) -> float:
 def _gap(x: Tensor, y: Tensor) -> Tensor:
     """The difference's size; 0 where both are the same or NaN, infinite where one alone is NaN."""
     if not x.is_floating_point() and not x.is_complex():
-        return (x != y).float()
+        return (x != y).double()
+    x, y = _wide(x), _wide(y)
     gap = (x - y).abs()
     gap = torch.where(gap.isnan(), torch.full_like(gap, torch.inf), gap)
     return torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(gap), gap)
 
 
 def _finite(x: Tensor) -> Tensor:
+    x = _wide(x)
     return torch.where(x.isfinite(), x, torch.zeros_like(x))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """For what is not defined on all dtypes; of what is no number, too."""
+    return x if x.is_complex() else x.double()
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
