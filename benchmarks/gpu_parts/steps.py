@@ -48,6 +48,7 @@ def main(answer: Answer) -> None:
         with answer.guarding(key):
             measured(answer, WORKLOADS[key])
         answer.found.setdefault("done", []).append(key)
+        answer.write()
 
 
 def setup_of(work: Workload, device: str, dtype: str, given: dict[str, Any]) -> Setup:
