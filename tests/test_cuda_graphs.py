@@ -120,6 +120,8 @@ def test_what_is_on_another_device_is_refused(
     with pytest.raises(RuntimeError, match=r"a buffer.* is on another device.*maml.to\(device\)"):
         maml(episodes)
     assert not graphs.captures
+    fm.MAML(nn.Linear(3, 2), 0.1, loss=F.mse_loss, executor="captured")(episodes)
+    assert graphs.captures == 1, "without the buffer it is captured"
 
 
 def test_graphs_wait_for_each_other(graphs: type[Graph], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -21,7 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_tables  # noqa: E402
-from gpu_parts import PARTS, Part, pool  # noqa: E402
+from gpu_parts import PARTS, Part, health, pool  # noqa: E402
 from gpu_parts.answer import Answer  # noqa: E402
 from gpu_parts.junit import junit  # noqa: E402
 from gpu_parts.tests import FILES, GRAPHS, collect  # noqa: E402
@@ -213,6 +214,11 @@ def test_what_is_no_number_is_told_in_json(tmp_path: Path) -> None:
 
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
     assert found["rows"] == [{"error": "nan", "pair": [1.0, "-inf"], "ok": 2.5}]
+
+
+def test_whether_cuda_works_is_asked_of_cuda() -> None:
+    assert not health.broken("cpu")
+    assert health.broken("cuda") != torch.cuda.is_available()
 
 
 def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path) -> None:

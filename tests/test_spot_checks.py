@@ -33,15 +33,21 @@ def _as_it_was() -> Iterator[None]:
 
 
 class Unrecordable(nn.Linear):
-    """From `hidden() == 2000` on it cannot be recorded, or does not run."""
+    """From `hidden() == 2000` on it cannot be recorded, or does not run.
 
-    fails = False
+    Attributes:
+        fails: with what.
+    """
+
+    fails: Exception | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if hidden() < 2000:
             return y
-        if self.fails or torch._C._len_torch_dispatch_stack():
+        if self.fails:
+            raise self.fails
+        if torch._C._len_torch_dispatch_stack():
             raise ArithmeticError("no such way")
         return y * 2
 
@@ -103,7 +109,7 @@ def test_they_can_be_switched_off() -> None:
 def test_nothing_replays_a_recording_that_a_check_found_stale(fails: bool) -> None:
     """Also where no other can be made, or where the eager run fails."""
     model = Unrecordable(3, 2).double()
-    model.fails = fails
+    model.fails = ArithmeticError("no such way") if fails else None
     maml = fm.MAML(model, 0.3, loss=F.mse_loss, executor="captured")
     hide(1.0)
     maml(vectors())
@@ -114,6 +120,19 @@ def test_nothing_replays_a_recording_that_a_check_found_stale(fails: bool) -> No
     for _ in range(3):
         with pytest.raises(RuntimeError, match="cannot be captured"):
             maml(vectors())
+
+
+def test_a_check_without_memory_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It is the check that needs it, not the step."""
+    model = Unrecordable(3, 2).double()
+    model.fails = torch.OutOfMemoryError("CUDA out of memory")
+    maml = fm.MAML(model, 0.3, loss=F.mse_loss, executor="captured")
+    hide(1.0)
+    before = outcome(maml, vectors())
+    hide(2.0)
+    assert outcome(maml, vectors()).same_bits(before)
+    assert [r.message for r in caplog.records if "could not be checked" in r.message]
+    assert [r.calls for r in recorded(maml)] == [2]
 
 
 FACTORS = [1.0, torch.nan, torch.inf]

@@ -7,6 +7,7 @@ for at most as many calls as there were before it, at the price of log2(calls) e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fastmaml.engine.errors import StaleRecordingError
 from fastmaml.engine.flattening import Flat, Layout, laid_out
+from fastmaml.engine.out_of_memory import is_out_of_memory
 from fastmaml.engine.printing import HeldBack
 from fastmaml.engine.randomness import foreign_state
 from fastmaml.engine.tape import UncapturableError
@@ -34,6 +36,9 @@ BOTH = 2.0
 
 COARSE = 2e-2
 """The same for narrower dtypes."""
+
+
+_log = logging.getLogger("fastmaml")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def spot_check(
     """Raise unless a recording gives what the eager run gives.
 
     Where the two differ by more than rounding, a new recording decides: at a kink (max-pooling,
-    ReLU) rounding alone can tip an element over, and then the two recordings agree.
+    ReLU) rounding alone can tip an element over, and then the two recordings agree. Where the eager
+    run finds no memory, a warning says so.
 
     Args:
         flat: one chunk's arguments.
@@ -82,8 +88,18 @@ def spot_check(
         found = run(*tensors)
         twice = found if same_each_time(flat) else run(*tensors)
     state = foreign_state()
-    with torch.enable_grad(), HeldBack():  # what the model prints was printed when it was recorded
-        expected, now = laid_out(flat.run(tensors))
+    try:
+        # What the model prints was printed when it was recorded.
+        with torch.enable_grad(), HeldBack():
+            expected, now = laid_out(flat.run(tensors))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.warning(
+            "this call of a recording could not be checked: an eager run beside it needs more "
+            "memory than there is; spot_checks=False asks for none"
+        )
+        return
     if foreign_state() != state:
         _refuse("it now draws random numbers from Python or numpy")
     if now != layout:
