@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", default="")
-    parser.add_argument("--seconds", type=float, default=505)
+    parser.add_argument("--seconds", type=float, help="by default what benchmarks/gpu.py takes")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-rehearsal")
     parser.add_argument("--python", type=Path, help="that has torch; by default torch 2.11's")
     options = parser.parse_args()
@@ -40,7 +40,8 @@ def main() -> None:
         tree = Path(folder) / "tree"
         copied(tree)
         command = [*offline(), python, "benchmarks/gpu.py", "--device", "cpu"]
-        command += ["--parts", options.parts, "--seconds", options.seconds]
+        command += ["--parts", options.parts]
+        command += ["--seconds", options.seconds] if options.seconds else []
         command += ["--out", options.out.resolve(), *(["--quick"] if options.quick else [])]
         print("+", *command, flush=True)
         settings = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -113,6 +113,26 @@ def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert outcomes == ["out of time", "no time left"]
 
 
+def test_a_quick_run_on_a_cpu_is_given_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags, box, seconds in (
+        (["--quick", "--device", "cpu"], 200.0, 4 * gpu.SECONDS),
+        (["--device", "cpu"], 50.0, gpu.SECONDS),
+        (["--quick"], 50.0, gpu.SECONDS),
+        (["--quick", "--device", "cpu", "--boxes", "2", "--seconds", "70"], 70.0, 70.0),
+    ):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--here", "--out", str(tmp_path), *flags])
+        monkeypatch.setattr(gpu, "KEPT", tmp_path / "kept")
+        given = gpu.parsed()
+        assert given.seconds == seconds
+        run = Scripted(given)
+        run.scripts = {"exactness": "answer.say('at once')"}
+        assert run.all([Part("exactness", 50.0, "")])
+        found = run.result["parts"]["exactness"]["box"]
+        assert found == pytest.approx(box, abs=5.0), flags
+
+
 def test_the_table_is_short_and_failures_have_room() -> None:
     parts: dict[str, Any] = {
         "a": {"table": [f"line {i}" for i in range(60)], "failures": []},
