@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+from fastmaml.engine import spot_checks
 from fastmaml.engine.capture import Captured, Recording
 from fastmaml.engine.spot_checks import due
+from fastmaml.engine.tape import UncapturableError
 
 
 def hide(scale: float) -> None:
@@ -133,6 +135,51 @@ def test_a_check_without_memory_is_told(caplog: pytest.LogCaptureFixture) -> Non
     assert outcome(maml, vectors()).same_bits(before)
     assert [r.message for r in caplog.records if "could not be checked" in r.message]
     assert [r.calls for r in recorded(maml)] == [2]
+
+
+@pytest.mark.parametrize(("steady", "refusals"), [(True, 0), (False, 2), (False, 9)])
+def test_another_recording_is_asked_again_where_runs_differ(
+    steady: bool, refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kink tipped over: a new recording may be refused for the very same reason."""
+    monkeypatch.setattr(spot_checks, "same_each_time", lambda flat: steady)
+    maml = fm.MAML(Hiding(3, 2).double(), 0.3, loss=F.mse_loss, executor="captured")
+    hide(1.0)
+    maml(vectors())
+    hide(1.1)  # as if the eager run had tipped over, and recordings do not
+    executor, asked = maml._execute, []
+    assert isinstance(executor, Captured)
+    (kept,) = recorded(maml)
+
+    def record(flat: object) -> Recording:
+        asked.append(flat)
+        if len(asked) <= refusals:
+            raise UncapturableError("its replay differs")
+        return kept
+
+    monkeypatch.setattr(executor, "_record", record)
+    if refusals < spot_checks.TRIES:
+        maml(vectors())
+        assert len(asked) == refusals + 1
+        return
+    with pytest.raises(fm.StaleRecordingError, match=r"is off by .* and its replay differs"):
+        maml(vectors())
+    assert len(asked) == spot_checks.TRIES
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-170])
+def test_differences_of_any_size_are_seen(scale: float) -> None:
+    """Whose squares are no float64."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(output, target) * scale * hidden() / 1000
+
+    maml = fm.MAML(nn.Linear(3, 2).double(), 0.0, loss=loss, executor="captured")
+    hide(1.0)
+    maml(vectors())
+    hide(2.0)
+    with pytest.raises(fm.StaleRecordingError, match=r"is off by 5.0e-01"):
+        maml(vectors())
 
 
 FACTORS = [1.0, torch.nan, torch.inf]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+from fastmaml.engine.plans import environment
 from fastmaml.engine.tensor_cores import ONE_RULE, allows_tf32
 
 
@@ -122,3 +123,36 @@ def test_float32_is_float32_on_every_backend(backend: str) -> None:
     maml = fm.MAML(model.float().to("cuda"), 0.1, loss=F.cross_entropy, backend=backend)
     found = maml(episodes.to("cuda")).outputs.cpu().double()
     assert relative(found, expected) < 2e-5
+
+
+def test_what_chooses_kernels_is_part_of_a_plans_key() -> None:
+    """A CUDA graph keeps those that it was captured with."""
+    cuda = torch.backends.cuda
+    seen = {environment("cuda")}
+    for owner, name in (
+        (torch.backends.cudnn, "enabled"),
+        (torch.backends.cudnn, "deterministic"),
+        (cuda.matmul, "allow_fp16_accumulation"),
+        (cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+        (cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    ):
+        before = getattr(owner, name)
+        setattr(owner, name, not before)
+        try:
+            seen.add(environment("cuda"))
+        finally:
+            setattr(owner, name, before)
+    for put, of in (
+        (cuda.enable_flash_sdp, cuda.flash_sdp_enabled),
+        (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled),
+        (cuda.enable_math_sdp, cuda.math_sdp_enabled),
+        (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled),
+        (cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed),
+    ):
+        before = of()
+        put(not before)
+        try:
+            seen.add(environment("cuda"))
+        finally:
+            put(before)
+    assert len(seen) == 11, "each is another key"

@@ -155,10 +155,16 @@ def environment(device: str) -> tuple[Any, ...]:
 
 def _of_libraries() -> tuple[Any, ...]:
     """By which kernels are chosen, those in a CUDA graph for as long as it lives."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
     return (
         cudnn.enabled,
         cudnn.deterministic,
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_accumulation,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.fp16_bf16_reduction_math_sdp_allowed(),
     )
