@@ -106,7 +106,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(gpu, "GRACE", 3.0)
-    run = Scripted(options(tmp_path, 3.5))
+    run = Scripted(options(tmp_path, 5.0))
     run.scripts = {"long": "time.sleep(9)", "never": "answer.say('no')"}
     assert not run.all([Part("long", 60, ""), Part("never", 60, "")])
     outcomes = [part["outcome"] for part in run.result["parts"].values()]
@@ -209,6 +209,24 @@ def test_a_check_that_takes_its_process_with_it_costs_only_itself(
     assert processes[2] == processes[3]
     assert len(answer.failures) == 3
     assert answer.found["counts"]["passed"] == 4
+
+
+def test_a_process_that_a_driver_holds_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "held_checks.py").write_text("import time\ndef checks(device): time.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    worker = pool.Worker("held_checks", "cpu")
+    kill = worker.process.kill
+    monkeypatch.setattr(worker.process, "kill", lambda: None)
+    try:
+        assert worker.alive()
+        worker.close()
+        assert worker.process.poll() is None
+        assert not worker.alive()
+    finally:
+        kill()
+        worker.process.wait()
 
 
 def test_what_the_end_of_the_box_cuts_off_is_no_failure(

@@ -30,14 +30,16 @@ def main(answer: Answer) -> None:
     for dtype in ("float32", "bfloat16"):
         if answer.device == "cpu" and dtype == "bfloat16":
             continue  # Triton's interpreter multiplies it wrongly
-        peaks = []
+        peaks: dict[int, float | None] = {}
         for length in lengths:
             what = f"{length} tokens, {dtype}"
             if (answer.left > 4 or answer.small) and answer.begins(what):
                 with answer.guarding(what):
-                    peaks.append(measured(answer, length, dtype))
-        if len(peaks) > 1 and peaks[-1] and peaks[-2]:
-            answer.say(f"{dtype}: twice the length, {peaks[-1] / peaks[-2]:.2f}x the memory")
+                    peaks[length] = measured(answer, length, dtype)
+        longest = max(peaks, default=0)
+        long, half = peaks.get(longest), peaks.get(longest // 2)
+        if long and half:
+            answer.say(f"{dtype}: twice the length, {long / half:.2f}x the memory")
 
 
 def twice(attend: Callable[..., Tensor], given: list[Tensor], g: Tensor, h: list[Tensor]) -> Run:

@@ -101,11 +101,11 @@ class Worker:
         )
         assert self.process.stdout
         self.answers = Lines(self.process.stdout.fileno())
-        self.ready = False
+        self.ready = self.closed = False
 
     def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self.process.poll() is None
+        """Whether it can be asked; a process that was ended may still be held by a driver."""
+        return not self.closed and self.process.poll() is None
 
     def ask(self, name: str, limit: float, end: float) -> dict[str, Any]:
         """The row of a check; a process that ends, or takes too long, is a row as well.
@@ -138,6 +138,7 @@ class Worker:
 
     def close(self) -> None:
         """End it."""
+        self.closed = True
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it
             self.process.wait(1)
