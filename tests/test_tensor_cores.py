@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -127,29 +128,26 @@ def test_float32_is_float32_on_every_backend(backend: str) -> None:
 
 def test_what_chooses_kernels_is_part_of_a_plans_key() -> None:
     """A CUDA graph keeps those that it was captured with."""
-    cuda = torch.backends.cuda
+    cuda, raw = torch.backends.cuda, torch._C  # whose cuDNN switches are never frozen
+    matmul = {
+        name: (functools.partial(setattr, cuda.matmul, name), getattr(cuda.matmul, name))
+        for name in (
+            "allow_fp16_accumulation",
+            "allow_fp16_reduced_precision_reduction",
+            "allow_bf16_reduced_precision_reduction",
+        )
+    }
     seen = {environment("cuda")}
-    for owner, name in (
-        (torch.backends.cudnn, "enabled"),
-        (torch.backends.cudnn, "deterministic"),
-        (cuda.matmul, "allow_fp16_accumulation"),
-        (cuda.matmul, "allow_fp16_reduced_precision_reduction"),
-        (cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    for put, before in (
+        (raw._set_cudnn_enabled, raw._get_cudnn_enabled()),
+        (raw._set_cudnn_deterministic, raw._get_cudnn_deterministic()),
+        *matmul.values(),
+        (cuda.enable_flash_sdp, cuda.flash_sdp_enabled()),
+        (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled()),
+        (cuda.enable_math_sdp, cuda.math_sdp_enabled()),
+        (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled()),
+        (cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed()),
     ):
-        before = getattr(owner, name)
-        setattr(owner, name, not before)
-        try:
-            seen.add(environment("cuda"))
-        finally:
-            setattr(owner, name, before)
-    for put, of in (
-        (cuda.enable_flash_sdp, cuda.flash_sdp_enabled),
-        (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled),
-        (cuda.enable_math_sdp, cuda.math_sdp_enabled),
-        (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled),
-        (cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed),
-    ):
-        before = of()
         put(not before)
         try:
             seen.add(environment("cuda"))
