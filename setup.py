@@ -26,7 +26,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -184,4 +184,9 @@ class Build(build_ext):
 build = choice("FASTMAML_BUILD")
 asked = "1" in {build, choice("FASTMAML_CUDA")}
 native = Extension("fastmaml._C", sources=[], optional=not asked)
-setup(ext_modules=[] if build == "0" else [native], cmdclass={"build_ext": Build})
+setup(
+    packages=[*find_packages(include=["fastmaml", "fastmaml.*"]), "fastmaml.kernels"],
+    package_dir={"fastmaml.kernels": "kernels/triton"},
+    ext_modules=[] if build == "0" else [native],
+    cmdclass={"build_ext": Build},
+)

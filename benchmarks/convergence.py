@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from workloads import Workload
 
 import fastmaml as fm
-from fastmaml.evaluation import NORMAL_95, evaluate
+from fastmaml.training.evaluation import NORMAL_95, evaluate
 
 DEFAULT = ("Unrolled", "FirstOrder", "Reptile")
 TEST_SEED = 999

@@ -5,7 +5,7 @@
 Every gradient method's result is compared in float64 with a loop written by hand first; then how
 far each is from the exact meta-gradient is recorded. One size moves at a time, and the methods take
 turns at every point: the median and quartiles of a few meta-steps, and the peak memory of one, in
-live tensor bytes on the CPU (`fastmaml.profiling.LiveMemory`) and as the allocator tells on CUDA.
+live tensor bytes on the CPU (`LiveMemory`) and as the allocator tells on CUDA.
 All tasks run at once, else chunks would hide what a task costs. Lines are fitted to steps and
 tasks, a power to the width, each with its largest relative residual.
 Writes benchmarks/results/DEVICE/growth.json and docs/growth.png.

@@ -34,7 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastmaml as fm
 from fastmaml.integrations.transformers import Lora, lora, sequence_classifier
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 STEPS = (1, 2, 5, 10, 20)
 LR, CLASSES = 0.01, 3

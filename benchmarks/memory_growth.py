@@ -4,7 +4,7 @@
 
 The unit is one copy of the adapted parameters for every task; the figure of interest is how many
 copies one more inner step costs. On the CPU the peak is counted in live tensor bytes
-(`fastmaml.profiling.LiveMemory`) and checked against the peak resident memory of a fresh process
+(`LiveMemory`) and checked against the peak resident memory of a fresh process
 for each point; on CUDA the allocator tells. Writes benchmarks/results/DEVICE/memory_growth.json
 and docs/memory_growth.png.
 """
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 METHODS = {
     "Unrolled": fm.gradients.Unrolled(),

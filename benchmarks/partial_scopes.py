@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from workloads import WORKLOADS, Workload
 
 import fastmaml as fm
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 STEPS = (1, 5, 10)
 WHOLE, ONCE, OURS = "loop by hand", "loop by hand, features once", "fastmaml"

@@ -30,11 +30,11 @@ from results import about, place, save
 from torch import nn
 
 import fastmaml as fm
-from fastmaml.config import TrainConfig
-from fastmaml.presets import PRESETS
-from fastmaml.profiling import Report
-from fastmaml.profiling.phases import REST
-from fastmaml.recipes.build import build_episodes, build_maml
+from fastmaml.measure.profile import Report
+from fastmaml.measure.profile.phases import REST
+from fastmaml.training.config import TrainConfig
+from fastmaml.training.presets import PRESETS
+from fastmaml.training.recipes.build import build_episodes, build_maml
 
 TASKS, TEXTS, LENGTH = 4, 8, 32
 MINI_LM = {

@@ -16,7 +16,7 @@ from results import about, folder
 from torch import nn
 
 import fastmaml as fm
-from fastmaml.evaluation import NORMAL_95
+from fastmaml.training.evaluation import NORMAL_95
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """fastmaml: exact, fast, small-memory meta-gradients for any PyTorch module."""
 
 from fastmaml import episodes, gradients, heads, losses, models, ops, rules
-from fastmaml.config import LoopConfig, TrainConfig
-from fastmaml.engine.buffers import forget_running_statistics
-from fastmaml.engine.errors import MissingDerivative, NonFiniteLoss, StaleRecordingError
+from fastmaml._version import __version__
+from fastmaml.engine.base.errors import MissingDerivative, NonFiniteLoss, StaleRecordingError
+from fastmaml.engine.model.buffers import forget_running_statistics
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
-from fastmaml.maml import MAML
-from fastmaml.output import MetaOutput
-from fastmaml.profiling import Report, profile
-from fastmaml.sweeps import Sweep, bench
-from fastmaml.trainer import MetaTrainer
-from fastmaml.verification import Verification, verify
-
-__version__ = "0.1.0"
+from fastmaml.maml import MAML, MetaOutput
+from fastmaml.measure.bench import Sweep, bench
+from fastmaml.measure.profile import Report, profile
+from fastmaml.measure.verify import Verification, verify
+from fastmaml.training.config import LoopConfig, TrainConfig
+from fastmaml.training.trainer import MetaTrainer
 
 __all__ = [
     "MAML",
@@ -29,6 +27,7 @@ __all__ = [
     "Sweep",
     "TrainConfig",
     "Verification",
+    "__version__",
     "bench",
     "episodes",
     "forget_running_statistics",

@@ -12,7 +12,7 @@ from problems import PROBLEMS, RULES
 from torch import Tensor
 
 import fastmaml as fm
-from fastmaml.engine import capture, cuda_graph
+from fastmaml.engine.recording import cuda_graph
 
 
 class Stream:
@@ -113,7 +113,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     Graph.recording.clear()
     Graph.told.clear()
     monkeypatch.setattr(cuda_graph, "_captured", captured)
-    monkeypatch.setattr(capture, "has_graphs", lambda device: True)
+    monkeypatch.setattr(captured, "has_graphs", lambda device: True)
     for name, value in {
         "Stream": Stream, "stream": stream, "Event": Event, "CUDAGraph": Graph, "device": device,
         "current_stream": Stream, "graph_pool_handle": pools.pop, "synchronize": synchronize,

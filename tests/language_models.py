@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import fastmaml as fm
 from fastmaml import ops
-from fastmaml.engine.randomness import step_keys, task_seeds
+from fastmaml.engine.base.seeds import step_keys, task_seeds
 
 METHODS = {
     "unrolled": fm.gradients.Unrolled(),

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 import fastmaml as fm
 from fastmaml import ops
-from fastmaml.engine.capture import Captured
-from fastmaml.engine.tape import UncapturableError
+from fastmaml.engine.recording.captured import Captured
+from fastmaml.engine.recording.tape import UncapturableError
 
 EAGER = {"executor": "eager", "backend": "reference"}
 CAPTURED = {"executor": "captured", "backend": "reference"}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastmaml as fm
-from fastmaml.integrations.transformers_host import find_host
+from fastmaml.integrations.transformers.host import find_host
 from tests import language_models as lm
 from tests.language_models import METHODS, check, hand_gradient, meta_gradient
 

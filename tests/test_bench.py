@@ -23,11 +23,11 @@ from fastmaml.gradients import (
     Truncated,
     Unrolled,
 )
+from fastmaml.measure.bench import Sweep, exact, measure
+from fastmaml.measure.bench.reasons import reason_of
+from fastmaml.measure.profile import LiveMemory
 from fastmaml.ops import parallel_region
-from fastmaml.profiling import LiveMemory
 from fastmaml.rules import LSLR
-from fastmaml.sweeps import Sweep, exact, measure
-from fastmaml.sweeps.reasons import reason_of
 
 LR = 0.3
 QUICK: dict[str, Any] = {"repeats": 2, "seconds": 0.01}

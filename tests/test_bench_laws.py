@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmaml.engine.memory_law import MemoryLaw
+from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.gradients import Checkpointed, FirstOrder, GradientMethod, Truncated, Unrolled
-from fastmaml.sweeps import Cell, Configuration, Sweep, bytes_of, plots
-from fastmaml.sweeps.cells import quartiles
-from fastmaml.sweeps.fit import Line, line, memory_law
-from fastmaml.sweeps.table import price_table
+from fastmaml.measure.bench import Cell, Configuration, Sweep, bytes_of, plots
+from fastmaml.measure.bench.cells import quartiles
+from fastmaml.measure.bench.fit import Line, line, memory_law
+from fastmaml.measure.bench.table import price_table
 
 
 def cell(method: GradientMethod, steps: int, tasks: int, size: int) -> Cell:

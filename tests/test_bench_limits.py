@@ -13,8 +13,7 @@ import pytest
 import torch
 from outcomes import require
 
-from fastmaml.engine.out_of_memory import is_out_of_memory
-from fastmaml.engine.trials import attempted
+from fastmaml.engine.base.attempt import attempted, is_out_of_memory
 
 MIB = 2**20
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml import ops
-from fastmaml.engine.capture import KEPT
+from fastmaml.engine.recording.captured import KEPT
 from fastmaml.gradients import Checkpointed, MixedMode
 from fastmaml.rules import LSLR, SGD, MetaSGD, Momentum, Rule
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.capture import KEPT
+from fastmaml.engine.recording.captured import KEPT
 from fastmaml.gradients import Checkpointed, MixedMode, Unrolled
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 
 class Odd(nn.Module):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastmaml import checkpoint, files
-from fastmaml.checkpoint import Checkpoint
+from fastmaml import _files
+from fastmaml.training import checkpoint
+from fastmaml.training.checkpoint import Checkpoint
 
 TIED = torch.randn(3, 2)
 STATE = {
@@ -73,7 +74,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(files.os, failing, fail)
+    monkeypatch.setattr(_files.os, failing, fail)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(path, Checkpoint({}, 13, {}))
     assert path.read_bytes() == before

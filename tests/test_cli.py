@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import fastmaml
-from fastmaml import checkpoint
-from fastmaml.checkpoint import Checkpoint
 from fastmaml.cli import main
-from fastmaml.config import read_toml
-from fastmaml.presets import PRESETS
-from fastmaml.recipes import build_maml, build_trainer
+from fastmaml.training import checkpoint
+from fastmaml.training.checkpoint import Checkpoint
+from fastmaml.training.config import read_toml
+from fastmaml.training.presets import PRESETS
+from fastmaml.training.recipes import build_maml, build_trainer
 
 SMALL = [
     *("--filters", "8", "--tasks", "4", "--evaluate-every", "2", "--validation-episodes", "4"),
@@ -56,7 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_importing_brings_torch_alone() -> None:
     extras = "{'tyro', 'rich', 'matplotlib', 'safetensors', 'tensorboard', 'PIL', 'sklearn'}"
-    assert python(f"import sys, fastmaml.trainer; print({extras} & set(sys.modules))") == "set()\n"
+    assert (
+        python(f"import sys, fastmaml.training.trainer; print({extras} & set(sys.modules))")
+        == "set()\n"
+    )
 
 
 def test_help_brings_no_heavy_extra() -> None:

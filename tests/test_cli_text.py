@@ -16,13 +16,13 @@ import torch
 from tiny_language import mini_lm, save_model, shared_data, tokenizer, write_json_lines
 
 import fastmaml as fm
-from fastmaml import checkpoint
 from fastmaml.cli import main
-from fastmaml.config import GlueConfig, IntentsConfig, TrainConfig
-from fastmaml.config.toml import assignments
 from fastmaml.integrations.transformers import sequence_classifier
-from fastmaml.presets import PRESETS
-from fastmaml.recipes import build_maml, build_trainer
+from fastmaml.training import checkpoint
+from fastmaml.training.config import GlueConfig, IntentsConfig, TrainConfig
+from fastmaml.training.config.toml import assignments
+from fastmaml.training.presets import PRESETS
+from fastmaml.training.recipes import build_maml, build_trainer
 
 SMALL = [
     *("--tasks", "2", "--test-episodes", "6", "--inner-steps", "2", "--threads", "1"),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 import fastmaml.compat.higher as own
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "compat"
 INSTALL = "benchmarks/peers/install.sh makes an environment that has higher"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmaml.compat.learn2learn as l2l
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine import capture, cuda_graph, spot_checks
-from fastmaml.engine.tape import UncapturableError
+from fastmaml.engine.recording import captured, cuda_graph, spot_checks
+from fastmaml.engine.recording.tape import UncapturableError
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_what_is_on_another_device_is_refused(
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * self.scale
 
-    monkeypatch.setattr(capture, "is_elsewhere", lambda x, device: x.dim() == 0)
+    monkeypatch.setattr(captured, "is_elsewhere", lambda x, device: x.dim() == 0)
     maml = fm.MAML(Scaled(), 0.1, loss=F.mse_loss, executor="captured")
     x = torch.randn(2, 4, 3)
     episodes = fm.Episodes(fm.Batch(x, x[..., :2]), fm.Batch(x, x[..., :2]))
@@ -195,7 +195,7 @@ def test_what_adds_in_another_order_is_no_difference_and_what_draws_is_one(
             x.copy_(y * (1 + noise * torch.randn(y.shape)) if y.is_floating_point() else y)
 
     monkeypatch.setattr(Graph, "replay", unsteady)
-    for module in (capture, spot_checks):
+    for module in (captured, spot_checks):
         monkeypatch.setattr(module, "same_each_time", lambda flat: False)
     maml, episodes = maml_of(executor="captured")
     torch.manual_seed(0)
@@ -221,7 +221,7 @@ def test_replays_that_tip_over_at_a_kink_are_run_again(
             x.copy_(y * (1 + off) if y.is_floating_point() else y)
 
     monkeypatch.setattr(Graph, "replay", tipping)
-    monkeypatch.setattr(capture, "same_each_time", lambda flat: False)
+    monkeypatch.setattr(captured, "same_each_time", lambda flat: False)
     maml, episodes = maml_of(executor="captured", spot_checks=False)
     if tipped == 2:
         maml(episodes)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine import cuda_graph
-from fastmaml.engine.tape import UncapturableError
+from fastmaml.engine.recording import cuda_graph
+from fastmaml.engine.recording.tape import UncapturableError
 
 on_a_gpu = [
     pytest.mark.gpu,

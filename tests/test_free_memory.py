@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmaml.engine.free_memory import UNKNOWN, free_bytes, free_host_bytes
+from fastmaml.engine.memory.available import UNKNOWN, free_bytes, free_host_bytes
 
 GIB = 2**30
 UNLIMITED = 9223372036854771712  # what the first version says

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import fastmaml as fm
 from fastmaml.episodes import Mixture, glue, text_task
 from fastmaml.episodes.glue import TASKS, task_names
-from fastmaml.evaluation import evaluate
+from fastmaml.training.evaluation import evaluate
 
 
 def lines(labels: list[Any], pair: bool = True) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, Unrolled
-from fastmaml.profiling.phases import OPTIMIZER, REST, SAMPLING
+from fastmaml.measure.profile.phases import OPTIMIZER, REST, SAMPLING
 
 pytestmark = [
     pytest.mark.gpu,

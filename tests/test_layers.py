@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> trainer -> maml -> engine -> {gradients, rules}; leaves apart."""
+"""Imports go one way: every room stands on a floor, and imports from the floors below it alone."""
 
 from __future__ import annotations
 
@@ -9,107 +9,84 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "fastmaml"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fastmaml"
+KERNELS = ROOT / "kernels" / "triton"
 
-ALLOWED: dict[str, set[str]] = {
-    # a layer: what it may import, apart from itself
-    "files": set(),
-    "ops": set(),
-    "rules": {"ops"},
-    "gradients": {"rules"},
-    "episodes": {"files"},
-    "models": {"episodes"},
-    "profiling": {
-        "engine",
-        "environment",
-        "episodes",
-        "files",
-        "gradients",
-        "maml",
-        "ops",
-        "rules",
-    },
-    "losses": set(),
-    "heads": set(),
-    "integrations": set(),
-    "engine": {"gradients", "rules", "episodes", "ops", "heads", "losses"},
-    "learner": {"engine", "rules"},
-    "per_task": {"arguments", "assembly", "engine", "episodes", "gradients", "maml", "output"},
-    "output": {"engine", "losses"},
-    "arguments": {"episodes", "gradients", "rules"},
-    "given_later": set(),
-    "assembly": {"arguments", "engine", "episodes", "gradients", "integrations", "rules"},
-    "maml": {
-        "arguments",
-        "assembly",
-        "engine",
-        "episodes",
-        "given_later",
-        "gradients",
-        "heads",
-        "learner",
-        "ops",
-        "output",
-        "per_task",
-        "rules",
-    },
-    "compat": {"engine", "episodes", "files", "gradients", "maml", "models", "rules"},
-    "sweeps": {
-        "assembly",
-        "engine",
-        "environment",
-        "episodes",
-        "evaluation",
-        "files",
-        "gradients",
-        "maml",
-        "ops",
-        "profiling",
-    },
-    "verification": {"engine", "episodes", "gradients", "maml", "rules"},
-    "annealing": set(),
-    "config": set(),
-    "interrupts": set(),
-    "environment": {"ops"},
-    "evaluation": {"maml", "output", "episodes"},
-    "checkpoint": {"config", "files", "environment"},
-    "plots": {"evaluation", "files"},
-    "reporting": {"config", "evaluation", "files", "plots", "environment"},
-}
-TOP = {"__init__", "__main__", "cli", "presets", "recipes", "trainer"}
+FLOORS: tuple[tuple[str, ...], ...] = (
+    # from the ground up; rooms of one floor do not know each other
+    ("_version", "_files", "heads", "losses"),
+    ("ops", "episodes", "integrations"),
+    ("kernels", "rules", "models", "_environment"),
+    ("gradients",),
+    ("engine.base",),
+    ("engine.guards",),
+    ("engine.model",),
+    ("engine.derivatives",),
+    ("engine.routing",),
+    ("engine.step",),
+    ("engine.recording",),
+    ("engine.memory",),
+    ("engine.planning",),
+    ("maml",),
+    ("compat", "training"),
+    ("measure",),
+    ("cli",),
+)
+HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+
+FILES = sorted(
+    path
+    for path in (*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py"))
+    if path not in {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+)
 
 
-def layer(module: str) -> str:
-    return module.removeprefix("fastmaml").lstrip(".").split(".")[0]
+def module_of(path: Path) -> str:
+    """``engine.step.forward``, without the package's name."""
+    if path.is_relative_to(KERNELS):
+        parts: tuple[str, ...] = ("kernels", *path.relative_to(KERNELS).with_suffix("").parts)
+    else:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
-def imports(path: Path) -> set[str]:
+def room_of(module: str) -> str:
+    """The room that a module lies in; a name that is none is the package itself."""
+    parts = module.split(".")
+    return ".".join(parts[: 2 if parts[0] == "engine" else 1])
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms of fastmaml that a file imports from, wherever in the file it does."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastmaml"):
-            own = layer(node.module or "")
-            found |= {own} if own else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastmaml":
+            assert node.module is not None
+            inner = node.module.split(".")[1:]
+            if inner in ([], ["engine"]):  # `from fastmaml import ops`
+                found |= {room_of(".".join((*inner, alias.name))) for alias in node.names}
+            else:
+                found.add(room_of(".".join(inner)))
         elif isinstance(node, ast.Import):
-            found |= {layer(a.name) for a in node.names if a.name.startswith("fastmaml.")}
+            names = [alias.name for alias in node.names if alias.name.startswith("fastmaml.")]
+            found |= {room_of(name.removeprefix("fastmaml.")) for name in names}
     return found
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if own in TOP:
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_room_imports_upwards(path: Path) -> None:
+    own = room_of(module_of(path))
+    if own == "engine":
+        assert not imported(path), "the engine's own file is a description"
         return
-    assert imports(path) - {own} <= ALLOWED[own]
+    for other in imported(path) - {own}:
+        assert HEIGHT[other] < HEIGHT[own], f"{own} imports from {other}"
 
 
-def test_nothing_below_the_trainer_imports_it() -> None:
-    for path in FILES:
-        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if own not in TOP:
-            assert not imports(path) & TOP, path
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(module_of(path)) for path in FILES} - {"engine"}
+    assert rooms == set(HEIGHT)
 
 
 def test_import_needs_torch_only() -> None:
@@ -120,15 +97,6 @@ def test_import_needs_torch_only() -> None:
         "print(' '.join(sorted(new - set(sys.stdlib_module_names))))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert set(result.stdout.split()) <= {"fastmaml", "torch"}
-
-
-def test_every_package_is_installed() -> None:
-    """The list is explicit, because the folder kernels/ is a package of another name."""
-    text = (PACKAGE.parent / "pyproject.toml").read_text()
-    listed = text.split("packages = [")[1].split("]")[0]
-    folders = {path.parent for path in PACKAGE.rglob("__init__.py")}
-    names = {".".join(("fastmaml", *folder.relative_to(PACKAGE).parts)) for folder in folders}
-    assert {name.strip(' ",') for name in listed.split()} == names | {"fastmaml.kernels"}

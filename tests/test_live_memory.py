@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import grad, jvp, vmap
 
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 KB = 1024
 N = KB // 4  # float32 elements of one kilobyte

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.profiling import LiveMemory
+from fastmaml.measure.profile import LiveMemory
 
 WIDTH, LAYERS, EXAMPLES, TASKS = 48, 6, 96, 2
 

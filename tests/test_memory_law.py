@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import fastmaml as fm
-from fastmaml.engine.memory_law import MemoryLaw
-from fastmaml.engine.planning import Plan
+from fastmaml.engine.memory.law import MemoryLaw
+from fastmaml.engine.planning.plan import Plan
 from fastmaml.gradients import (
     Checkpointed,
     FirstOrder,
@@ -25,8 +25,8 @@ from fastmaml.gradients import (
     Truncated,
     Unrolled,
 )
-from fastmaml.profiling import LiveMemory
-from fastmaml.sweeps.measure import check_room
+from fastmaml.measure.bench.measure import check_room
+from fastmaml.measure.profile import LiveMemory
 
 WITHIN = 0.25
 EXECUTORS = {"eager": EAGER, **{n: PATHS[n] for n in ("captured-reference", "captured-cpp")}}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine import capture
-from fastmaml.engine.flat import cleaned, compiled
-from fastmaml.engine.memory_reuse import require_own_memory
-from fastmaml.engine.tape import Operation, UncapturableError
+from fastmaml.engine.recording import captured
+from fastmaml.engine.recording.memory_reuse import require_own_memory
+from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.tape import Operation, UncapturableError
 
 PROGRAMS: dict[str, Callable[[Tensor], list[Tensor]]] = {
     "view of ones": lambda x: [torch.ones(2, 4, 4, dtype=x.dtype)[0] * x],
@@ -126,7 +126,7 @@ def test_a_replay_that_fails_is_not_used(
 
         return run
 
-    monkeypatch.setattr(capture, "compiled", failing)
+    monkeypatch.setattr(captured, "compiled", failing)
     model, episodes = nn.Linear(3, 2).double(), vectors()
     expected = outcome(fm.MAML(model, lr=0.3, loss=F.mse_loss, **EAGER), episodes)
     usual = fm.MAML(model, lr=0.3, loss=F.mse_loss)

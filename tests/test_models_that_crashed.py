@@ -19,7 +19,7 @@ from torch.nn import utils
 from torch.nn.utils import prune
 
 import fastmaml as fm
-from fastmaml.engine.written_out import weight_norm
+from fastmaml.engine.routing.decompositions import weight_norm
 from fastmaml.gradients import FirstOrder, MixedMode
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import fastmaml as fm
-from fastmaml.engine import second_order
+from fastmaml.engine.routing import second_order
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Unrolled
 from tests.hand_loop import hand_loop
 

@@ -19,9 +19,9 @@ from fits import classifier, episodes, make
 from torch import Tensor, nn
 
 import fastmaml as fm
-from fastmaml.profiling import Quantiles, machine, profiler
-from fastmaml.profiling.phases import INSIDE, PHASES, REST
-from fastmaml.profiling.spans import Spans
+from fastmaml.measure.profile import Quantiles, machine, profiler
+from fastmaml.measure.profile.phases import INSIDE, PHASES, REST
+from fastmaml.measure.profile.spans import Spans
 
 EXECUTORS = ("eager", "captured")
 
@@ -234,8 +234,8 @@ def test_a_model_that_loops_over_tasks() -> None:
 
 def test_the_executor_that_hides_its_phases_says_so() -> None:
     """Without Inductor's minutes: what it would have compiled runs as it is, as one program."""
-    from fastmaml.engine.capture import Captured
-    from fastmaml.engine.flat import compiled
+    from fastmaml.engine.recording.captured import Captured
+    from fastmaml.engine.recording.optimize import compiled
 
     maml = make(executor="compiled")
     maml._execute = Captured(lambda tape: compiled(tape), required=True)
@@ -287,7 +287,7 @@ def test_the_report_on_the_screen_and_on_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [20, 40, 69, 80, 200])
 def test_no_cell_is_cut_short_on_a_narrow_screen(width: int) -> None:
     pytest.importorskip("rich")
-    from fastmaml.profiling.table import as_text
+    from fastmaml.measure.profile.table import as_text
 
     report = fm.profile(make(), episodes(), repeats=1)
     wide = [line.split() for line in as_text(report, 200).splitlines()]

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastmaml as fm
 from fastmaml import ops
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Unrolled
-from fastmaml.profiling.phases import INSIDE
-from fastmaml.profiling.watch import Watch
+from fastmaml.measure.profile.phases import INSIDE
+from fastmaml.measure.profile.watch import Watch
 
 EXECUTORS = ("eager", "captured")
 TASKS, SUPPORT, QUERY, INPUTS, OUTPUTS = 3, 6, 4, 3, 2

@@ -15,10 +15,10 @@ from outcomes import require
 
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, MixedMode, Reptile, Unrolled
-from fastmaml.profiling import LiveMemory
-from fastmaml.profiling.phases import Silence
-from fastmaml.profiling.steps import Step
-from fastmaml.profiling.watch import Watch
+from fastmaml.measure.profile import LiveMemory
+from fastmaml.measure.profile.phases import Silence
+from fastmaml.measure.profile.steps import Step
+from fastmaml.measure.profile.watch import Watch
 
 EXECUTORS = ("eager", "captured")
 

@@ -11,9 +11,9 @@ import torch
 from tiny_language import save_model, write_json_lines
 
 from fastmaml.cli import main
-from fastmaml.presets import PRESETS
-from fastmaml.recipes import build_episodes
-from fastmaml.recipes.hub import tell
+from fastmaml.training.presets import PRESETS
+from fastmaml.training.recipes import build_episodes
+from fastmaml.training.recipes.hub import tell
 
 pytest.importorskip("datasets")
 

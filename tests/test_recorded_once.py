@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.plans import LOOK_AGAIN
+from fastmaml.engine.guards.plans import LOOK_AGAIN
 
 
 class Named(nn.Module):

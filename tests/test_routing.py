@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.capture import Captured
-from fastmaml.engine.flat import compiled
-from fastmaml.engine.tape import Operation, Tape
+from fastmaml.engine.recording.captured import Captured
+from fastmaml.engine.recording.optimize import compiled
+from fastmaml.engine.recording.tape import Operation, Tape
 
 Function = Callable[[nn.ParameterDict, Tensor], Tensor]
 

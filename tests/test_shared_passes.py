@@ -69,7 +69,7 @@ def test_everything_adapts_so_nothing_is_watched(monkeypatch: pytest.MonkeyPatch
     def fail(*_: Any) -> None:
         raise AssertionError("a pass of which nothing can be shared is watched")
 
-    monkeypatch.setattr("fastmaml.engine.forward.SharedPass", fail)
+    monkeypatch.setattr("fastmaml.engine.step.forward.SharedPass", fail)
     learner(Body(), Unrolled(), scope="all")(vectors())
     learner(Body(), Unrolled(), steps=1)(vectors())
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml import checkpoint
 from fastmaml.gradients import FirstOrder, MixedMode
+from fastmaml.training import checkpoint
 
 pytestmark = [  # in PyTorch 2.11, once in a process
     pytest.mark.filterwarnings("ignore:Sparse CSC tensor support is in beta:UserWarning"),

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine import spot_checks
-from fastmaml.engine.capture import Captured, Recording
-from fastmaml.engine.spot_checks import due
-from fastmaml.engine.tape import UncapturableError
+from fastmaml.engine.recording import spot_checks
+from fastmaml.engine.recording.captured import Captured, Recording
+from fastmaml.engine.recording.spot_checks import due
+from fastmaml.engine.recording.tape import UncapturableError
 
 
 def hide(scale: float) -> None:

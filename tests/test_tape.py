@@ -10,8 +10,8 @@ import torch
 from problems import tensor
 from torch import Tensor
 
-from fastmaml.engine.flat import cleaned, compiled, operation_count
-from fastmaml.engine.tape import Operation, Tape, UncapturableError, record
+from fastmaml.engine.recording.optimize import cleaned, compiled, operation_count
+from fastmaml.engine.recording.tape import Operation, Tape, UncapturableError, record
 
 Function = Callable[..., Sequence[Tensor]]
 ATEN = torch.ops.aten

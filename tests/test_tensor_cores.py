@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.plans import environment
-from fastmaml.engine.tensor_cores import ONE_RULE, allows_tf32
+from fastmaml.engine.base.tensor_cores import ONE_RULE, allows_tf32
+from fastmaml.engine.guards.plans import environment
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_language import tokenizer
 
-from fastmaml.engine.capture import KEPT
+from fastmaml.engine.recording.captured import KEPT
 from fastmaml.episodes.tables import Table
 from fastmaml.episodes.tokens import joined, padded_length, tokenised
 

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
 
 import fastmaml as fm
-from fastmaml.engine.meta_step import Program, meta_step
+from fastmaml.engine.step.meta_step import Program, meta_step
 from fastmaml.gradients.base import Meta
 
 BY_NAME = {p.name: p for p in PROBLEMS}

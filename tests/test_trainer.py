@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmaml import MAML, Episodes, NonFiniteLoss, episodes
-from fastmaml.annealing import cosine, multi_step_weights
-from fastmaml.config import LoopConfig, TrainConfig
-from fastmaml.environment import versions
-from fastmaml.evaluation import evaluate
-from fastmaml.interrupts import Interrupted
-from fastmaml.trainer import MetaTrainer, _Repeated
+from fastmaml._environment import versions
+from fastmaml.training.config import LoopConfig, TrainConfig
+from fastmaml.training.evaluation import evaluate
+from fastmaml.training.interrupts import Interrupted
+from fastmaml.training.schedules import cosine, multi_step_weights
+from fastmaml.training.trainer import MetaTrainer, _Repeated
 
 CONFIG = LoopConfig(
     iterations=10,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from fastmaml.engine.routing import Routing
-from fastmaml.engine.shared_passes import Kept, SharedPass
+from fastmaml.engine.routing.mode import Routing
+from fastmaml.engine.step.shared_passes import Kept, SharedPass
 from fastmaml.gradients import FirstOrder, Unrolled
 from fastmaml.gradients.base import GradientMethod
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import fastmaml as fm
 import fastmaml.compat.higher as higher
 from fastmaml.gradients import FirstOrder, Reptile, Truncated
-from fastmaml.verification import verify
+from fastmaml.measure.verify import verify
 
 LR, STEPS = 0.5, 2
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.attributes import drawn
-from fastmaml.engine.guards import Guards
+from fastmaml.engine.guards.attributes import drawn
+from fastmaml.engine.guards.guards import Guards
 
 WEIGHT = 1.0
 SETTINGS: dict[str, Any] = {"loss": {"weight": 1.0}}

@@ -96,7 +96,7 @@ def make_environment(answer: Answer) -> None:
         answer.fail(f"fastmaml is not installed but named: {error}")
         (own / "fastmaml.pth").write_text(f"{ROOT}\n")
         with contextlib.suppress(FileExistsError):  # setup.py names that folder a package
-            (ROOT / "fastmaml" / "kernels").symlink_to("../kernels")
+            (ROOT / "fastmaml" / "kernels").symlink_to("../kernels/triton")
         return
     told.write_text(json.dumps([sys.version, theirs]))
 

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from fastmaml.cli.bench_flags import BenchModule, Swept
 from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
 from fastmaml.cli.factory import load_factory
-from fastmaml.config import RunConfig
 from fastmaml.gradients import (
     Checkpointed,
     FirstOrder,
@@ -23,8 +22,9 @@ from fastmaml.gradients import (
     Truncated,
     Unrolled,
 )
-from fastmaml.interrupts import InterruptGuard
 from fastmaml.maml import MAML
+from fastmaml.training.config import RunConfig
+from fastmaml.training.interrupts import InterruptGuard
 
 PLAIN: dict[str, Callable[[], GradientMethod]] = {
     "unrolled": Unrolled,
@@ -55,7 +55,7 @@ class Subject:
 
 def configured(config: RunConfig) -> Subject:
     """Of a data set by name."""
-    from fastmaml.recipes import build_trainer
+    from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
     return Subject(
@@ -79,7 +79,7 @@ def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
     """
     from rich.console import Console
 
-    from fastmaml.sweeps import bench
+    from fastmaml.measure.bench import bench
 
     console, keep = Console(highlight=False), _Keeper(subject.folder)
     with InterruptGuard(at_once=True) as guard:

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppr
 from fastmaml.cli.bench_flags import bench_command
 from fastmaml.cli.factory import is_factory
 from fastmaml.cli.profile_flags import profile_command
-from fastmaml.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.errors import BadInputError, said_in_a_paragraph
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.profile_flags import Profile, ProfileModule
-from fastmaml.config import RunConfig, read_toml
-from fastmaml.config.toml import assignments
-from fastmaml.presets import PRESETS
+from fastmaml.training.config import RunConfig, read_toml
+from fastmaml.training.config.toml import assignments
+from fastmaml.training.presets import PRESETS
 
 _Measuring = TypeVar("_Measuring", Profile, Bench)
 
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
-    from fastmaml.engine.errors import NonFiniteLoss
-    from fastmaml.interrupts import Interrupted
-    from fastmaml.recipes import build_trainer
+    from fastmaml.engine.base.errors import NonFiniteLoss
+    from fastmaml.training.interrupts import Interrupted
+    from fastmaml.training.recipes import build_trainer
 
     with said_in_a_paragraph():  # once it runs, an error keeps its traceback
         trainer = build_trainer(config)
@@ -73,7 +73,7 @@ def _train(config: RunConfig, checkpoint: Path | None) -> int:
 def _evaluate(command: Evaluate) -> int:
     from rich.console import Console
 
-    from fastmaml import checkpoint, evaluation, recipes, reporting
+    from fastmaml.training import checkpoint, evaluation, recipes, run_folder
 
     with said_in_a_paragraph():
         path = _checkpoint_in(command.checkpoint)
@@ -88,7 +88,7 @@ def _evaluate(command: Evaluate) -> int:
             raise ValueError("--episodes must be at least 1 and --steps at least 0.")
     found = evaluation.evaluate(maml, iter(episodes), command.episodes, steps)
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
-    reporting.show_evaluation(Console(), found, title)
+    run_folder.show_evaluation(Console(), found, title)
     return 0
 
 
@@ -138,7 +138,7 @@ def _info() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from fastmaml import environment as here
+    from fastmaml import _environment as here
 
     table = Table(show_header=False)
     for name, version in here.versions().items():
@@ -156,7 +156,7 @@ def _info() -> int:
 
 def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration from preset, checkpoint, TOML file and flags, the later ones winning."""
-    from fastmaml.checkpoint import load
+    from fastmaml.training.checkpoint import load
 
     with said_in_a_paragraph():
         base, checkpoint = PRESETS[command.dataset], None
@@ -178,7 +178,7 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
 
 def _checkpoint_in(path: Path) -> Path:
     """The checkpoint itself, where a run's folder was given."""
-    from fastmaml.reporting import CHECKPOINT
+    from fastmaml.training.run_folder import CHECKPOINT
 
     return path / CHECKPOINT if path.is_dir() else path
 

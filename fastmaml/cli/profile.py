@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.profile_flags import Profiled, ProfileModule
-from fastmaml.config import RunConfig
-from fastmaml.interrupts import InterruptGuard
 from fastmaml.maml import MAML
-from fastmaml.profiling.report import Report
+from fastmaml.measure.profile.report import Report
+from fastmaml.training.config import RunConfig
+from fastmaml.training.interrupts import InterruptGuard
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
 
 def configured(config: RunConfig) -> Subject:
     """Of a data set by name: its training episodes and optimizer."""
-    from fastmaml.recipes import build_trainer
+    from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
     return Subject(config.title, trainer.maml, trainer.train, trainer.optimizer, trainer.folder)
@@ -51,8 +51,8 @@ def run(subject: Subject, flags: Profiled) -> int:
     """
     from rich.console import Console
 
-    from fastmaml.profiling import profile
-    from fastmaml.profiling.table import show
+    from fastmaml.measure.profile import profile
+    from fastmaml.measure.profile.table import show
 
     console = Console(highlight=False)
     with InterruptGuard(at_once=True) as guard:

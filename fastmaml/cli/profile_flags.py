@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
-from fastmaml.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

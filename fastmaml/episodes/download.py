@@ -7,7 +7,7 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from fastmaml.files import write_whole
+from fastmaml._files import write_whole
 
 
 def fetch(url: str, path: Path, md5: str, timeout: float = 30.0) -> None:

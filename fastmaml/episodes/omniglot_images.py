@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmaml._files import write_whole
 from fastmaml.episodes.download import check_md5, fetch
-from fastmaml.files import write_whole
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 CACHE = "omniglot28.npz"

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmaml._files import write_whole
 from fastmaml.episodes.checks import check_positive
 from fastmaml.episodes.tables import Table
-from fastmaml.files import write_whole
 
 FORMAT = "1"
 """Of the cache's files: another one where an older file must not be read any more."""

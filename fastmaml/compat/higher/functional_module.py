@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from fastmaml.compat.higher.tree import PrivateCopy
-from fastmaml.engine.second_derivatives import called
+from fastmaml.engine.routing.called_by_hand import called
 
 _OWN = ("_copy", "_times", "_tracks", "fast_params", "track_higher_grads")
 

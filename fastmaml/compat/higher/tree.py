@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.second_derivatives import written_out
+from fastmaml.engine.routing.called_by_hand import written_out
 
 _INTERNAL = frozenset(n for n, v in vars(nn.Module()).items() if isinstance(v, dict | set))
 """What torch notes down in every module (hooks, children): never shared by two."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastmaml.engine.second_derivatives import called
+from fastmaml.engine.routing.called_by_hand import called
 
 
 class BaseLearner(nn.Module):

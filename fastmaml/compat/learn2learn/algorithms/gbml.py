@@ -10,7 +10,7 @@ from fastmaml.compat.learn2learn._gradients import inner_gradients
 from fastmaml.compat.learn2learn.optim.parameter_update import ParameterUpdate, Transform
 from fastmaml.compat.learn2learn.optim.update_rules import DifferentiableSGD
 from fastmaml.compat.learn2learn.utils.modules import clone_module
-from fastmaml.engine.second_derivatives import called
+from fastmaml.engine.routing.called_by_hand import called
 
 
 class GBML(nn.Module):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmaml import maml as fast_maml
 from fastmaml.compat.learn2learn._gradients import inner_gradients
 from fastmaml.compat.learn2learn.algorithms.base_learner import BaseLearner
 from fastmaml.compat.learn2learn.utils.modules import clone_module, set_updates, update_module
-from fastmaml.engine.cloning import replace_parameters
-from fastmaml.engine.forward import Loss
+from fastmaml.engine.routing.cloning import replace_parameters
+from fastmaml.engine.step.forward import Loss
+from fastmaml.maml import maml as fast_maml
 
 
 def maml_update(

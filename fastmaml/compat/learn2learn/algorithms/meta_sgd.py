@@ -9,14 +9,14 @@ from typing import Any, ClassVar, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from fastmaml import maml as fast_maml
 from fastmaml.compat.learn2learn._gradients import inner_gradients
 from fastmaml.compat.learn2learn.algorithms.base_learner import BaseLearner
 from fastmaml.compat.learn2learn.algorithms.maml import batched
 from fastmaml.compat.learn2learn.utils.modules import clone_module
 from fastmaml.compat.learn2learn.utils.tensors import clone_parameters
-from fastmaml.engine.cloning import replace_parameters
-from fastmaml.engine.forward import Loss
+from fastmaml.engine.routing.cloning import replace_parameters
+from fastmaml.engine.step.forward import Loss
+from fastmaml.maml import maml as fast_maml
 from fastmaml.rules.base import Rule, State, Tensors
 
 M = TypeVar("M", bound=nn.Module)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from fastmaml.files import write_whole
+from fastmaml._files import write_whole
 
 Index = Mapping[Any, Any]
 

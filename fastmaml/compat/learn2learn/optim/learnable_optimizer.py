@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmaml.compat.learn2learn.optim.parameter_update import Transform
-from fastmaml.engine.cloning import replace_parameters
+from fastmaml.engine.routing.cloning import replace_parameters
 
 
 class LearnableOptimizer(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from fastmaml.engine.cloning import replace_parameters
+from fastmaml.engine.routing.cloning import replace_parameters
 
 
 class DifferentiableSGD(nn.Module):

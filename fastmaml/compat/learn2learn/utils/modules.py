@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fastmaml.engine.cloning import replace_parameters
-from fastmaml.engine.second_derivatives import written_out
+from fastmaml.engine.routing.called_by_hand import written_out
+from fastmaml.engine.routing.cloning import replace_parameters
 
 Memo = dict[Any, Any]
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Derivatives that user code takes, and what cannot be differentiated as it stands."""

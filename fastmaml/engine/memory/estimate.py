@@ -1,0 +1,186 @@
+"""The memory of a meta-step, from a small one that is run and watched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.base.storages import size
+from fastmaml.engine.memory.law import MemoryLaw
+from fastmaml.engine.memory.meter import Meter, Peak
+from fastmaml.engine.step.inner_loop import InnerLoop, Objective
+from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import GradientMethod, Truncated
+from fastmaml.gradients.adjoint import AdjointScan
+from fastmaml.gradients.base import Carry, Meta, Query
+from fastmaml.rules.base import Tensors
+
+STEPS = 2
+"""Of the small meta-step: the first one begins at θ itself, and all others are alike."""
+
+TASKS = 2
+"""Of the small meta-step: one alone runs plainly, and all others under vmap."""
+
+
+class Sample(NamedTuple):
+    """What a small meta-step needed.
+
+    Attributes:
+        tasks: how many there were.
+        held: of how many inner steps memory was held at the same time.
+        peak: bytes, and how many of them however many tasks there are.
+        growth: bytes that one more inner step holds for one task.
+        outputs: bytes that a task leaves.
+        eagerly: the same before it is replayed, which is what a recording is made of; None where
+            none is.
+    """
+
+    tasks: int
+    held: int
+    peak: Peak
+    growth: float
+    outputs: float
+    eagerly: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Makes a memory law for each way to run a meta-step.
+
+    Attributes:
+        meta: the meta-parameters.
+        episodes: the first two tasks, or the only one.
+        seeds: their seeds.
+        tasks: how many tasks there are in all.
+        steps: the number of inner steps, near which the laws hold best.
+        lanes: how many chunks run from recordings at the same time; 0 where none is recorded.
+    """
+
+    meta: Meta
+    episodes: Episodes
+    seeds: Tensor
+    tasks: int
+    steps: int
+    lanes: int
+
+    def at_once(self, chunk: int) -> int:
+        """How many tasks run at the same time."""
+        return min(self.tasks, chunk * max(self.lanes, 1))
+
+    def sample(self, program: Program, chunk: int) -> Sample:
+        """Run one of at most two inner steps and two tasks, and watch it.
+
+        Args:
+            program: decided but for its chunks and its number of steps.
+            chunk: of how many tasks chunks will be.
+        """
+        some, recorded = min(chunk, TASKS), self.lanes > 0
+        steps, gradient = min(self.steps, STEPS), program.gradient
+        if isinstance(gradient, AdjointScan):
+            gradient = replace(gradient, segments=None)
+        forward = replace(program.forward, fuses=recorded)
+        program = replace(program, gradient=gradient, steps=steps, forward=forward)
+        objective = Objective(torch.ones(some, device=self.seeds.device), [0.0] * steps + [1.0])
+        plain = inner_loop(program, self.episodes[:some], self.seeds[:some], objective)
+        # Tasks have these in common, and so has what goes back to them.
+        common = {size(x) for x in (*self.meta.shared.values(), *self.meta.rates.values())}
+        with Meter(common, chunk / some, recorded) as meter:
+            loop = _Marked(**vars(plain), meter=meter)
+            found, queries = gradient.meta_gradient(loop, self.meta)
+        outputs = tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers))
+        left = sum(x.nbytes for x in outputs) / some
+
+        def growth(before: list[int]) -> float:
+            first = 1 if steps > 1 else 0
+            return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
+
+        each = growth([m.live for m in loop.marks])
+        eagerly = Sample(some, _held(gradient, steps), meter.peak, each, left)
+        if not recorded:
+            return eagerly
+        lives, peak = meter.replayed([*tensors_of(found), *outputs])
+        before = [lives[m.events] for m in loop.marks]
+        # After its last step, unlike between two, a replay needs no state of the rule's.
+        before[steps] += loop.marks[0].state
+        return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
+
+    def law(self, found: Sample, gradient: GradientMethod, chunk: int) -> MemoryLaw:
+        """The law of chunks of such a size, whose sample has one task if they have one."""
+        chunks = math.ceil(self.tasks / chunk)
+        common = 0 if found.tasks == 1 else found.peak.marked
+        first = max(0.0, (found.peak.size - common) / found.tasks - found.held * found.growth)
+        held = _held(gradient, self.steps)
+        more = (_held(gradient, self.steps + 100) - held) / 100
+        fixed = max(0.0, first + found.growth * (held - more * self.steps))
+        # Chunks before have left their outputs and sum; run eagerly, the last of them its own.
+        sums = sum(x.nbytes for x in tensors_of(self.meta))
+        left = sums * min(chunks - 1, 1 if self.lanes else 2)
+        left += round(found.outputs * (self.tasks - self.at_once(chunk)))
+        law = MemoryLaw(min(max(self.lanes, 1), chunks) * common + left, fixed, found.growth * more)
+        # Each chunk's meta-gradient is added to the others', and the whole multiplied by a scalar.
+        least = sums * (3 if chunks > 1 else 2)
+        missing = least - law.peak(self.at_once(chunk), self.steps)
+        return replace(law, shared=law.shared + max(0, missing))
+
+    def first_law(self, found: Sample, program: Program) -> MemoryLaw:
+        """The law of the first call, which runs one chunk eagerly, on copies, and records that."""
+        chunk = program.chunk
+        if found.eagerly is None:
+            return self.law(found, program.gradient, chunk)
+        law = replace(self, tasks=chunk, lanes=0).law(found.eagerly, program.gradient, chunk)
+        common = tensors_of((self.meta, program.forward.frozen, program.forward.buffers))
+        sets = [(b.inputs, b.targets) for b in (self.episodes.support, self.episodes.query)]
+        own = sum(map(size, tensors_of(sets))) / len(self.episodes)
+        return replace(law, shared=law.shared + sum(map(size, common)), fixed=law.fixed + own)
+
+    def guess(self, kept: tuple[int, int], program: Program) -> MemoryLaw:
+        """A rough law, from what autograd keeps of an inner step and of the query pass."""
+        tables = {table.name for table in program.tables}
+        copy = sum(p.nbytes for n, p in self.meta.adapted.items() if n not in tables)
+        sums = sum(x.nbytes for x in tensors_of(self.meta))
+        if isinstance(program.gradient, AdjointScan):
+            return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
+        return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)
+
+
+class _Mark(NamedTuple):
+    """A moment: how many events the meter had seen, the bytes then alive, and the rule's state."""
+
+    events: int
+    live: int
+    state: int
+
+
+@dataclass(frozen=True)
+class _Marked(InnerLoop):
+    """Notes where each inner step begins, and the query pass after them."""
+
+    meter: Meter = field(default_factory=Meter)
+    marks: list[_Mark] = field(default_factory=list)
+
+    def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
+        self._mark(carry.state)
+        return super().step(step, carry, meta, create_graph=create_graph)
+
+    def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
+        self._mark(())
+        return super().query(step, parameters, shared)
+
+    def _mark(self, state: Any) -> None:
+        size = sum(x.numel() * x.element_size() for x in tensors_of(state))
+        self.marks.append(_Mark(len(self.meter.events), self.meter.live, size))
+
+
+def _held(gradient: GradientMethod, steps: int) -> int:
+    """Of how many inner steps memory is held at the same time."""
+    if isinstance(gradient, Truncated):
+        return min(steps, gradient.last + 1)  # where they begin is kept too
+    if isinstance(gradient, AdjointScan) and gradient.segments is not None:
+        count = max(1, min(gradient.segments, steps))
+        return min(steps, count + math.ceil(steps / count) - 1)
+    return steps

@@ -1,0 +1,77 @@
+"""What autograd keeps of a graph, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.base.storages import parts
+from fastmaml.engine.derivatives.graphs import check_differentiable_twice
+from fastmaml.engine.memory.meter import Meter
+from fastmaml.engine.step.inner_loop import Objective
+from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import FirstOrder, Reptile
+from fastmaml.gradients.base import Meta, leaves_of
+
+T = TypeVar("T")
+
+
+def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
+    """Of one inner step and of the query pass.
+
+    Raises:
+        MissingDerivative: the step's graph has none of the second derivative.
+    """
+    second_order = not isinstance(program.gradient, FirstOrder | Reptile)
+    weights = torch.ones(len(seeds), device=seeds.device)
+    loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
+    sets = tuple((b.inputs, b.targets) for b in (episodes.support, episodes.query))
+    with torch.enable_grad():
+        meta = leaves_of(meta)
+        own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, sets))
+        ignored = {pointer for x in own for pointer, _ in _storages(x)}
+        carry, step = loop.start(meta), 0
+        if program.steps:
+            made, step = saved(
+                lambda: loop.step(0, carry, meta, create_graph=second_order), ignored
+            )
+            check_differentiable_twice(
+                made.parameters.values(),
+                lambda: [loop.support_losses(0, carry.parameters, meta.shared)],
+            )
+            del made
+        _, query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
+    return step, query
+
+
+def saved(run: Callable[[], T], ignored: set[int]) -> tuple[T, int]:
+    """What a function returns, and what its graph keeps.
+
+    Each storage counts once, those at `ignored` addresses not.
+    """
+    sizes: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        sizes.update((pointer, n) for pointer, n in _storages(x) if pointer not in ignored)
+        return x.detach()  # a node that keeps its own result would keep itself alive, for good
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            kept = run()  # alive until the count is done, or storages would be counted twice
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        # torch.func refuses such hooks in a model that uses it: what is left counts, all of it.
+        with Meter() as meter:
+            kept = run()
+        return kept, meter.live
+    return kept, sum(sizes.values())
+
+
+def _storages(x: Tensor) -> list[tuple[int, int]]:
+    storages = [part.untyped_storage() for part in parts(x)]
+    return [(storage.data_ptr(), storage.nbytes()) for storage in storages]

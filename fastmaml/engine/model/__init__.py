@@ -1,0 +1,1 @@
+"""What the user's module is and holds."""

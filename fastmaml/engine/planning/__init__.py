@@ -1,0 +1,1 @@
+"""Trying a model out, and choosing how its meta-steps run."""

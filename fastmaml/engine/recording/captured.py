@@ -1,0 +1,352 @@
+"""Captured execution: a meta-step recorded once as a flat program, and replayed.
+
+The meta-step is a pure function of parameters, buffers, episodes and seeds. Recorded for one chunk
+of tasks, it replays without autograd, vmap or the model's own Python code, to the same bits as the
+eager run that it was recorded from. Chunks run on all cores, each from its beginning to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.base.attempt import caught, is_out_of_memory
+from fastmaml.engine.base.equality import same_values
+from fastmaml.engine.guards.modes_around import modes_around
+from fastmaml.engine.guards.plans import Identity, key_of
+from fastmaml.engine.guards.sight import Sight
+from fastmaml.engine.recording.arguments import Flat, Function, Layout, flattened, laid_out
+from fastmaml.engine.recording.chunks import run_chunks
+from fastmaml.engine.recording.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
+from fastmaml.engine.recording.fresh_constants import require_constants
+from fastmaml.engine.recording.optimize import cleaned, compiled, element_count, operation_count
+from fastmaml.engine.recording.spot_checks import TRIES, difference, due, same_each_time, spot_check
+from fastmaml.engine.recording.tape import Tape, UncapturableError, record
+from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta
+
+SMALL = 2**16
+"""Operations with fewer results than this, on the average, run on one thread: to wake a second one
+costs more, and much more where the cores have other work too."""
+
+KEPT = 8
+"""Recordings (and refusals) kept; the one that was not used for longest goes first."""
+
+REMEMBERED = 64
+"""Kinds whose recordings went, of which it is known that they were there."""
+
+_log = logging.getLogger("fastmaml")
+
+
+@dataclass(eq=False)
+class Recording:
+    """A chunk of the meta-step.
+
+    Attributes:
+        run: of the flat tensors, gives the flat results.
+        layout: of the results.
+        operations: how many calls a replay makes, views not counted.
+        small: whether the operations are too small for more than one thread.
+        fixed: see `Tape`.
+        calls: how often it was used.
+    """
+
+    run: Function
+    layout: Layout
+    operations: int
+    small: bool
+    fixed: Sequence[tuple[Tensor, Tensor]] = ()
+    calls: int = 0
+
+    def stale(self) -> bool:
+        """Whether a tensor that must not change did."""
+        return any(not same_values(x, before) for x, before in self.fixed)
+
+
+class Captured:
+    """Runs meta-steps from recordings; each kind of meta-step is recorded at its first call.
+
+    A recording is made anew when shapes, dtypes, layouts, the rule, the gradient method, autocast,
+    or the model's or the loss's settings change (see `Dependencies`). Values of tensors, learned
+    rates among them, are read at every replay.
+
+    Args:
+        prepare: turns a cleaned tape and example inputs into what runs.
+        required: raise where a meta-step cannot be captured; else it runs eagerly, which is
+            logged once.
+        spot_checks: run calls 2, 4, 8, ... of a recording eagerly, too (see `spot_checks`).
+
+    A copy (`copy.deepcopy`, pickling) begins without recordings.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Tape], Function] = compiled,
+        required: bool = False,
+        spot_checks: bool = True,
+    ) -> None:
+        self.prepare, self.required, self.spot_checks = prepare, required, spot_checks
+        self._kept: OrderedDict[Any, Recording | UncapturableError] = OrderedDict()
+        self._misses_in_a_row = self._returned = 0
+        self._gone: OrderedDict[int, None] = OrderedDict()
+        self._told: set[str] = set()
+        self._rooms: dict[torch.device, GraphRoom] = {}
+
+    def __call__(
+        self,
+        program: Program,
+        meta: Meta,
+        episodes: Episodes,
+        seeds: Tensor,
+        weights: Tensor,
+        step_weights: Sequence[float],
+        cotangents: Any = None,
+    ) -> MetaResult:
+        """As `meta_step`, on the reference backend to the same bits.
+
+        `MixedMode` excepted: PyTorch takes other forward-mode formulas while it is recorded, and
+        the difference is rounding.
+
+        Raises:
+            RuntimeError: it cannot be captured, and that is required; the message says why.
+            StaleRecordingError: a spot check found that its recording is not what the model
+                computes.
+        """
+        arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
+        try:
+            _require_no_mode()
+            return self._replayed(flattened(*arguments))
+        except UncapturableError as error:
+            message = f"this meta-step cannot be captured: {error}"
+        if self.required:
+            raise RuntimeError(f"{message}. Use executor='eager', or None to let it be chosen.")
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning("%s; it runs eagerly", message)
+        return meta_step(*arguments)
+
+    def explain(self, *arguments: Any) -> str:
+        """How such a meta-step runs, and why: a line. Records it, if that was not done before.
+
+        Args:
+            arguments: those of a call.
+        """
+        try:
+            _require_no_mode()
+            flat = flattened(*arguments)
+            found = self.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
+        except UncapturableError as error:
+            return f"executor: eager, as this meta-step cannot be captured: {error}"
+        return f"executor: captured, {found.operations} operations for a chunk of tasks"
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("prepare", "required", "spot_checks")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def recording(self, flat: Flat) -> Recording:
+        """The recording for such arguments, made when they are first seen.
+
+        Raises:
+            UncapturableError: there can be none, or each of the last meta-steps needed another.
+        """
+        program = flat.program
+        forward, depends = program.forward, program.depends
+        if depends.refusal:
+            raise UncapturableError(depends.refusal)
+        key = (
+            Identity(depends),
+            key_of((program.gradient, program.tables)),
+            None if program.function is None else program.function.key(),
+            (program.steps, forward.backend, forward.batched, forward.own_statistics),
+            flat.kind(),
+        )
+        if not depends.hold(program.call):
+            raise UncapturableError(f"{depends.guards.changed()} changed before it ran")
+        known = self._kept.get(key)
+        if isinstance(known, Recording) and known.stale():
+            del self._kept[key]
+        if key not in self._kept:
+            self._count(hash(key))
+            try:
+                self._kept[key] = self._record(flat)
+            except UncapturableError as refusal:  # its traceback holds what was recorded
+                self._kept[key] = UncapturableError(str(refusal))
+            if len(self._kept) > KEPT:
+                gone, _ = self._kept.popitem(last=False)
+                self._gone[hash(gone)] = None
+                if len(self._gone) > REMEMBERED:
+                    self._gone.popitem(last=False)
+        else:
+            if self._misses_in_a_row < KEPT:
+                self._misses_in_a_row = 0
+            self._kept.move_to_end(key)
+        found = self._kept[key]
+        if isinstance(found, UncapturableError):
+            raise UncapturableError(str(found))
+        return found
+
+    def _count(self, kind: int) -> None:
+        """Refuse another recording, for good, where they would be made again and again."""
+        self._returned += self._returned < KEPT and kind in self._gone
+        if self._returned == KEPT:
+            raise UncapturableError(
+                f"more than {KEPT} kinds of meta-steps take turns (most often other shapes: pad "
+                "to fewer lengths), so that recordings were made again"
+            )
+        if self._misses_in_a_row == KEPT:
+            raise UncapturableError(
+                f"{KEPT} meta-steps in a row were each of another kind (other shapes, or a "
+                "setting of the model or the loss that changes with every call)"
+            )
+        self._misses_in_a_row += 1
+
+    def _record(self, flat: Flat) -> Recording:
+        tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory
+        layout: list[Layout] = []
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            found, how = laid_out(flat.run(tensors))
+            layout[:] = [how]
+            return found
+
+        depends = flat.program.depends
+        with torch.enable_grad(), Sight() as sight:
+            tape, results = _recorded(function, tensors)
+            if new := sight.raised - depends.raised:
+                raise UncapturableError(caught(*new.pop()))
+            require_constants(
+                tape, lambda moved: _recorded(function, moved)[0], tensors, depends.tensors()
+            )
+        depends.settle()
+        flat.program.watched(sight)
+        if depends.refusal:
+            raise UncapturableError(depends.refusal)
+        graphs = self.prepare is compiled and has_graphs(flat.seeds.device)
+        # A graph would keep the numbers of a host's tensor that it read when it was captured.
+        if graphs and any(is_elsewhere(x, flat.seeds.device) for x in (*tensors, *results)):
+            raise UncapturableError(
+                "a parameter, a buffer, a learned rate or a result is on another device, where a "
+                "CUDA graph does not look: move all of it, by maml.to(device)"
+            )
+        hosts = frozenset(v for v, x in tape.constants.items() if graphs and x.device.type == "cpu")
+        fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
+        # Inductor places results itself, and takes fewer of the views that are written through.
+        tape = cleaned(tape, in_place=self.prepare is compiled, known=hosts)
+        of = layout[0], flat
+        _check(compiled(tape), tensors, results, *of)
+        run = self.prepare(tape)
+        if graphs:
+            run = self._graph(run, tensors, flat.seeds.device)
+            _check(run, tensors, results, *of)
+        operations = operation_count(tape)
+        small = element_count(tape) < SMALL * operations
+        return Recording(run, layout[0], operations, small, fixed)
+
+    def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
+        if device not in self._rooms:
+            self._rooms[device] = GraphRoom(device)
+        with torch._C._AutoDispatchBelowAutograd():  # else results keep what led to them
+            return CudaGraph(run, tensors, self._rooms[device])
+
+    def _replayed(self, flat: Flat) -> MetaResult:
+        size, tasks = flat.program.chunk, flat.tasks
+        chunks = [flat.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
+        recordings = [self.recording(chunks[0])] * len(chunks)
+        if tasks % size:
+            recordings[-1] = self.recording(chunks[-1])
+        layout = recordings[0].layout
+
+        def run(number: int) -> list[Tensor]:
+            return recordings[number].run(*chunks[number].tensors())
+
+        own = self.prepare is compiled and flat.seeds.device.type == "cpu"
+        small = own and recordings[0].small
+        result = layout.result(run_chunks(run, len(chunks), layout.split, own, small))
+        for recording in dict.fromkeys(recordings):
+            recording.calls += 1
+            if self.spot_checks and due(recording.calls):
+                # Another chunk at each time, of those that it is for.
+                own_chunks = [c for c, r in zip(chunks, recordings, strict=True) if r is recording]
+                self._check(own_chunks[recording.calls.bit_length() % len(own_chunks)], recording)
+        return result
+
+    def _check(self, flat: Flat, recording: Recording) -> None:
+        """Hold a recording against an eager run."""
+
+        def anew() -> Function:
+            return self._record(flat).run
+
+        try:
+            spot_check(flat, recording.layout, recording.run, anew)
+        except BaseException:  # whatever it is: the next call must not replay it
+            self._kept.clear()
+            raise
+
+
+def _check(
+    run: Function,
+    tensors: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    layout: Layout,
+    flat: Flat,
+) -> None:
+    """Refuse a recording that does not give what it was recorded from.
+
+    On the CPU that is the same bits. Elsewhere kernels may add in another order, each time that
+    they run: two replays tell how much that is worth, and where it tips an element over at a kink,
+    one of `TRIES` replays has to agree.
+    """
+    steady, worst = same_each_time(flat), None
+    for _ in range(1 if steady else TRIES):
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                found = run(*tensors)
+                exactly = all(map(same_values, found, expected))
+                again = found if exactly or steady else run(*tensors)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UncapturableError(f"its replay fails with {why}") from error
+        worst = None if exactly else difference(found, expected, layout, flat, again)
+        if exactly or (worst is None and not steady):
+            return
+    where = f" ({worst.of} is off by {worst.size:.1e} of its norm)" if worst else ""
+    raise UncapturableError(
+        f"its replay differs from the run that it was recorded from{where}: something in the "
+        "model, the loss or the rule depends on more than tensors and settings"
+    )
+
+
+def _recorded(
+    function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> tuple[Tape, Sequence[Tensor]]:
+    """As `record`; what fails only while it is recorded is no error of the user's.
+
+    Raises:
+        UncapturableError: it fails, or cannot be recorded. Eager execution then tells.
+    """
+    try:
+        return record(function, tensors)
+    except UncapturableError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UncapturableError(f"to record it fails with {error!r:.300}") from error
+
+
+def _require_no_mode() -> None:
+    """Raise UncapturableError where a mode of the user's is active: a replay would pass it by."""
+    if mode := modes_around():
+        raise UncapturableError(f"a {mode} is active around it")

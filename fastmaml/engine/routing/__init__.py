@@ -1,0 +1,1 @@
+"""What a model's torch calls become inside a meta-step."""

@@ -1,0 +1,1 @@
+"""The meta-step as mathematics: a pure function of parameters, episodes and randomness."""

@@ -1,0 +1,235 @@
+"""Errors that say what is wrong with the user's data, labels or losses, and what to do."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C import _functorch as functorch
+
+from fastmaml.engine.base.errors import NonFiniteLoss
+from fastmaml.engine.base.trees import flatten
+from fastmaml.engine.step.forward import call
+from fastmaml.engine.step.inner_loop import InnerLoop, Objective
+from fastmaml.engine.step.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients.base import Meta, detached
+
+
+def check_device(device: torch.device, episodes: Episodes) -> None:
+    """Raise ValueError where a tensor of the episodes is not on `device`, the model's.
+
+    RuntimeError, where there is no place at all for a meta-step.
+    """
+    if functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            "a meta-step is no function for torch.func.grad, vmap or jvp: call maml(episodes) "
+            "outside of them, and out.loss.backward() or torch.autograd.grad(out.loss, parameters)."
+        )
+    for name in ("support", "query"):
+        for x in getattr(episodes, name).tensors():
+            if x.device != device:
+                raise ValueError(
+                    f"the {name} set is on {x.device} and the model on {device}: move one of them, "
+                    f"for example with episodes.to({str(device)!r})."
+                )
+
+
+def check_reach(program: Program, episodes: Episodes) -> None:
+    """Raise ValueError where something trainable would get no gradient from a meta-step."""
+    if program.unreached:
+        raise ValueError(program.unreached)
+    for name in ("support", "query"):
+        if any(x.requires_grad for x in getattr(episodes, name).tensors()):
+            raise ValueError(
+                f"the {name} set requires a gradient, which a meta-step does not give: it reaches "
+                "the parameters of this MAML's model alone. Make what computed these tensors a "
+                "part of the model (scope= says what adapts; the rest is learned all the same), or "
+                "detach() them."
+            )
+
+
+def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
+    """How many classes labels may name, where the loss is PyTorch's cross-entropy; else None."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
+        return None
+    return outputs.shape[2] if _ignored_label(loss) is not None else None
+
+
+def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
+    """Raise ValueError where a label is not among the classes that the model tells apart."""
+    ignored = _ignored_label(loss)
+    if classes is None or ignored is None:
+        return
+    for name in ("support", "query"):
+        labels = getattr(episodes, name).targets
+        wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
+        if wrong.any():
+            where = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}.targets holds the label {labels[tuple(where)].item()} (task {where[0]}, "
+                f"example {where[1]}), but the model's outputs tell {classes} classes apart, 0 to "
+                f"{classes - 1}. Number each task's labels from 0, and give the model as many "
+                "outputs as there are ways."
+            )
+
+
+def _ignored_label(loss: Any) -> int | None:
+    """The label that a cross-entropy leaves out; None for any other loss."""
+    keywords: dict[str, Any] = {}
+    if isinstance(loss, functools.partial):
+        loss, keywords = loss.func, loss.keywords
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        return loss.ignore_index
+    if loss is F.cross_entropy or loss is F.nll_loss:
+        return int(keywords.get("ignore_index", -100))
+    return None
+
+
+def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Episodes) -> None:
+    """Raise a clearer error where the reason of `error` can be told; else return.
+
+    Called when the model failed on the first task, run plainly.
+    """
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    cast = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    named = {"support": episodes.support.inputs, "query": episodes.query.inputs}
+    for name, x in ((name, x) for name, tree in named.items() for x in tensors_of(tree)):
+        if floats and x.is_floating_point() and x.dtype not in floats and not cast:
+            raise ValueError(
+                f"{name}.inputs is {x.dtype} and the model {_names(floats)}: convert one of them, "
+                f"for example with episodes.to({_names(floats)})."
+            ) from error
+    if isinstance(error, IndexError | RuntimeError):
+        inputs = episodes[:1].support.map(lambda x: x.squeeze(0)).inputs
+        buffers = {n: b.clone() for n, b in model.named_buffers()}  # the user's stay as they are
+        with torch.no_grad():
+            try:
+                outputs = call(model, buffers, inputs)
+            except (IndexError, RuntimeError):
+                return  # the model itself fails: its own error, which the caller raises, says why
+        if isinstance(outputs, Tensor):
+            classes = class_count(loss, outputs.unsqueeze(0), episodes.support.targets)
+            check_labels(loss, classes, episodes)
+
+
+def check_reached(program: Program) -> None:
+    """The same of the meta-step that was just run, where runs are watched (`careful`)."""
+    if program.depends.unreached:
+        raise ValueError(program.depends.unreached)
+
+
+def check_finite(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, result: MetaResult
+) -> None:
+    """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
+    leaves = flatten(result.gradient)[0]
+    found = [x for x in (result.losses, *leaves) if x is not None]
+    found = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in found]
+    # The sum of a tensor is finite only if all of it is (or overflows, which the exact look below
+    # tells apart); one number is read back from the device instead of one a tensor.
+    if math.isfinite(torch.stack(_sums(found)).sum().item()):
+        return
+    if not result.losses.isfinite().all():
+        _raise_for_losses(program, meta, episodes, seeds, result.losses)
+    if not _finite(result.gradient):
+        _raise_for_gradient(program, meta, episodes, seeds)
+
+
+def _sums(tensors: list[Tensor]) -> list[Tensor]:
+    """Of each; of absolute values in one launch on a GPU, where launches are what they cost."""
+    kinds = {(x.device.type, x.dtype) for x in tensors}
+    if len(kinds) == 1 and tensors[0].device.type == "cuda":
+        wide = torch.promote_types(tensors[0].dtype, torch.float32)
+        return list(torch._foreach_norm(tensors, 1, dtype=wide))
+    return [x.sum(dtype=torch.float32) for x in tensors]
+
+
+def _finite(tree: Any) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors_of(tree))
+
+
+def _raise_for_gradient(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
+    """Look at one task at a time, now that something is known to be wrong."""
+    by_step = [0.0] * program.steps + [1.0]
+    one = torch.ones(1, device=seeds.device)
+    tasks = [
+        t
+        for t in range(len(seeds))
+        if not _finite(
+            meta_step(program, meta, episodes[t], seeds[t : t + 1], one, by_step).gradient
+        )
+    ]
+    raise NonFiniteLoss(
+        f"The meta-gradient of task {tasks[0] if tasks else '?'} is NaN or infinite (so are those "
+        f"of {max(len(tasks) - 1, 0)} other tasks) after {program.steps} inner steps, although "
+        "every query loss is finite. No gradient was set. A derivative has no value somewhere on "
+        "the way: look for square roots, norms, logarithms or divisions at zero in the model, the "
+        "loss or the rule (torch.autograd.set_detect_anomaly names the operation), or lower the "
+        "inner learning rate.",
+        None,
+        tasks,
+    )
+
+
+def _raise_for_losses(
+    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, losses: Tensor
+) -> None:
+    tasks = (~losses.isfinite()).nonzero().flatten().tolist()
+    first = tasks[0]
+    if program.function is not None:
+        others = f" (of {len(tasks)}: {str(tasks[:6])[1:-1]})" if len(tasks) > 1 else ""
+        raise NonFiniteLoss(
+            f"The query loss of task {first}{others} is {losses[first].item()}. "
+            "Nothing was averaged in, and no gradient was set. Lower the inner learning rate, or "
+            "look at that task's data.",
+            None,
+            tasks,
+        )
+    loop = inner_loop(
+        program,
+        episodes[first],
+        seeds[first : first + 1],
+        Objective(torch.ones_like(losses[:1]), [1.0] * (program.steps + 1)),
+    )
+    step, value = _first_bad_step(loop, meta)
+    which = "support" if step < program.steps else "query"
+    when = f"at inner step {step}" if step < program.steps else f"after {step} inner steps"
+    others = f" (and of {len(tasks) - 1} other tasks: {tasks[1:6]})" if len(tasks) > 1 else ""
+    raise NonFiniteLoss(
+        f"The {which} loss of task {first}{others} is {value} {when}. Nothing was averaged in, and "
+        "no gradient was set. Lower the inner learning rate or the number of steps, clip the inner "
+        "gradient (rules.ClipNorm), or look at that task's data.",
+        step,
+        tasks,
+    )
+
+
+def _first_bad_step(loop: InnerLoop, meta: Meta) -> tuple[int, float]:
+    """The first inner step whose support loss is not finite, or the number of steps."""
+    with torch.no_grad():
+        meta = detached(meta)
+        carry = loop.start(meta)
+        for step in range(loop.steps):
+            value = loop.support_losses(step, carry.parameters, meta.shared).item()
+            if not math.isfinite(value):
+                return step, value
+            carry = loop.step(step, carry, meta, create_graph=False)
+        return loop.steps, loop.query(loop.steps, carry.parameters, meta.shared).losses.item()
+
+
+def _names(dtypes: Any) -> str:
+    return " and ".join(sorted(str(d) for d in dtypes))
+
+
+def signature(episodes: Episodes) -> tuple[Any, ...]:
+    """What must be equal for two meta-batches to run the same way."""
+    leaves, spec = flatten([(b.inputs, b.targets) for b in (episodes.support, episodes.query)])
+    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
+    return (spec, *kinds)

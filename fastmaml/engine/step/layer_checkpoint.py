@@ -1,0 +1,199 @@
+"""Activation checkpointing of a layer, with a second derivative and inside vmap.
+
+`torch.utils.checkpoint` runs a layer again when its gradient is wanted, but by then the layer holds
+the user's parameters again, not the adapted ones; and it saves nothing where that gradient is
+itself differentiated. Here a layer is a pure function of all tensors that it uses, of which only
+those are kept: its gradient runs it once more, and the gradient's gradient both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fastmaml.engine.model.functional_call import functional
+from fastmaml.engine.routing.mode import Routing
+
+
+def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, of which a derivative keeps the inputs only.
+
+    Args:
+        routing: the mode that is active.
+        function: a partial of a layer's ``forward`` or ``__call__``, as transformers makes it.
+        args: trees of tensors.
+    """
+    layer = _layer_of(function)
+    if (
+        not isinstance(function, partial)
+        or layer is None
+        or forward_ad._current_level >= 0
+        or not torch.is_grad_enabled()
+    ):
+        return function(*args)  # forward mode keeps no activations for long
+    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    if any(table is x for table, _ in routing.rows for x in tensors.values()):
+        return function(*args)
+    given = (tensors, args, function.keywords, routing.key)
+    leaves, spec = tree_flatten(given)
+    own = [x for x in leaves if isinstance(x, Tensor)]
+    run = _Run(routing, function, layer, leaves, spec)
+    found = _Checkpoint.apply(run, *own)
+    rest = iter(found)
+    return tree_unflatten([next(rest) if x is None else x for x in run.layout[0]], run.layout[1])
+
+
+def _layer_of(function: Any) -> nn.Module | None:
+    """The module whose method this is a partial of."""
+    if not isinstance(function, partial):
+        return None
+    owner = function.args[0] if function.args else getattr(function.func, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+@dataclass
+class _Run:
+    """The layer as a function of tensors, which it can be called with again.
+
+    Attributes:
+        layout: its result's leaves, None for tensors, and their tree; known once it has run.
+    """
+
+    routing: Routing
+    function: Any
+    layer: nn.Module
+    leaves: list[Any]
+    spec: Any
+    layout: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.draws = self.routing.draws
+        device = next(x.device.type for x in self.leaves if isinstance(x, Tensor))
+        self.autocast = (
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )  # fmt: skip
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the layer returns."""
+        rest = iter(tensors)
+        filled = [next(rest) if isinstance(x, Tensor) else x for x in self.leaves]
+        state, args, keywords, key = tree_unflatten(filled, self.spec)
+        layer = _Plain(self.layer, partial(self.function.func, *self.function.args, **keywords))
+        with ExitStack() as stack:
+            if self.layout:  # run again, when no mode is active any more
+                device, dtype, enabled = self.autocast
+                stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
+                stack.enter_context(self.routing)
+            stack.enter_context(self.routing.at(key, self.draws, keep=not self.layout))
+            result = functional(layer, {f"layer.{n}": x for n, x in state.items()}, args)
+        found, spec = tree_flatten(result)
+        self.layout[:] = [[None if isinstance(x, Tensor) else x for x in found], spec]
+        return tuple(x for x in found if isinstance(x, Tensor))
+
+
+class _Plain(nn.Module):
+    """A layer whose call is that of a function that uses it."""
+
+    def __init__(self, layer: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def _leaves(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    return [x.detach().requires_grad_(w) for x, w in zip(tensors, wanted, strict=True)]
+
+
+def _batched(run: Callable[..., Any], in_dims: Sequence[int | None]) -> Callable[..., Any]:
+    return vmap(run, in_dims=tuple(in_dims), randomness="error")
+
+
+class _Checkpoint(torch.autograd.Function):
+    """The layer; its backward is `_Backward`."""
+
+    @staticmethod
+    def forward(run: Any, *tensors: Tensor) -> Any:
+        return run(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.run = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[1:]
+        given = (*cotangents, *ctx.saved_tensors)
+        found = iter(_Backward.apply(ctx.run, wanted, len(cotangents), *given))
+        return None, *(next(found) if w else None for w in wanted)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, run: Any, *tensors: Tensor) -> Any:
+        found = _Checkpoint.apply(_batched(run, in_dims[1:]), *tensors)
+        return found, tuple(0 for _ in found)
+
+
+class _Backward(torch.autograd.Function):
+    """The layer's vector-Jacobian product: of the cotangents, then of its inputs."""
+
+    @staticmethod
+    def forward(run: Any, wanted: Any, count: int, *tensors: Tensor) -> Any:
+        with torch.enable_grad():
+            inputs = _leaves(tensors[count:], wanted)
+            return _pulled(run, inputs, wanted, tensors[:count], create_graph=False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.run, ctx.wanted, ctx.count = inputs[:3]
+        ctx.save_for_backward(*inputs[3:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        needs = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            tensors = _leaves(ctx.saved_tensors, needs)
+            for x, w in zip(tensors[ctx.count :], ctx.wanted, strict=True):
+                x.requires_grad_(w)
+            first = _pulled(
+                ctx.run, tensors[ctx.count :], ctx.wanted, tensors[: ctx.count], create_graph=True
+            )
+            pairs = [(y, c) for y, c in zip(first, cotangents, strict=True) if y.requires_grad]
+            chosen = [x for x, n in zip(tensors, needs, strict=True) if n]
+            found = iter(
+                torch.autograd.grad(
+                    [y for y, _ in pairs], chosen, [c for _, c in pairs], allow_unused=True
+                )
+            )
+        return None, None, None, *(next(found) if n else None for n in needs)
+
+
+def _pulled(
+    run: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    cotangents: Sequence[Tensor],
+    *,
+    create_graph: bool,
+) -> tuple[Tensor, ...]:
+    """The gradients for those inputs that are wanted, zero where nothing arrives."""
+    outputs = run(*inputs)
+    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    return torch.autograd.grad(
+        [y for y, _ in pairs],
+        [x for x, w in zip(inputs, wanted, strict=True) if w],
+        [c for _, c in pairs],
+        create_graph=create_graph,
+        materialize_grads=True,
+    )

@@ -1,0 +1,148 @@
+"""What models of Hugging Face transformers need inside a meta-step."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from fastmaml.integrations.transformers.masks import of_transformers, value_free_masks
+
+ATTENTION = "sdpa"
+"""The one of transformers' implementations that calls `F.scaled_dot_product_attention`.
+
+Models ask for it by this name and take other branches for any that they do not know, so a name of
+our own would not do.
+"""
+
+
+@final
+@dataclass(frozen=True)
+class TransformersHost:
+    """How a model that contains models of transformers runs inside a meta-step.
+
+    While it does, and only then:
+
+    - Attention is `F.scaled_dot_product_attention`, which fastmaml gives every derivative:
+      transformers' fused ones have no second one. The configuration names it meanwhile.
+    - A mask ``[examples, length]`` becomes one that broadcasts, without looking at its values as
+      transformers does, which vmap and recordings cannot (`value_free_masks`).
+    - No cache of keys and values is made (``use_cache``).
+    - Layers whose gradient checkpointing is on are checkpointed by fastmaml, which knows the
+      adapted parameters and second derivatives.
+
+    Attributes:
+        configs: of the models, each once.
+        replaceable: whether a model reads its attention's name from there, each, and that stands
+            for a function of transformers': a user's own may compute anything.
+        layers: modules whose gradient checkpointing is on.
+        functions: what the names of attention stand for.
+    """
+
+    configs: tuple[Any, ...]
+    replaceable: tuple[bool, ...]
+    layers: tuple[Any, ...]
+    functions: tuple[Any, ...]
+
+    @contextlib.contextmanager
+    def inside(self, checkpoint: Callable[..., Any]) -> Iterator[None]:
+        """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
+        before = [(c, c._attn_implementation, getattr(c, "use_cache", None)) for c in self.configs]
+        functions = [(layer, layer._gradient_checkpointing_func) for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer._gradient_checkpointing_func = checkpoint
+            switched = {id(config) for config in self._switched()}
+            for config, implementation, cache in before:  # a setting reaches configs within
+                here = ATTENTION if id(config) in switched else implementation
+                config._attn_implementation = here
+                if cache:
+                    config.use_cache = False
+            with value_free_masks():
+                yield
+        finally:
+            for layer, function in functions:
+                layer._gradient_checkpointing_func = function
+            for config, implementation, cache in before:
+                config._attn_implementation = implementation
+                if cache:
+                    config.use_cache = cache
+
+    def notes(self) -> list[str]:
+        """For `MAML.explain`: what is done differently."""
+        names = sorted({str(config._attn_implementation) for config in self._switched()})
+        lines = [
+            f"{', '.join(names)} attention runs as fastmaml's, inside the meta-step only: that has "
+            "second derivatives"
+            if names
+            else "attention is left as it is"
+        ]
+        if self.layers:
+            lines.append(f"{len(self.layers)} layers are checkpointed, by fastmaml itself")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            lines.append("under autocast the model runs on PyTorch's operations, no backend's")
+        return [f"transformers: {line}" for line in lines]
+
+    def _switched(self) -> list[Any]:
+        """Configurations whose attention changes: not eager where its probabilities are wanted."""
+        return [
+            config
+            for config, can in zip(self.configs, self.replaceable, strict=True)
+            if can and not (config._attn_implementation == "eager" and config.output_attentions)
+        ]
+
+
+def find_host(model: nn.Module) -> TransformersHost | None:
+    """The host of a model that is, or contains, one of transformers; else None.
+
+    Only a program that has imported transformers can have such a model, so nothing is imported.
+    """
+    library = sys.modules.get("transformers.modeling_utils")
+    if library is None:
+        return None
+    models = tuple(m for m in model.modules() if isinstance(m, library.PreTrainedModel))
+    if not models:
+        return None
+    configs: dict[int, tuple[Any, bool]] = {}
+    for module in models:
+        config, can = module.config, bool(module._supports_sdpa)
+        configs[id(config)] = config, can and configs.get(id(config), (config, True))[1]
+    for config, can in list(configs.values()):
+        _collect(config, can, configs)
+    layers = (m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
+    found = tuple(m for m in layers if hasattr(m, "_gradient_checkpointing_func"))
+    every = [config for config, _ in configs.values()]
+    functions = [_attention(library, model, config._attn_implementation) for config in every]
+    ours = _attention(library, model, ATTENTION)
+    replaceable = tuple(
+        can and all(map(of_transformers, (*ours, *own)))
+        for (_, can), own in zip(configs.values(), functions, strict=True)
+    )
+    return TransformersHost(tuple(every), replaceable, found, (*ours, *sum(functions, ())))
+
+
+def _attention(library: Any, model: nn.Module, name: str | None) -> tuple[Any, ...]:
+    """What runs in a model under a name of attention; each of its modules' files may have another.
+
+    Nothing where that is not to be seen, as in models that do without the table of names.
+    """
+    if name is not None and name != "eager":
+        table = getattr(library, "ALL_ATTENTION_FUNCTIONS", {})
+        return (table[name],) if name in table else ()
+    files = {type(m).__module__ for m in model.modules()}
+    found = (vars(sys.modules[f]).get("eager_attention_forward") for f in files if f in sys.modules)
+    return tuple(dict.fromkeys(f for f in found if f is not None))
+
+
+def _collect(config: Any, replaceable: bool, found: dict[int, tuple[Any, bool]]) -> None:
+    """The configurations inside one, after it, unless a model of their own has them."""
+    for name in getattr(config, "sub_configs", ()):
+        inner = getattr(config, name, None)
+        if inner is not None and id(inner) not in found:
+            found[id(inner)] = inner, replaceable
+            _collect(inner, replaceable, found)

@@ -1,0 +1,173 @@
+"""What second order is worth: meta-training with each from the same start, on the same episodes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Adam, Optimizer
+
+from fastmaml.engine.derivatives.copying import deep_copy
+from fastmaml.episodes.batch import Episodes
+from fastmaml.gradients import FirstOrder
+from fastmaml.maml import MAML
+from fastmaml.measure.bench.measure import SEED
+from fastmaml.measure.bench.reasons import reason_of
+from fastmaml.measure.bench.twins import in_configuration
+from fastmaml.measure.profile.steps import needs_closure
+from fastmaml.training.evaluation import Evaluation, evaluate
+
+META_LR = 1e-3
+"""Of Adam, where no optimizer is given."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned with the exact meta-gradient, or with `FirstOrder`.
+
+    Attributes:
+        steps: inner steps, in training and evaluation.
+        exact: which meta-gradient.
+        iterations: meta-steps.
+        evaluation: on held-out episodes; None where training failed.
+        failure: how.
+    """
+
+    steps: int
+    exact: bool
+    iterations: int
+    evaluation: Evaluation | None
+    failure: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "steps": self.steps,
+            "gradient": "exact" if self.exact else "FirstOrder()",
+            "iterations": self.iterations,
+            "evaluation": self.evaluation and self.evaluation.as_dict(),
+            **({"failure": self.failure} if self.failure else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How much is learned, from what, and how it is tested.
+
+    Attributes:
+        iterations: meta-steps of each learner.
+        train: meta-batches, taken from one iterator.
+        test: meta-batches of unseen tasks, the same for all.
+        episodes: how many of its tasks.
+        optimizer: whose class and settings are used; None for Adam.
+    """
+
+    iterations: int
+    train: Iterator[Episodes]
+    test: tuple[Episodes, ...]
+    episodes: int
+    optimizer: Optimizer | None
+
+    def learn(self, twin: MAML, steps: int) -> Iterator[Learned]:
+        """Both learners in turn on each meta-batch, then their tests; what fails says how."""
+        torch.manual_seed(SEED)
+        students = [_Student(self, twin, steps, exact) for exact in (True, False)]
+        for done in range(self.iterations):
+            try:
+                episodes = next(self.train, None)
+            except Exception as error:
+                why = f"drawing meta-batch {done + 1}: {reason_of(error)}"
+            else:
+                why = f"the episodes ended after {done} of {self.iterations} meta-batches"
+                why *= episodes is None
+            for student in students:
+                student.failure = student.failure or why
+                student.attempt(f"iteration {done + 1}", student.study, episodes)
+            if why:
+                break
+        for student in students:
+            student.attempt("its test", student.sit)
+            yield Learned(steps, student.exact, self.iterations, student.found, student.failure)
+
+
+class _Student:
+    """One of the two learners, and how it failed, if it did."""
+
+    def __init__(self, lesson: Lesson, twin: MAML, steps: int, exact: bool) -> None:
+        self.lesson, self.steps, self.exact = lesson, steps, exact
+        self.failure = ""
+        self.found: Evaluation | None = None
+        self.attempt("its beginning", self._begin, twin)
+
+    def attempt(self, what: str, run: Callable[..., None], *arguments: Any) -> None:
+        """Unless it has failed before."""
+        if not self.failure:
+            try:
+                run(*arguments)
+            except Exception as error:
+                self.failure = f"{what}: {reason_of(error)}"
+
+    def study(self, episodes: Episodes) -> None:
+        """One meta-step."""
+        self.optimizer.zero_grad()
+        self.maml(episodes).loss.backward()
+        self.optimizer.step()
+
+    def sit(self) -> None:
+        """The test."""
+        lesson = self.lesson
+        self.found = evaluate(self.maml, iter(lesson.test), lesson.episodes, self.steps)
+
+    def _begin(self, twin: MAML) -> None:
+        own = deep_copy(twin)
+        method = None if self.exact else FirstOrder()
+        self.maml = in_configuration(own, method, self.steps, own.backend, own.executor)
+        wanted = [p for p in self.maml.parameters() if p.requires_grad]
+        self.optimizer = _like(self.lesson.optimizer, wanted)
+
+
+def _like(optimizer: Optimizer | None, parameters: list[Any]) -> Optimizer:
+    """One of the same class and settings, of other parameters."""
+    if optimizer is None:
+        return Adam(parameters, META_LR)
+    kind = type(optimizer)
+    known = inspect.signature(kind).parameters  # some keep defaults that they do not take
+    settings = {k: v for k, v in optimizer.defaults.items() if k in known}
+    made: Callable[..., Optimizer] = kind
+    return made(parameters, **settings)
+
+
+def lesson(
+    iterations: int,
+    train: Iterator[Episodes],
+    test: Iterable[Episodes] | None,
+    episodes: int,
+    optimizer: Optimizer | None,
+) -> Lesson:
+    """With the test's meta-batches taken, so that all learners meet the same.
+
+    Raises:
+        ValueError: there are none, or the optimizer's steps need a closure.
+    """
+    if optimizer is not None and needs_closure(optimizer):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}, whose step() calls a closure again and "
+            "again: give one that takes a step from the gradient at hand, such as Adam."
+        )
+    if test is None:
+        raise ValueError(
+            f"accuracy={iterations} needs test=: held-out episodes, an Episodes or an iterable of "
+            "them."
+        )
+    batches = [test] if isinstance(test, Episodes) else []
+    for batch in () if isinstance(test, Episodes) else test:
+        batches.append(batch)
+        if sum(map(len, batches)) >= episodes:
+            break
+    count = min(episodes, sum(map(len, batches)))
+    if not count:
+        raise ValueError("test= has no episodes.")
+    return Lesson(iterations, train, tuple(batches), count, optimizer)

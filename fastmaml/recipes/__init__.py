@@ -1,5 +1,0 @@
-"""From a configuration to model, MAML, episodes and trainer."""
-
-from fastmaml.recipes.build import build_episodes, build_maml, build_trainer, resolve_device
-
-__all__ = ["build_episodes", "build_maml", "build_trainer", "resolve_device"]

@@ -1,0 +1,1 @@
+"""The outer loop for those who have none: trainer, evaluation, checkpoints, configurations."""

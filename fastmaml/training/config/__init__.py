@@ -1,0 +1,16 @@
+"""The configurations: frozen dataclasses for the flags, the TOML file and the checkpoint."""
+
+from fastmaml.training.config.loop import LoopConfig
+from fastmaml.training.config.run import RunConfig, TrainConfig
+from fastmaml.training.config.text import GlueConfig, IntentsConfig, TextConfig
+from fastmaml.training.config.toml import read_toml
+
+__all__ = [
+    "GlueConfig",
+    "IntentsConfig",
+    "LoopConfig",
+    "RunConfig",
+    "TextConfig",
+    "TrainConfig",
+    "read_toml",
+]

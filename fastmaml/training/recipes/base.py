@@ -1,0 +1,62 @@
+"""`Recipe`: what a kind of data set needs, besides what all have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmaml.engine.model.scope import Scope
+from fastmaml.episodes import Episodes
+from fastmaml.heads import Head
+
+
+class Recipe(ABC):
+    """From a configuration to model, loss, scope, head and episodes."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The model, on the CPU; made from PyTorch's random state where it is not pretrained."""
+
+    @abstractmethod
+    def loss(self) -> Callable[[Any, Any], Tensor]:
+        """The loss of one task."""
+
+    @abstractmethod
+    def scope(self, model: nn.Module) -> Scope:
+        """What adapts."""
+
+    @abstractmethod
+    def head(self) -> Head | None:
+        """How each task's own last layer begins; None for the model's own."""
+
+    @property
+    @abstractmethod
+    def validated(self) -> bool:
+        """Whether there is a split "validation"."""
+
+    @abstractmethod
+    def episodes(self, split: str, seed: int, device: torch.device) -> Any:
+        """The meta-batches of a split: an iterable with ``state_dict`` and ``load_state_dict``."""
+
+
+class Converted:
+    """A source whose floating-point tensors come in another precision."""
+
+    def __init__(self, source: Any, dtype: torch.dtype) -> None:
+        self.source, self.dtype = source, dtype
+
+    def __iter__(self) -> Iterator[Episodes]:
+        return (batch.to(dtype=self.dtype) for batch in self.source)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The source's."""
+        found: Mapping[str, Any] = self.source.state_dict()
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Into the source."""
+        self.source.load_state_dict(state)

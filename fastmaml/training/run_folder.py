@@ -1,0 +1,201 @@
+"""What a run tells: on the screen, in ``metrics.jsonl``, TensorBoard, a PNG and ``result.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastmaml._files import write_whole
+from fastmaml.training.evaluation import Evaluation, format_metric
+
+CHECKPOINT = "last.safetensors"
+_OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "tensorboard")
+_PLOT_EXTRA = 'pip install "fastmaml[plot]"'
+
+
+class Report:
+    """The folder of a run and the screen.
+
+    Args:
+        folder: made if it is missing.
+        iteration: of the run in this folder that goes on; metrics beyond it are dropped, as they
+            will come again. None for a new run: what lies there of an earlier one is moved into a
+            subfolder ``earlier-N``.
+        plots: whether to write TensorBoard files and the PNG.
+        screen: whether to print.
+    """
+
+    def __init__(
+        self, folder: Path, iteration: int | None, plots: bool, screen: bool = True
+    ) -> None:
+        from rich.console import Console
+
+        self.folder = folder
+        self.console = Console(quiet=not screen, highlight=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        if iteration is None:
+            self._set_aside()
+        self._lines = _truncated(folder / "metrics.jsonl", iteration or 0)
+        self._metrics = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+        self._plots = plots
+        self._board = self._open_board(iteration or 0) if plots else None
+
+    def line(self, values: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``, and its numbers to TensorBoard."""
+        self._lines.append(values)
+        if "validation" in values:
+            self._say_validation(values)
+        self._metrics.write(json.dumps(values) + "\n")
+        if self._board is not None:
+            for name, value in _numbers(values):
+                self._board.add_scalar(name, value, values["iteration"])
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def bar(self, what: str, done: int, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar with rate and remaining time; yields ``show(done, line)``."""
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+        )
+        with progress.Progress(*columns, console=self.console) as shown:
+            task = shown.add_task(what, total=total, completed=done, rate="", note="")
+
+            def show(completed: int, line: dict[str, Any] | None = None) -> None:
+                speed = shown.tasks[0].speed
+                rate = f"{speed:.1f}/s" if speed else ""
+                note = f"loss {line['loss']:.3f}" if line else ""
+                shown.update(task, completed=completed, rate=rate, note=note)
+
+            yield show
+
+    def finish(self, test: Evaluation, result: dict[str, Any], title: str) -> None:
+        """Print the final test; write ``result.json`` and ``curves.png``."""
+        show_evaluation(self.console, test, title)
+        write_whole(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        written = "result.json, metrics.jsonl"
+        if self._plots and self._plot(test, title):
+            written += ", curves.png"
+        self.say(f"Written to {self.folder}: {CHECKPOINT}, {written}.")
+
+    def stopping(self, name: str) -> None:
+        """Say that a signal has arrived."""
+        self.say(f"{name}: stopping after this iteration; once more to stop without saving.")
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _say_validation(self, line: dict[str, Any]) -> None:
+        found = line["validation"]
+        metric = "accuracy" if "accuracy" in found else "loss"
+        now = format_metric(metric, found[metric], found["interval_95"])
+        before = format_metric(metric, found["no_adaptation"])
+        self.say(
+            f"iteration {line['iteration']}: validation {metric} {now} (before adaptation {before})"
+        )
+
+    def _plot(self, test: Evaluation, title: str) -> bool:
+        from fastmaml.training.plots import plot_run
+
+        try:
+            plot_run(self.folder / "curves.png", self._lines, test, title)
+        except ImportError:
+            self.say(f"No curves.png, as matplotlib is not installed: {_PLOT_EXTRA}")
+            return False
+        return True
+
+    def _open_board(self, iteration: int) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.say(f"No TensorBoard files, as tensorboard is not installed: {_PLOT_EXTRA}")
+            return None
+        return SummaryWriter(self.folder / "tensorboard", purge_step=iteration + 1)
+
+    def _set_aside(self) -> None:
+        found = [self.folder / name for name in _OF_A_RUN if (self.folder / name).exists()]
+        if not found:
+            return
+        number = 1
+        while (self.folder / f"earlier-{number}").exists():
+            number += 1
+        aside = self.folder / f"earlier-{number}"
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+        self.say(f"The earlier run in {self.folder} was moved to {aside}.")
+
+
+def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
+    """Print an evaluation beside no adaptation and chance, and a line for each step."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", min_width=48)
+    table.add_column("inner steps")
+    table.add_column(f"query {test.metric}", justify="right")
+    for step in range(test.steps + 1):
+        name = "0 (no adaptation)" if step == 0 else str(step)
+        style = "bold" if step == test.steps else None
+        table.add_row(name, test.text(step), style=style)
+    if test.chance is not None:
+        table.add_row("chance", format_metric(test.metric, test.chance))
+    table.caption = f"mean and 95% interval over {test.episodes} episodes"
+    console.print(table)
+    if test.by_name:
+        _show_by_name(console, test)
+
+
+def _show_by_name(console: Any, test: Evaluation) -> None:
+    """Print one line for the tasks of each name."""
+    from rich.table import Table
+
+    table = Table(min_width=48)
+    for column in ("tasks", "metric", "no adaptation", f"{test.steps} steps", "chance", "episodes"):
+        table.add_column(column, justify="left" if column in ("tasks", "metric") else "right")
+    for name, one in test.by_name.items():
+        chance = "" if one.chance is None else format_metric(one.metric, one.chance)
+        cells = (one.metric, one.text(0), one.text(), chance, str(one.episodes))
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _truncated(path: Path, iteration: int) -> list[dict[str, Any]]:
+    """The lines up to `iteration`; later ones, and one that was cut off, are removed."""
+    if not path.exists():
+        return []
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["iteration"] > iteration:
+            break
+        kept.append(line)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return kept
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "iteration":
+            yield f"{prefix}{name}", float(value)
