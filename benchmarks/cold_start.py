@@ -55,7 +55,7 @@ PARTS = (
 
 def fresh(name: str, work: Workload, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """One process: its seconds, or what went wrong."""
-    paths = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "support")]
     gradient = place / "gradient.npz"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),

@@ -21,7 +21,7 @@ def fresh(script: str, *arguments: str, threads: int, environment: dict[str, str
     Raises:
         SystemExit: it failed; with the end of what it said.
     """
-    paths = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "support")]
     settings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     inherited = {k: v for k, v in os.environ.items() if k not in GIVES_BACK}
     done = subprocess.run(

@@ -114,7 +114,7 @@ class Run:
         mine = {
             "PYTHONPATH": os.pathsep.join(
                 [
-                    *(str(ROOT / n) for n in ("benchmarks", "tests")),
+                    *(str(ROOT / n) for n in ("benchmarks", "tests/support")),
                     *filter(None, given.split(os.pathsep)),
                 ]
             ),

@@ -17,7 +17,7 @@ from workloads import Workload, arrays
 
 import fastmaml as fm
 
-sys.path.append(str(ROOT / "tests"))  # the plain loop that the tests hold everything to
+sys.path.append(str(ROOT / "tests" / "support"))  # the plain loop that the tests hold everything to
 from hand_loop import Parameters, batch_loss, sgd_step
 
 __all__ = [

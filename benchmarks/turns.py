@@ -19,7 +19,7 @@ from worker_lines import Lines
 BESIDE = (LOOP, LOOP_FIRST, "torch.func vmap", "fastmaml")
 """What those that take minutes to begin are timed beside."""
 
-PATHS = (ROOT / "benchmarks", ROOT, ROOT / "tests")
+PATHS = (ROOT / "benchmarks", ROOT, ROOT / "tests" / "support")
 
 
 class WorkerError(Exception):

@@ -14,20 +14,25 @@ from origin import ROOT
 from gpu_parts.answer import Answer
 from gpu_parts.pool import SHARED, processes
 
-GRAPHS = ("test_cuda_streams", "test_tensor_cores")
+GRAPHS = ("engine/recording/test_cuda_streams", "engine/recording/test_tensor_cores")
 """Few, and about what a CPU cannot show; `graphs` runs them early."""
 
 FILES = (
-    "test_triton_gpu",
-    "test_gpu_profile",
-    "test_ops_attention",
-    "test_ops_edges",
-    "test_ops",
-    "test_gpu",
+    "gpu/test_triton_gpu",
+    "gpu/test_gpu_profile",
+    "ops/test_ops_attention",
+    "ops/test_ops_edges",
+    "ops/test_ops",
+    "gpu/test_gpu",
 )
-"""With those, all that hold a test marked ``gpu`` (tests/test_gpu_run.py compares)."""
+"""With those, all that hold a test marked ``gpu`` (tests/repository/test_gpu_run.py compares)."""
 
-ELSEWHERE = ("test_contract", "test_capture", "test_cuda_sources", "test_triton")
+ELSEWHERE = (
+    "contract/test_contract",
+    "engine/recording/test_capture",
+    "ops/test_cuda_sources",
+    "ops/test_triton",
+)
 """What the rehearsal runs besides."""
 
 ENDING = 4.0  # seconds for pytest to end and for this to read what it wrote
@@ -80,7 +85,7 @@ def chosen(answer: Answer) -> list[str]:
         names: tuple[str, ...] = (*FILES, *GRAPHS)  # which may not have had the time
     else:
         which = ["-m", "not gpu"]
-        names = ("test_maml",) if answer.quick else (*FILES, *ELSEWHERE)
+        names = ("maml/test_maml",) if answer.quick else (*FILES, *ELSEWHERE)
     return [*which, *(f"tests/{name}.py" for name in names)]
 
 

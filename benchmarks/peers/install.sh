@@ -2,7 +2,7 @@
 # Makes two environments that hold the packages fastmaml is compared with:
 #
 #     benchmarks/peers/install.sh FOLDER
-#     PYTHONPATH=. FOLDER/torch/bin/python -m pytest tests/test_peers.py
+#     PYTHONPATH=. FOLDER/torch/bin/python -m pytest tests/compat/test_peers.py
 #     python benchmarks/meta_step.py --peers FOLDER
 #
 # FOLDER/torch has learn2learn, higher and TorchOpt, FOLDER/jax has JAX. Name one of them to make it alone.

@@ -28,9 +28,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "support")]
 
-from properties import changes, modules, tapes
+from properties import changes, modules, tapes  # noqa: E402
 
 PROPERTIES: dict[str, tuple[Any, Any]] = {
     "tapes": (tapes.programs(), tapes),

@@ -1,0 +1,271 @@
+"""The CUDA sources without a GPU: compiled for every architecture, and run on the CPU, emulated.
+
+What is compiled is kept in ``build/cuda_sources`` under a hash of the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CUDA = ROOT / "csrc" / "cuda"
+HOST = ROOT / "tests" / "cuda_on_host"
+KERNELS = sorted(CUDA.glob("*.cu"))
+BINDINGS = [ROOT / "csrc" / "bindings.cpp", *sorted(CUDA.glob("*_bind.cpp"))]
+
+TORCH = Path(torch.__file__).parent
+NVCC = shutil.which("nvcc")
+GXX = shutil.which("g++")
+SANITIZERS = {
+    "address": ["-O0", "-fsanitize=address,undefined"],
+    "thread": ["-O1", "-fsanitize=thread", "-DCUDA_ON_HOST_FLOAT32"],
+}
+EMULATED = [
+    "-std=c++17",
+    "-g1",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-DCUDA_ON_HOST",
+    "-Wall",
+    "-Wextra",
+]
+EMULATED += [
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    f"-I{CUDA}",
+    "-include",
+    str(HOST / "cuda_on_host.h"),
+]
+EMULATED += ["-fno-sanitize-recover=undefined", "-x", "c++"]
+STABLE = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-DCUDA_ON_HOST", "-Wall", "-Wextra"]
+STABLE += [
+    "-Werror",
+    "-DTORCH_TARGET_VERSION=0x020B000000000000",
+    "-isystem",
+    str(TORCH / "include"),
+]
+
+needs_gxx = pytest.mark.skipif(GXX is None, reason="needs g++")
+
+
+def run(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
+
+
+def compiled(command: Sequence[str | Path]) -> str:
+    """Run a compiler; what it said."""
+    done = run(command)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def all_compiled(commands: Sequence[Sequence[str | Path]]) -> list[str]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compiled, commands))
+
+
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache() -> Path:
+    """A folder for these very sources and this very torch; those of others are removed."""
+    digest = hashlib.sha256(torch.__version__.encode() + Path(__file__).read_bytes())
+    for source in sorted([*(ROOT / "csrc").rglob("*.*"), *HOST.glob("*.*")]):
+        if source.suffix in {".cu", ".cuh", ".h", ".cpp"}:
+            digest.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
+    folder = ROOT / "build" / "cuda_sources" / digest.hexdigest()[:16]
+    if not folder.exists():
+        emptied(folder.parent)
+        folder.mkdir()
+    return folder
+
+
+# ---- nvcc ----
+
+
+def nvcc_reports(folder: Path, architectures: Sequence[int]) -> dict[str, str]:
+    """What nvcc says of every source, for all architectures."""
+    if not (folder / "done").exists():
+        emptied(folder)
+        flags = [
+            "-O3",
+            "-std=c++17",
+            "-Werror",
+            "all-warnings",
+            "-Xcompiler",
+            "-Wall,-Wextra,-fPIC",
+        ]
+        flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        flags += ["-Xptxas", "-v", "-c"]
+        outputs = all_compiled([["nvcc", *flags, k, "-o", folder / f"{k.stem}.o"] for k in KERNELS])
+        for kernel, output in zip(KERNELS, outputs, strict=True):
+            (folder / f"{kernel.stem}.txt").write_text(output)
+        (folder / "done").touch()
+    return {kernel.stem: (folder / f"{kernel.stem}.txt").read_text() for kernel in KERNELS}
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize(
+    "architectures",
+    [
+        pytest.param((90,), id="sm_90"),
+        pytest.param((80, 86, 89, 100), id="others", marks=pytest.mark.slow),
+    ],
+)
+def test_nvcc_compiles_without_warnings_or_spills(
+    architectures: tuple[int, ...], cache: Path
+) -> None:
+    reports = nvcc_reports(cache / f"nvcc_{architectures[0]}", architectures)
+    assert len(reports) == len(KERNELS) > 0
+    for kernel, report in reports.items():
+        seen = re.findall(r"Compiling entry function .* for 'sm_(\d+)", report)
+        assert {int(sm) for sm in seen} == set(architectures), kernel
+        spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", report)]
+        registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+        assert len(spills) == len(registers) > 0
+        print(f"{kernel}: {len(registers)} kernels, at most {max(registers)} registers")
+        assert max(spills) == 0, f"{kernel}: {sum(s > 0 for s in spills)} kernels spill"
+
+
+# ---- the emulation ----
+
+
+@pytest.fixture(scope="module")
+def libraries(cache: Path) -> dict[str, Path]:
+    """All kernels and bindings as one library for CPU tensors, under each sanitizer."""
+    folder = cache / "emulated"
+    libraries = {name: folder / f"{name}.so" for name in SANITIZERS}
+    if (folder / "done").exists():
+        return libraries
+    emptied(folder)
+    objects = {b: folder / f"{b.stem}.o" for b in BINDINGS}
+    commands: list[list[str | Path]] = [
+        ["g++", *STABLE, "-c", b, "-o", o] for b, o in objects.items()
+    ]
+    for name, flags in SANITIZERS.items():
+        commands += [
+            ["g++", *flags, *EMULATED, "-c", k, "-o", folder / f"{k.stem}.{name}.o"]
+            for k in KERNELS
+        ]
+    all_compiled(commands)
+    for name, flags in SANITIZERS.items():
+        kernels = [folder / f"{k.stem}.{name}.o" for k in KERNELS]
+        torch_library = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
+        compiled(
+            [
+                "g++",
+                "-shared",
+                *flags,
+                *kernels,
+                *objects.values(),
+                "-o",
+                libraries[name],
+                *torch_library,
+            ]
+        )
+    (folder / "done").touch()
+    return libraries
+
+
+def preload(sanitizer: str) -> str:
+    """The sanitizer's run time, and libstdc++ whose exceptions it intercepts."""
+    names = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}[sanitizer]
+    return " ".join(
+        compiled(["g++", f"-print-file-name={name}"]).strip() for name in [*names, "libstdc++.so"]
+    )
+
+
+def run_cases(
+    library: Path, sanitizer: str, order: int, *only: str
+) -> subprocess.CompletedProcess[str]:
+    return run(
+        [sys.executable, HOST / "run_cases.py", library, *only],
+        LD_PRELOAD=preload(sanitizer),
+        ASAN_OPTIONS="detect_leaks=0",  # Python's own
+        TSAN_OPTIONS="halt_on_error=1",
+        UBSAN_OPTIONS="print_stacktrace=1",
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=str(ROOT),
+        CUDA_ON_HOST_ORDER=str(order),
+    )
+
+
+@needs_gxx
+def test_emulated_kernels_equal_the_reference(libraries: dict[str, Path]) -> None:
+    """Under both sanitizers, with threads in two orders, to the same last bit."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(
+            pool.map(
+                lambda i: run_cases(libraries[i[0]], *i),
+                [("address", 0), ("thread", 7, "float32")],
+            )
+        )
+    for done in runs:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
+    said = [re.search(r"(\d{3,}) comparisons, digest ([0-9a-f]{64})", done.stdout) for done in runs]
+    first, second = (match.group(2) for match in said if match)
+    assert first == second, "results depend on the order in which threads run"
+
+
+PLANTED = [
+    (0, "address", "right"),
+    (0, "thread", "right"),
+    (1, "address", "out of bounds|buffer-overflow"),
+    (2, "address", "heap-buffer-overflow"),
+    (3, "address", "deadlock"),
+    (4, "thread", "data race"),
+    (5, "address", "misaligned address"),
+]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program for every planted error."""
+    folder = tmp_path_factory.mktemp("planted")
+    source = HOST / "planted.cu"
+    all_compiled(
+        [
+            [
+                "g++",
+                *SANITIZERS[s],
+                *EMULATED,
+                f"-DPLANT={plant}",
+                source,
+                "-o",
+                folder / f"{plant}.{s}",
+            ]
+            for plant, s, _ in PLANTED
+        ]
+    )
+    return folder
+
+
+@needs_gxx
+@pytest.mark.parametrize(("plant", "sanitizer", "message"), PLANTED)
+def test_the_emulation_finds_planted_errors(
+    plant: int, sanitizer: str, message: str, planted: Path
+) -> None:
+    done = run([planted / f"{plant}.{sanitizer}"])
+    assert (done.returncode == 0) == (plant == 0), done.stdout + done.stderr
+    assert re.search(message, done.stdout + done.stderr), done.stdout + done.stderr

@@ -1,0 +1,74 @@
+"""The README says what the results say, and its examples run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastmaml as fm
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
+
+
+def test_tables_equal_the_results(tables: Any) -> None:
+    for document in tables.TABLES:
+        text = (ROOT / document).read_text()
+        assert tables.filled(document) == text, "run python benchmarks/tables.py"
+
+
+def test_plots_show_the_results(tables: Any) -> None:
+    assert tables.stale_plots() == [], "run python benchmarks/tables.py"
+
+
+def test_the_readme_example_runs() -> None:
+    """The five lines, with digits in place of Omniglot and an end to the loop."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert "fm.episodes.omniglot(ways=5, shots=1, tasks=32)" in code
+    code = code.replace(
+        "fm.episodes.omniglot(ways=5, shots=1, tasks=32)", "(next(iter(digits)) for _ in range(3))"
+    )
+    model = fm.models.conv4(5, filters=8, image_size=8)
+    before = next(model.parameters()).detach().clone()
+    digits = fm.episodes.digits(ways=5, shots=1, tasks=4)
+    task = digits.sample().support
+    support = fm.Batch(task.inputs[0], task.targets[0])
+    scope = {"torch": torch, "F": F, "model": model, "digits": digits, "support": support}
+    exec(code, scope)
+    assert isinstance(scope["learner"], nn.Module)
+    assert not torch.equal(before, next(model.parameters()))
+
+
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=str)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("own_model", ROOT / "examples" / "own_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["own_model.py", "--iterations", "40"])
+        module.main()
+    torch.set_num_threads(threads)
+    after = re.findall(r"unseen digits after \d steps: ([\d.]+)%", capsys.readouterr().out)
+    assert len(after) == 4
+    assert float(after[3]) > 2 * float(after[0])  # chance is 20%
