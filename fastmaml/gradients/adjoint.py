@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +45,17 @@ class AdjointScan(GradientMethod):
                 f"{type(self).__name__}(segments={self.segments!r}): give a positive number, or "
                 "None to keep every step."
             )
+
+    def held_steps(self, steps: int) -> int:
+        """Where the segments begin, and the steps of one segment."""
+        if self.segments is None:
+            return steps
+        count = max(1, min(self.segments, steps))
+        return min(steps, count + math.ceil(steps / count) - 1)
+
+    def holding_all(self) -> AdjointScan:
+        """Without segments."""
+        return replace(self, segments=None)
 
     @abstractmethod
     def step_back(

@@ -104,11 +104,19 @@ class GradientMethod(ABC):
         steps_once: whether each inner step runs once, so that steps may share what they have in
             common; a method that runs them again keeps as little as it can in between.
         tried_once: whether it is right for a model only as far as `doubt` has tried.
+        one_graph: whether it is backpropagation through the recorded loop, in which some steps'
+            inner gradients are constants: all of it is then said by `differentiates`.
+        adapted_only: whether it gives nothing to the meta-parameters that the inner loop leaves
+            alone, and to learned rates.
+        rows_suffice: whether an embedding's rows that a task does not look up may be left out.
     """
 
     exact: ClassVar[bool] = True
     steps_once: ClassVar[bool] = True
     tried_once: ClassVar[bool] = False
+    one_graph: ClassVar[bool] = False
+    adapted_only: ClassVar[bool] = False
+    rows_suffice: ClassVar[bool] = True
 
     @abstractmethod
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
@@ -117,6 +125,28 @@ class GradientMethod(ABC):
         Pure: the result depends on the arguments alone, and nothing of them is changed. Works
         whether or not gradients are enabled outside. The meta-gradient's tensors are detached.
         """
+
+    def differentiates(self, step: int, steps: int) -> bool:
+        """Whether the inner gradient of `step` is differentiated, not taken as a constant.
+
+        Memory estimates go by it. A method without second derivatives says so here.
+        """
+        return True
+
+    def second_order(self, steps: int) -> bool:
+        """Whether any second derivative is taken of so many inner steps."""
+        return any(self.differentiates(step, steps) for step in range(steps))
+
+    def held_steps(self, steps: int) -> int:
+        """Of how many of so many inner steps memory is held at the same time.
+
+        Memory estimates go by it, too: a method that runs steps again holds fewer.
+        """
+        return steps
+
+    def holding_all(self) -> GradientMethod:
+        """The method that holds all steps: what the small meta-step of an estimate runs."""
+        return self
 
     def doubt(self, loop: Loop, meta: Meta) -> str:
         """Why the result would be wrong for such a loop, tried out once for a plan; "" if it holds.

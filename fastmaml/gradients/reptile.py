@@ -31,6 +31,12 @@ class Reptile(GradientMethod):
     """
 
     exact: ClassVar[bool] = False
+    adapted_only: ClassVar[bool] = True
+    rows_suffice: ClassVar[bool] = False
+
+    def differentiates(self, step: int, steps: int) -> bool:
+        """No step is: no derivative of the loop is taken at all."""
+        return False
 
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """Adapt without graphs; then one difference."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -23,9 +22,7 @@ from fastmaml.gradients.base import (
 class _Recorded(GradientMethod):
     """One autograd graph through the whole loop; a step's inner gradient may be held constant."""
 
-    @abstractmethod
-    def differentiates(self, step: int, steps: int) -> bool:
-        """Whether the inner gradient of `step` is differentiated or taken as a constant."""
+    one_graph: ClassVar[bool] = True
 
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """Run the loop with autograd recording, then go back once."""
@@ -53,10 +50,6 @@ class Unrolled(_Recorded):
     method where it fits; for many steps or large models, `Checkpointed` or `MixedMode`.
     """
 
-    def differentiates(self, step: int, steps: int) -> bool:
-        """Always."""
-        return True
-
 
 @final
 @dataclass(frozen=True)
@@ -78,8 +71,12 @@ class Truncated(_Recorded):
             raise ValueError(f"Truncated(last={self.last!r}): give a number of steps, at least 0.")
 
     def differentiates(self, step: int, steps: int) -> bool:
-        """For the last steps."""
+        """Whether it is one of the last steps."""
         return step >= steps - self.last
+
+    def held_steps(self, steps: int) -> int:
+        """The last steps, and where they begin."""
+        return min(steps, self.last + 1)
 
 
 @final
@@ -96,5 +93,5 @@ class FirstOrder(_Recorded):
     exact: ClassVar[bool] = False
 
     def differentiates(self, step: int, steps: int) -> bool:
-        """Never."""
+        """No step is."""
         return False

@@ -182,7 +182,7 @@ class MAML(GivenLater):
         """
         if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
-        second_order = not isinstance(self.gradient, FirstOrder)
+        second_order = self.gradient is None or self.gradient.second_order(1)
         return self._turns.call(called, self.module, second_order, self.module, *args, **kwargs)
 
     @in_turn
@@ -347,7 +347,7 @@ class MAML(GivenLater):
                 message says which argument allows it. The loss's graph is left intact.
         """
         if first_order is None:
-            first_order = isinstance(self.gradient, FirstOrder)
+            first_order = self.gradient is not None and not self.gradient.second_order(1)
         meta = self._meta()
         self._progress = adapt_in_place(
             self.module,

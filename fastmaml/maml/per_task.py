@@ -35,7 +35,7 @@ from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
 from fastmaml.engine.step.rerun_guard import Surroundings
 from fastmaml.engine.step.user_function import TaskFunction
 from fastmaml.episodes.batch import Batch, Episodes
-from fastmaml.gradients import FirstOrder, Unrolled
+from fastmaml.gradients import GradientMethod
 from fastmaml.maml.output import MetaOutput, with_gradient
 from fastmaml.maml.planned import check_as_made, program_of, settings_key, shapes
 from fastmaml.maml.settings import task_weights, weights_by_step
@@ -105,7 +105,8 @@ class PerTask:
     """
 
     def __init__(self, maml: MAML, function: Callable[..., Any]) -> None:
-        if not isinstance(maml.gradient, Unrolled | FirstOrder | None):
+        method = maml.gradient
+        if method is not None and not (method.one_graph and len(_kinds_of_steps(method)) == 1):
             raise ValueError(
                 f"gradient={maml.gradient} decides how an inner loop is differentiated that "
                 "fastmaml runs; per_task differentiates what you wrote. Leave it out, use "
@@ -155,7 +156,8 @@ class PerTask:
         episodes, spec = (packed, None) if packed else _packed(arguments, keywords)
         check_device(held.device, episodes)
         meta, seeds = maml._meta(held), task_seeds(episodes.tasks, held.device)
-        first_order = isinstance(maml.gradient, FirstOrder) or not learns
+        method = maml.gradient
+        first_order = not learns or (method is not None and not method.second_order(1))
         function = TaskFunction(self.function, spec, batches, first_order, learns)
         program = program_of(maml, held, 1, maml.executor, needs_loss=False)
         same = Surroundings(maml.module, episodes, held)
@@ -270,6 +272,12 @@ class PerTask:
                 "not write the model's running statistics: batch_norm='batch', in effect."
             )
         return modes == {True}
+
+
+def _kinds_of_steps(method: GradientMethod) -> set[bool]:
+    """Whether inner gradients are differentiated: one answer, where all steps are alike."""
+    many = 1000  # a function may take any number of steps
+    return {method.differentiates(step, many) for step in range(many)}
 
 
 def _refusal(execute: Captured, flat: Flat) -> UncapturableError | None:

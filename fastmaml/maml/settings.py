@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmaml.episodes.batch import Batch
-from fastmaml.gradients import FirstOrder, GradientMethod, Reptile
+from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.rules import SGD, Rule
 
 
@@ -113,8 +113,9 @@ def require_batch(support: Any) -> None:
 
 def require_all_adapt(gradient: GradientMethod | None, more: bool) -> None:
     """Raise ValueError where `gradient` learns only what adapts, and there is more to learn."""
-    if more and isinstance(gradient, Reptile):
+    if more and gradient is not None and gradient.adapted_only:
         raise ValueError(
-            "Reptile learns only what adapts: use scope='all' (or freeze the rest with "
-            "requires_grad_(False)) and a rule without learned rates, or gradient=FirstOrder()."
+            f"{type(gradient).__name__} learns only what adapts: use scope='all' (or freeze the "
+            "rest with requires_grad_(False)) and a rule without learned rates, or "
+            "gradient=FirstOrder()."
         )

@@ -34,11 +34,16 @@ class Rule(ABC):
             one gradient a step less; a wrong True gives wrong meta-gradients there.
         by_row: whether rows of a parameter without a gradient change nothing for others. An
             embedding then adapts in the rows that a task looks up; a wrong True gives wrong ones.
+        feeds_rows: whether a row without a gradient gets one (weight decay).
+        mixes_rows: whether what a row gets depends on the gradients of all (their norm). The rows
+            of a chain of both are not alone any more.
     """
 
     moves: ClassVar[bool] = True
     linear: ClassVar[bool] = False
     by_row: ClassVar[bool] = False
+    feeds_rows: ClassVar[bool] = False
+    mixes_rows: ClassVar[bool] = False
 
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
         """The initial values of what this rule learns: meta-parameters by name (none by default).

@@ -33,6 +33,22 @@ class Chain(Rule):
         """Whether every rule is linear in the gradient."""
         return all(rule.linear for rule in self.rules)
 
+    @property
+    def by_row(self) -> bool:  # type: ignore[override]  # as above
+        """Whether every rule is, and the decay of rows nowhere looked up counts in no norm."""
+        apart = not (self.feeds_rows and self.mixes_rows)
+        return apart and all(rule.by_row for rule in self.rules)
+
+    @property
+    def feeds_rows(self) -> bool:  # type: ignore[override]  # as above
+        """Whether any rule does."""
+        return any(rule.feeds_rows for rule in self.rules)
+
+    @property
+    def mixes_rows(self) -> bool:  # type: ignore[override]  # as above
+        """Whether any rule does."""
+        return any(rule.mixes_rows for rule in self.rules)
+
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
         """The rates of every rule, their names prefixed by the rule's place."""
         return {

@@ -25,6 +25,7 @@ class ClipNorm(Rule):
     max_norm: float
     moves: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
+    mixes_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least_zero("ClipNorm", "max_norm", self.max_norm)

@@ -23,6 +23,7 @@ class WeightDecay(Rule):
     moves: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    feeds_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_at_least_zero("WeightDecay", "coefficient", self.coefficient)

@@ -15,8 +15,7 @@ from fastmaml.engine.memory.meter import Meter, Peak
 from fastmaml.engine.step.inner_loop import InnerLoop, Objective
 from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import GradientMethod, Truncated
-from fastmaml.gradients.adjoint import AdjointScan
+from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.base import Carry, Meta, Query
 from fastmaml.rules.base import Tensors
 
@@ -80,9 +79,7 @@ class Estimator:
             chunk: of how many tasks chunks will be.
         """
         some, recorded = min(chunk, TASKS), self.lanes > 0
-        steps, gradient = min(self.steps, STEPS), program.gradient
-        if isinstance(gradient, AdjointScan):
-            gradient = replace(gradient, segments=None)
+        steps, gradient = min(self.steps, STEPS), program.gradient.holding_all()
         forward = replace(program.forward, fuses=recorded)
         program = replace(program, gradient=gradient, steps=steps, forward=forward)
         objective = Objective(torch.ones(some, device=self.seeds.device), [0.0] * steps + [1.0])
@@ -100,7 +97,7 @@ class Estimator:
             return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
 
         each = growth([m.live for m in loop.marks])
-        eagerly = Sample(some, _held(gradient, steps), meter.peak, each, left)
+        eagerly = Sample(some, gradient.held_steps(steps), meter.peak, each, left)
         if not recorded:
             return eagerly
         lives, peak = meter.replayed([*tensors_of(found), *outputs])
@@ -114,8 +111,8 @@ class Estimator:
         chunks = math.ceil(self.tasks / chunk)
         common = 0 if found.tasks == 1 else found.peak.marked
         first = max(0.0, (found.peak.size - common) / found.tasks - found.held * found.growth)
-        held = _held(gradient, self.steps)
-        more = (_held(gradient, self.steps + 100) - held) / 100
+        held = gradient.held_steps(self.steps)
+        more = (gradient.held_steps(self.steps + 100) - held) / 100
         fixed = max(0.0, first + found.growth * (held - more * self.steps))
         # Chunks before have left their outputs and sum; run eagerly, the last of them its own.
         sums = sum(x.nbytes for x in tensors_of(self.meta))
@@ -143,7 +140,7 @@ class Estimator:
         tables = {table.name for table in program.tables}
         copy = sum(p.nbytes for n, p in self.meta.adapted.items() if n not in tables)
         sums = sum(x.nbytes for x in tensors_of(self.meta))
-        if isinstance(program.gradient, AdjointScan):
+        if not program.gradient.steps_once:
             return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)
 
@@ -174,13 +171,3 @@ class _Marked(InnerLoop):
     def _mark(self, state: Any) -> None:
         size = sum(x.numel() * x.element_size() for x in tensors_of(state))
         self.marks.append(_Mark(len(self.meter.events), self.meter.live, size))
-
-
-def _held(gradient: GradientMethod, steps: int) -> int:
-    """Of how many inner steps memory is held at the same time."""
-    if isinstance(gradient, Truncated):
-        return min(steps, gradient.last + 1)  # where they begin is kept too
-    if isinstance(gradient, AdjointScan) and gradient.segments is not None:
-        count = max(1, min(gradient.segments, steps))
-        return min(steps, count + math.ceil(steps / count) - 1)
-    return steps

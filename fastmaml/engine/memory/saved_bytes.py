@@ -14,7 +14,6 @@ from fastmaml.engine.memory.meter import Meter
 from fastmaml.engine.step.inner_loop import Objective
 from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import FirstOrder, Reptile
 from fastmaml.gradients.base import Meta, leaves_of
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) 
     Raises:
         MissingDerivative: the step's graph has none of the second derivative.
     """
-    second_order = not isinstance(program.gradient, FirstOrder | Reptile)
+    second_order = program.gradient.second_order(program.steps)
     weights = torch.ones(len(seeds), device=seeds.device)
     loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
     sets = tuple((b.inputs, b.targets) for b in (episodes.support, episodes.query))

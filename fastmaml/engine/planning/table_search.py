@@ -17,9 +17,7 @@ from fastmaml.engine.routing.row_tables import RowTable, asks_about
 from fastmaml.engine.step.inner_loop import Objective
 from fastmaml.engine.step.meta_step import Program, inner_loop
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients import Reptile
 from fastmaml.gradients.base import Meta, detached
-from fastmaml.rules import Chain, ClipNorm, Rule, WeightDecay
 
 LEAST_ROWS = 1024
 """A table with fewer rows is copied whole: finding its rows would cost more."""
@@ -36,7 +34,7 @@ def find_tables(
         episodes: one task, like those to come.
         seeds: its seed.
     """
-    if isinstance(program.gradient, Reptile) or not by_row(program.rule):
+    if not (program.gradient.rows_suffice and program.rule.by_row):
         return ()
     meta = detached(meta)
     forward = replace(program.forward, backend="reference")  # in which the model's calls are seen
@@ -69,15 +67,6 @@ def about_tables(tables: tuple[RowTable, ...], meta: Meta, episodes: Episodes) -
         f"{table.count(episodes):,} of {len(meta.adapted[table.name]):,}"
         for table in tables
     ]
-
-
-def by_row(rule: Rule) -> bool:
-    """Whether rows without a gradient change nothing for the other rows."""
-    if isinstance(rule, Chain):
-        # The decay of rows that nothing looks up would count in the norm.
-        kinds = {type(r) for r in rule.rules}
-        return all(map(by_row, rule.rules)) and not {ClipNorm, WeightDecay} <= kinds
-    return rule.by_row
 
 
 class Uses(TorchFunctionMode):

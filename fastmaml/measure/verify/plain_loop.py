@@ -11,7 +11,6 @@ from fastmaml.engine.routing.called_by_hand import written_out
 from fastmaml.engine.routing.mode import without_cudnn
 from fastmaml.engine.step.forward import Loss, call
 from fastmaml.episodes.batch import Batch, Episodes
-from fastmaml.gradients import FirstOrder, Reptile, Truncated
 from fastmaml.maml import MAML
 from fastmaml.measure.verify.runs import Run, take_gradients
 from fastmaml.rules.base import Tensors
@@ -19,8 +18,10 @@ from fastmaml.rules.base import Tensors
 
 def of_the_plain_loop(maml: MAML, episodes: Episodes) -> Run:
     """MAML one task at a time in plain PyTorch; it sets the gradients of `maml`."""
-    if maml.head is not None or isinstance(maml.gradient, Reptile):
-        what = maml.gradient if maml.head is None else maml.head.head
+    method = maml.gradient
+    known = method is None or method.exact or method.one_graph
+    if maml.head is not None or not known:
+        what = method if maml.head is None else maml.head.head
         raise ValueError(f"there is no plain loop to compare {what} with: give reference=.")
     if maml.batch_norm == "batch":
         forget_running_statistics(maml.module)
@@ -42,9 +43,7 @@ def _task_loss(maml: MAML, task: Episodes) -> Tensor:
     moving = {n: p.unsqueeze(0) for n, p in meta.adapted.items()}  # rules take [tasks, *shape]
     state = rule.init(moving)
     for step in range(maml.steps):
-        constant = isinstance(method, FirstOrder | Truncated) and not method.differentiates(
-            step, maml.steps
-        )
+        constant = method is not None and not method.differentiates(step, maml.steps)
         gradients = torch.autograd.grad(
             _batch_loss(maml.module, maml.loss, moving, support),
             list(moving.values()),
