@@ -18,9 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +69,7 @@ class MetaStep:
             p.model, p.lr, steps=p.steps, loss=p.loss, gradient=method, tasks_chunk=work.tasks,
             spot_checks=False,
         )  # fmt: skip
-        with redirect_stdout(StringIO()):
-            self.maml.explain(p.episodes)
+        self.maml.explain(p.episodes)
 
     def __call__(self) -> None:
         self.maml.zero_grad()

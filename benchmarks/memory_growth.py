@@ -12,8 +12,6 @@ and docs/memory_growth.png.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import re
@@ -95,8 +93,7 @@ class MetaStep:
             tasks_chunk=setting.tasks,  # else fewer tasks at a time may run, and share memory
             spot_checks=False,
         )
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.maml.explain(self.episodes)  # plans, so that only the step itself is measured
+        self.maml.explain(self.episodes)  # plans, so that only the step itself is measured
 
     def __call__(self) -> None:
         """Leaves the meta-gradient in ``.grad``."""

@@ -58,7 +58,7 @@ def main() -> None:
     maml = fm.MAML(
         model, lr=0.1, steps=options.steps, loss=fm.losses.classification, head=fm.heads.Zero()
     )
-    maml.explain(train.sample())
+    print(maml.explain(train.sample()))
     test_on(test, maml, options.steps, options.batches)
 
     optimizer = torch.optim.AdamW(maml.parameters(), 3e-5)

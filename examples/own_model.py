@@ -42,7 +42,7 @@ def main() -> None:
     train = fm.episodes.digits("train", ways=5, shots=5, tasks=8)
     test = fm.episodes.digits("test", ways=5, shots=5, tasks=200)
     maml = fm.MAML(Net(5), lr=0.2, steps=3, loss=F.cross_entropy)
-    maml.explain(train.sample())
+    print(maml.explain(train.sample()))
 
     optimizer = torch.optim.Adam(maml.parameters(), 2e-3)
     for iteration, episodes in zip(range(options.iterations), train, strict=False):

@@ -9,12 +9,6 @@ import torch
 from fastmaml import ops
 from fastmaml._version import __version__
 
-EXECUTORS = {
-    "eager": "available",
-    "captured": "available (the default where a meta-step can be recorded)",
-    "compiled": "available (Inductor, slow to begin)",
-}
-
 
 def backends() -> dict[str, str]:
     """Of every backend of the ops, whether it is available, or why not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,11 @@ from torch.optim import Optimizer
 from fastmaml.cli.bench_flags import BenchModule, Swept
 from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
 from fastmaml.cli.factory import load_factory
-from fastmaml.gradients import (
-    Checkpointed,
-    FirstOrder,
-    GradientMethod,
-    MixedMode,
-    Reptile,
-    Truncated,
-    Unrolled,
-)
+from fastmaml.gradients import GradientMethod
+from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, named
 from fastmaml.maml import MAML
 from fastmaml.training.config import RunConfig
 from fastmaml.training.interrupts import InterruptGuard
-
-PLAIN: dict[str, Callable[[], GradientMethod]] = {
-    "unrolled": Unrolled,
-    "checkpointed": Checkpointed,
-    "mixed-mode": MixedMode,
-    "first-order": FirstOrder,
-    "truncated": lambda: Truncated(1),
-    "reptile": Reptile,
-}
-NUMBERED: dict[str, Callable[[int], GradientMethod]] = {
-    "checkpointed": Checkpointed,
-    "mixed-mode": MixedMode,
-    "truncated": Truncated,
-}
 
 
 @dataclass(frozen=True)
@@ -170,13 +149,12 @@ def _show(console: Any, found: Any) -> None:
 def _method(name: str) -> GradientMethod:
     """From "unrolled", or "mixed-mode:3" for a number of segments."""
     kind, _, number = name.partition(":")
-    if not number and kind in PLAIN:
-        return PLAIN[kind]()
-    if number.isdecimal() and kind in NUMBERED:
-        return NUMBERED[kind](int(number))
+    for known in METHOD_NAMES:
+        if kind == known and (not number or (number.isdecimal() and kind in NUMBERED)):
+            return named(known, int(number) if number else None)
     raise ValueError(
-        f"--methods {name}: choose from {', '.join(PLAIN)}; {', '.join(NUMBERED)} take a number, "
-        "such as mixed-mode:3."
+        f"--methods {name}: choose from {', '.join(METHOD_NAMES)}; {', '.join(NUMBERED)} take a "
+        "number, such as mixed-mode:3."
     )
 
 

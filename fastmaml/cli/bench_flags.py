@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
+from fastmaml.engine.recording.executors import ExecutorName
+from fastmaml.ops import Backend
 from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
 
@@ -22,9 +24,9 @@ class Swept:
     """Inner steps."""
     sweep_tasks: tuple[int, ...] = ()
     """Tasks of the meta-batch (none: those of the configuration)."""
-    backends: tuple[Literal["auto", "reference", "cpp", "cuda", "triton"], ...] = ()
+    backends: tuple[Literal["auto", Backend], ...] = ()
     """What runs the model's layers (none: as configured)."""
-    executors: tuple[Literal["auto", "eager", "captured", "compiled"], ...] = ()
+    executors: tuple[Literal["auto", ExecutorName], ...] = ()
     """How the meta-step runs (none: as configured)."""
     vs: Literal["first-order"] | None = None
     """Add the table of second order against first order."""

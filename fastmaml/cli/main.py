@@ -139,6 +139,7 @@ def _info() -> int:
     from rich.table import Table
 
     from fastmaml import _environment as here
+    from fastmaml.engine.recording.executors import EXECUTORS
 
     table = Table(show_header=False)
     for name, version in here.versions().items():
@@ -146,7 +147,7 @@ def _info() -> int:
     table.add_section()
     for device in here.devices():
         table.add_row("device", here.describe_device(device))
-    for kind, parts in (("backend", here.backends()), ("executor", here.EXECUTORS)):
+    for kind, parts in (("backend", here.backends()), ("executor", EXECUTORS)):
         table.add_section()
         for name, state in parts.items():
             table.add_row(f"{kind} {name}", state)

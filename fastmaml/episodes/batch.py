@@ -109,6 +109,23 @@ class Episodes:
     def __iter__(self) -> Iterator[Episodes]:
         return (self[i] for i in range(self.tasks))
 
+    @property
+    def kind(self) -> None:
+        """All is said by `tree`."""
+
+    def named(self) -> dict[str, list[Tensor]]:
+        """The tensors of each set."""
+        return {"support set": self.support.tensors(), "query set": self.query.tensors()}
+
+    def tree(self) -> tuple[tuple[Tree, Tree], tuple[Tree, Tree]]:
+        """Inputs and targets of both sets, as tuples."""
+        support, query = self.support, self.query
+        return (support.inputs, support.targets), (query.inputs, query.targets)
+
+    def of_tree(self, tree: Any) -> Episodes:
+        """Other episodes, of what `tree` gives."""
+        return Episodes(*(Batch(*part) for part in tree))
+
     def to(self, *args: Any, **kwargs: Any) -> Episodes:
         """As `torch.Tensor.to`, for every tensor; a dtype concerns floating-point tensors only."""
         return Episodes(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))

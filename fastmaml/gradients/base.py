@@ -108,6 +108,7 @@ class GradientMethod(ABC):
             inner gradients are constants: all of it is then said by `differentiates`.
         adapted_only: whether it gives nothing to the meta-parameters that the inner loop leaves
             alone, and to learned rates.
+        runs_loop: whether it runs the inner steps of the loop that it is given, and no others.
         rows_suffice: whether an embedding's rows that a task does not look up may be left out.
     """
 
@@ -116,6 +117,7 @@ class GradientMethod(ABC):
     tried_once: ClassVar[bool] = False
     one_graph: ClassVar[bool] = False
     adapted_only: ClassVar[bool] = False
+    runs_loop: ClassVar[bool] = True
     rows_suffice: ClassVar[bool] = True
 
     @abstractmethod
@@ -146,6 +148,11 @@ class GradientMethod(ABC):
 
     def holding_all(self) -> GradientMethod:
         """The method that holds all steps: what the small meta-step of an estimate runs."""
+        return self
+
+    @property
+    def code(self) -> Any:
+        """What of it runs: recordings and plans are held to its settings."""
         return self
 
     def doubt(self, loop: Loop, meta: Meta) -> str:

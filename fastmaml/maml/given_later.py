@@ -1,10 +1,21 @@
-"""What may be set on a `MAML` that is made already, and what may not."""
+"""The settings of a `MAML` as its attributes: what may be set on one that is made already."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from dataclasses import fields, replace
+from typing import Any, Literal, NoReturn
 
 from torch import nn
+
+from fastmaml.engine.model.scope import Scope
+from fastmaml.engine.recording.executors import ExecutorName
+from fastmaml.engine.step.forward import Loss
+from fastmaml.engine.step.head_layer import HeadLayer
+from fastmaml.gradients import GradientMethod
+from fastmaml.heads import Head
+from fastmaml.maml.settings import Settings
+from fastmaml.ops import Backend
+from fastmaml.rules import Rule
 
 
 def _refused(name: str, way: str) -> property:
@@ -17,8 +28,37 @@ def _refused(name: str, way: str) -> property:
     return property(None, refuse)
 
 
+def _setting(name: str) -> Any:
+    return property(lambda maml: getattr(maml.settings, name))
+
+
+SETTINGS = frozenset(field.name for field in fields(Settings))
+
+
 class GivenLater(nn.Module):
-    """Its settings are read at every call; a module would keep any other name, and not read it."""
+    """A learner whose settings are its attributes; one that is set is checked as when given."""
+
+    settings: Settings
+    module: nn.Module
+    head_layer: HeadLayer | None
+    rates: nn.ParameterDict
+    _rate_names: list[str]
+
+    rule: Rule = _setting("rule")
+    gradient: GradientMethod | None = _setting("gradient")
+    steps: int = _setting("steps")
+    loss: Loss | None = _setting("loss")
+    scope: Scope = _setting("scope")
+    head: Head | None = _setting("head")
+    executor: ExecutorName | None = _setting("executor")
+    backend: Backend | None = _setting("backend")
+    tasks_chunk: int | None = _setting("tasks_chunk")
+    batch_norm: Literal["batch", "module"] = _setting("batch_norm")
+    memory_budget: int | None = _setting("memory_budget")
+    check_finite: bool = _setting("check_finite")
+    spot_checks: bool = _setting("spot_checks")
+    allow_unused: bool = _setting("allow_unused")
+    allow_nograd: bool = _setting("allow_nograd")
 
     lr = _refused("lr", "maml.rule = fastmaml.rules.SGD(...)")
     first_order = _refused(
@@ -26,7 +66,26 @@ class GivenLater(nn.Module):
     )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a loss that is a module may give way to one that is a function."""
-        if name == "loss" and not isinstance(value, nn.Module):
-            self._modules.pop(name, None)
-        super().__setattr__(name, value)
+        """Set an attribute, or a setting."""
+        if name not in SETTINGS:
+            super().__setattr__(name, value)
+            return
+        if name == "head":
+            raise AttributeError(
+                "maml.head is chosen when the MAML is made: make one with MAML(model, head=...)."
+            )
+        self.settings = replace(self.settings, **{name: value})
+        if name == "loss":
+            self._register_loss()
+        elif name in ("executor", "spot_checks"):
+            self._choose_executors()
+
+    def _register_loss(self) -> None:
+        """Among the modules, where it is one, so that its buffers move with the model."""
+        self._modules.pop("loss", None)
+        if isinstance(self.settings.loss, nn.Module):
+            self._modules["loss"] = self.settings.loss
+
+    def _choose_executors(self) -> None:
+        """Make those of the settings."""
+        raise NotImplementedError

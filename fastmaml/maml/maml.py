@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastmaml import ops
 from fastmaml.engine.base.dynamo import outside_compilers
-from fastmaml.engine.base.seeds import task_seeds
-from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.base.turns import Turns, in_turn
 from fastmaml.engine.derivatives.copying import adapted_copy
 from fastmaml.engine.guards.plans import Plans
-from fastmaml.engine.model.buffers import keep_buffers
-from fastmaml.engine.model.inventory import Inventory, Stock
+from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import check_model
 from fastmaml.engine.model.scope import Scope, adapted_names
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.executors import EXECUTORS, evaluating, make_executor
+from fastmaml.engine.recording.executors import ExecutorName, evaluating, make_executor
 from fastmaml.engine.routing.called_by_hand import called
-from fastmaml.engine.routing.cloning import clone_module
-from fastmaml.engine.step import checks
-from fastmaml.engine.step.adaptation import evaluate
+from fastmaml.engine.step.adaptation import adaptation
 from fastmaml.engine.step.forward import Loss
 from fastmaml.engine.step.head_layer import find_head_layer
-from fastmaml.engine.step.meta_step import MetaResult, Program, adapt
-from fastmaml.engine.step.rerun_guard import Surroundings
-from fastmaml.episodes.batch import Batch, Episodes, without_inference_mode
+from fastmaml.engine.step.meta_step import adapt
+from fastmaml.engine.step.rerun_guard import RerunGuard
+from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, GradientMethod
-from fastmaml.gradients.base import Meta
 from fastmaml.heads import Head
-from fastmaml.maml.given_later import GivenLater
-from fastmaml.maml.learner import Progress, adapt_in_place
-from fastmaml.maml.output import MetaOutput, with_gradient
+from fastmaml.maml.admit import admit
+from fastmaml.maml.clones import Clones, Progress
+from fastmaml.maml.execute import check, execute
+from fastmaml.maml.output import MetaOutput
 from fastmaml.maml.per_task import PerTask
-from fastmaml.maml.planned import meta_of, plan_of, program_of
+from fastmaml.maml.plan import meta_of, plan, plan_of
 from fastmaml.maml.settings import (
+    Settings,
     chosen_gradient,
     chosen_rule,
     rate_parameters,
     require_all_adapt,
     require_batch,
-    require_choice,
     require_count,
-    task_weights,
-    weights_by_step,
 )
+from fastmaml.ops import Backend
 from fastmaml.rules import Rule
 
 
-class MAML(GivenLater):
+class MAML(Clones):
     """A model and how it adapts: ``maml(episodes)`` gives the meta-loss with its meta-gradient.
 
     Model-agnostic meta-learning (Finn et al., 2017) for any `nn.Module`, for all tasks of a
@@ -120,8 +113,8 @@ class MAML(GivenLater):
         gradient: GradientMethod | None = None,
         scope: Scope = "all",
         head: Head | None = None,
-        executor: Literal["eager", "captured", "compiled"] | None = None,
-        backend: Literal["reference", "cpp", "cuda", "triton"] | None = None,
+        executor: ExecutorName | None = None,
+        backend: Backend | None = None,
         tasks_chunk: int | None = None,
         batch_norm: Literal["batch", "module"] = "batch",
         memory_budget: int | None = None,
@@ -130,37 +123,69 @@ class MAML(GivenLater):
     ) -> None:
         super().__init__()
         check_model(model)
-        self.rule = chosen_rule(lr, rule)
-        self.gradient = chosen_gradient(first_order, gradient)
-        self.steps = require_count("steps", steps, least=0)
-        require_count("tasks_chunk", 1 if tasks_chunk is None else tasks_chunk, least=1)
-        self.tasks_chunk = tasks_chunk
-        require_choice("executor", executor, (None, *EXECUTORS))
-        require_choice("backend", backend, (None, *ops.BACKENDS))
-        self.executor, self.backend = executor, backend
-        self.spot_checks = spot_checks
-        self._execute = make_executor(executor, spot_checks)
-        self._execute_evaluation = make_executor(evaluating(executor), spot_checks)
-        require_choice("batch_norm", batch_norm, ("batch", "module"))
-        self.scope = scope
-        self.head = find_head_layer(model, head)
-        adapted = adapted_names(model, scope)
-        if self.head is not None:
-            adapted = list(dict.fromkeys([*adapted, *self.head.names]))
-        self.batch_norm, self.loss = batch_norm, loss
-        self.memory_budget, self.check_finite = memory_budget, check_finite
-        self.allow_nograd = allow_nograd
-        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        self._begin(
+            model,
+            Settings(
+                rule=chosen_rule(lr, rule),
+                gradient=chosen_gradient(first_order, gradient),
+                steps=steps,
+                loss=loss,
+                scope=scope,
+                head=head,
+                executor=executor,
+                backend=backend,
+                tasks_chunk=tasks_chunk,
+                batch_norm=batch_norm,
+                memory_budget=memory_budget,
+                check_finite=check_finite,
+                spot_checks=spot_checks,
+                allow_nograd=allow_nograd,
+                allow_unused=allow_nograd if allow_unused is None else allow_unused,
+            ),
+        )
+
+    @classmethod
+    def of(cls, model: nn.Module, settings: Settings) -> MAML:
+        """The `MAML` of a model with these settings, as ``replace(maml.settings, steps=5)`` gives.
+
+        Learned rates begin as the rule says.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._begin(model, settings)
+        return made
+
+    def _begin(self, model: nn.Module, settings: Settings) -> None:
+        """Take a model and settings, and find what in the model they are about."""
+        self.settings = settings
+        self._register_loss()
+        self.head_layer = find_head_layer(model, settings.head)
+        adapted = adapted_names(model, settings.scope)
+        if self.head_layer is not None:
+            adapted = list(dict.fromkeys([*adapted, *self.head_layer.names]))
         self.module = model
         named = dict(model.named_parameters())
-        rates = self.rule.rates({n: named[n].detach() for n in adapted}, steps)
+        rates = settings.rule.rates({n: named[n].detach() for n in adapted}, settings.steps)
         self.rates = rate_parameters(rates)
-        self._rate_names, self._rate_steps = list(rates), steps
-        self._plans: Plans[Plan] = Plans()
-        self._stock = Stock()
+        self._rate_names, self._rate_steps = list(rates), settings.steps
         self._progress = Progress()
         self._turns = Turns()
-        require_all_adapt(self.gradient, bool(rates or self._meta().shared))
+        self._forget()
+        shared = meta_of(self, self._stock.take(model)).shared
+        require_all_adapt(self.gradient, bool(rates or shared))
+
+    def _forget(self) -> None:
+        """Begin without plans and recordings."""
+        self._plans: Plans[Plan] = Plans()
+        self._stock = Stock()
+        self._choose_executors()
+
+    def _choose_executors(self) -> None:
+        settings = self.settings
+        self._execute = make_executor(settings.executor, settings.spot_checks)
+        self._execute_evaluation = make_executor(
+            evaluating(settings.executor), settings.spot_checks
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``maml(episodes)``: the meta-step. Anything else is passed to the model.
@@ -194,30 +219,11 @@ class MAML(GivenLater):
     ) -> MetaOutput:
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
-        held = self._stock.take(self.module)
-        episodes, meta, seeds, program = self._prepare(
-            episodes, self.steps, gradient, held, self.executor
-        )
-        checks.check_reach(program, episodes)
-        by_step = weights_by_step(step_weights, self.steps)
-        same = Surroundings(self.module, episodes, held, program)
-
-        def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:
-            if cotangents is not None and not program.repeatable:
-                raise RuntimeError(
-                    "a loss of your own over out.losses or out.outputs runs the meta-step again, "
-                    "but the model draws or counts what cannot be had again: use out.loss."
-                )
-            weights = task_weights(cotangents, held.dtype, held.device, len(seeds))
-            with self._turns, same:
-                return self._execute(program, meta, episodes, seeds, weights, by_step, outputs)
-
-        out, result = with_gradient(run, flatten(meta)[0], episodes.query.targets)
-        checks.check_reached(program)
-        if self.check_finite:
-            checks.check_finite(program, meta, episodes, seeds, result)
-        if result.buffers:
-            keep_buffers(self.module, result.buffers)
+        held, method = self._stock.take(self.module), gradient or self.gradient
+        call = admit(self, held, episodes, self.steps, self.executor, step_weights)
+        call = plan(self, held, call, method, self.executor)
+        out, result = execute(self, held, call, self._execute, episodes.query.targets)
+        check(self, call, result)
         return out
 
     def evaluate(self, episodes: Episodes, steps: int | None = None) -> MetaOutput:
@@ -230,24 +236,23 @@ class MAML(GivenLater):
             episodes: the meta-batch.
             steps: inner steps, 0 for the model as it is; None for those of training.
         """
-        steps = self.steps if steps is None else require_count("steps", steps, least=0)
+        steps = self._count(steps)
         return self._evaluate(episodes, steps, [steps])[0]
 
     def evaluate_each_step(self, episodes: Episodes, steps: int | None = None) -> list[MetaOutput]:
         """As `evaluate`, after 0, 1, ..., steps inner steps: a learning curve, one result each."""
-        steps = self.steps if steps is None else require_count("steps", steps, least=0)
+        steps = self._count(steps)
         return self._evaluate(episodes, steps, range(steps + 1))
 
     @in_turn
     def _evaluate(self, episodes: Episodes, steps: int, at: Sequence[int]) -> list[MetaOutput]:
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
             held, executor = self._stock.take(self.module), evaluating(self.executor)
+            call = admit(self, held, episodes, steps, executor)
             # No meta-gradient is wanted here, so nothing need have a second derivative.
-            episodes, meta, seeds, program = self._prepare(
-                episodes, steps, FirstOrder(), held, executor
-            )
-            with Surroundings(self.module, episodes, held):
-                results = evaluate(self._execute_evaluation, program, meta, episodes, seeds, at)
+            call = plan(self, held, call, FirstOrder(), executor)
+            with RerunGuard(self.module, call.data, held):
+                results = self._execute_evaluation(adaptation(call, at)).outputs
         return [MetaOutput(x.mean(), x, y, episodes.query.targets) for x, y in results]
 
     @in_turn
@@ -266,11 +271,11 @@ class MAML(GivenLater):
         """
         require_batch(support)
         task = support.map(lambda x: x.unsqueeze(0))
-        steps = self.steps if steps is None else require_count("steps", steps, least=0)
-        episodes = Episodes(task, task)
+        steps = self._count(steps)
         with torch.inference_mode(False):  # as in `_evaluate`
-            episodes, meta, seeds, program = self._prepare(episodes, steps, FirstOrder())
-            adapted = adapt(program, meta, episodes, seeds)
+            held = self._stock.take(self.module)
+            call = admit(self, held, Episodes(task, task), steps, "eager")
+            adapted = adapt(plan(self, held, call, FirstOrder(), "eager"))
         return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
 
     def per_task(self, function: Callable[..., Any]) -> PerTask:
@@ -279,120 +284,21 @@ class MAML(GivenLater):
 
     @in_turn
     def explain(self, episodes: Episodes, steps: int | None = None) -> Plan:
-        """Print and return what would run for such episodes, what was refused, and why."""
-        steps = self.steps if steps is None else require_count("steps", steps, least=0)
+        """What would run for such episodes, what was refused, and why: print it.
+
+        Returns:
+            The plan, whose text has a line for each choice, the executor's last.
+        """
         held = self._stock.take(self.module)
-        meta = self._meta(held)
         seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
-        program = program_of(self, held, steps, self.executor)
-        plan = plan_of(self, program, meta, episodes, seeds, self.gradient, held, self.executor)
+        call = admit(self, held, episodes, self._count(steps), self.executor, seeds=seeds)
+        found = plan_of(self, self._plans, held, call, self.gradient, self.executor)
         line = f"executor: {self.executor}, as asked"
         if isinstance(self._execute, Captured):
-            weights = task_weights(None, held.dtype, held.device, len(seeds))
-            with Surroundings(self.module, episodes, held):
-                line = self._execute.explain(
-                    plan.applied(program), meta, episodes, seeds, weights,
-                    weights_by_step(None, steps), None,
-                )  # fmt: skip
-        print(plan, line, sep="\n")
-        return plan
+            with RerunGuard(self.module, call.data, held):
+                line = self._execute.explain(call._replace(program=found.applied(call.program)))
+        return replace(found, reasons=(*found.reasons, line))
 
-    @in_turn
-    def clone(
-        self,
-        first_order: bool | None = None,
-        allow_unused: bool | None = None,
-        allow_nograd: bool | None = None,
-    ) -> MAML:
-        """A learner whose parameters are differentiable copies of this one's (learn2learn's verb).
-
-        Call it on inputs, adapt it with `adapt`, and the query loss's ``backward()`` reaches the
-        original. Buffers are shared with the original. A clone of a clone stays connected. For
-        speed use ``maml(episodes)``, which runs all tasks at once.
-        """
-        if self.head is not None:
-            raise ValueError(
-                f"clone() cannot make a task's own head ({self.head.head}), as it is not told the "
-                "support set: use maml(episodes) or adapt_to(support), or leave head= out."
-            )
-        learner = copy.copy(self)
-        learner.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}
-        learner.module = clone_module(self.module)
-        learner._execute = make_executor(self.executor, self.spot_checks)
-        learner._execute_evaluation = make_executor(evaluating(self.executor), self.spot_checks)
-        learner._plans, learner._stock = Plans(), Stock()  # `_progress` goes on from here
-        if first_order is not None:
-            learner.gradient = FirstOrder() if first_order else None
-        own = {"allow_nograd": allow_nograd, "allow_unused": allow_unused}
-        learner.__dict__.update({name: x for name, x in own.items() if x is not None})
-        return learner
-
-    def adapt(
-        self,
-        loss: Tensor,
-        first_order: bool | None = None,
-        allow_unused: bool | None = None,
-        allow_nograd: bool | None = None,
-    ) -> None:
-        """One inner step on `loss`, in place (learn2learn's verb); only on a `clone`.
-
-        Args:
-            loss: scalar, computed with this clone.
-            first_order: take the inner gradient as a constant.
-            allow_unused: leave parameters that the loss does not reach as they are.
-            allow_nograd: leave frozen parameters as they are.
-
-        Raises:
-            RuntimeError: the loss cannot be differentiated with respect to every parameter; the
-                message says which argument allows it. The loss's graph is left intact.
-        """
-        if first_order is None:
-            first_order = self.gradient is not None and not self.gradient.second_order(1)
-        meta = self._meta()
-        self._progress = adapt_in_place(
-            self.module,
-            list(meta.adapted),
-            self.rule,
-            meta.rates,
-            loss,
-            self._progress,
-            second_order=not first_order,
-            allow_unused=self.allow_unused if allow_unused is None else allow_unused,
-            allow_nograd=self.allow_nograd if allow_nograd is None else allow_nograd,
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        """The model's attributes are this object's too, as in learn2learn."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "module" or "module" not in self.__dict__.get("_modules", {}):
-                raise
-            return getattr(self.module, name)
-
-    def _meta(self, held: Inventory | None = None) -> Meta:
-        """The meta-parameters as they are now; frozen ones are not among them."""
-        return meta_of(self, held or self._stock.take(self.module))
-
-    def _prepare(
-        self,
-        episodes: Episodes,
-        steps: int,
-        gradient: GradientMethod | None = None,
-        held: Inventory | None = None,
-        executor: str | None = "eager",
-    ) -> tuple[Episodes, Meta, Tensor, Program]:
-        """Check the episodes, decide how `executor` runs them, and draw their seeds."""
-        if not isinstance(episodes, Episodes):
-            raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
-        held = held or self._stock.take(self.module)
-        checks.check_device(held.device, episodes)
-        episodes = without_inference_mode(episodes)
-        meta, seeds = self._meta(held), task_seeds(episodes.tasks, held.device)
-        program = program_of(self, held, steps, executor)
-        plan = plan_of(
-            self, program, meta, episodes, seeds, gradient or self.gradient, held, executor
-        )
-        if seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
-            checks.check_labels(self.loss, plan.classes, episodes)
-        return episodes, meta, seeds, plan.applied(program)
+    def _count(self, steps: int | None) -> int:
+        """The number of inner steps; None for those of training."""
+        return self.steps if steps is None else require_count("steps", steps, least=0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -14,68 +15,31 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.engine.base.dynamo import outside_compilers
 from fastmaml.engine.base.held_output import HeldBack
-from fastmaml.engine.base.seeds import task_seeds
-from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.base.turns import in_turn
-from fastmaml.engine.guards.dependencies import Dependencies
-from fastmaml.engine.guards.plans import Plans, environment
-from fastmaml.engine.planning.plan import plan_function
-from fastmaml.engine.recording.arguments import Flat, flattened
+from fastmaml.engine.guards.plans import Plans
+from fastmaml.engine.model.inventory import Inventory
+from fastmaml.engine.planning.plan import Asked, Plan
+from fastmaml.engine.planning.planner import plan_function
+from fastmaml.engine.recording.arguments import FlatCall, flattened
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.executors import lanes, make_executor
+from fastmaml.engine.recording.executors import make_executor
 from fastmaml.engine.recording.tape import UncapturableError
-from fastmaml.engine.step.checks import (
-    check_device,
-    check_finite,
-    check_reach,
-    check_reached,
-    signature,
-)
-from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
-from fastmaml.engine.step.rerun_guard import Surroundings
-from fastmaml.engine.step.user_function import TaskFunction
-from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.engine.step.data import TaskArguments
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call
+from fastmaml.engine.step.rerun_guard import RerunGuard
+from fastmaml.engine.step.user_function import UserFunction
+from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod
-from fastmaml.maml.output import MetaOutput, with_gradient
-from fastmaml.maml.planned import check_as_made, program_of, settings_key, shapes
-from fastmaml.maml.settings import task_weights, weights_by_step
+from fastmaml.maml.admit import admit_function
+from fastmaml.maml.execute import check, execute
+from fastmaml.maml.output import MetaOutput
+from fastmaml.maml.plan import plan_of
 
 if TYPE_CHECKING:
     from fastmaml.maml.maml import MAML
 
-T = TypeVar("T")
-
 _log = logging.getLogger("fastmaml")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a kind of call runs; see `TaskForward` and `Program`."""
-
-    own_statistics: bool
-    batched: bool
-    backend: str
-    chunk: int
-    unreached: str
-    depends: Dependencies
-    restless: str
-    uncertain: bool
-    recorded: bool = True
-
-    def worn_out(self) -> _Plan | None:
-        """See `Depending`."""
-        return replace(self, uncertain=True, recorded=False, depends=Dependencies.worn_out())
-
-    def applied(self, program: Program, function: TaskFunction) -> Program:
-        """The program with what was decided."""
-        forward = replace(
-            program.forward, own_statistics=self.own_statistics, keeps_buffers=False,
-            batched=self.batched, backend=self.backend,
-        )  # fmt: skip
-        return replace(
-            program, forward=forward, chunk=self.chunk, function=function,
-            unreached=self.unreached, depends=self.depends, uncertain=self.uncertain,
-        )  # fmt: skip
 
 
 @final
@@ -114,13 +78,13 @@ class PerTask:
             )
         if maml.head is not None:
             raise ValueError(
-                f"per_task needs the model's own head: leave out head={maml.head.head}, or call "
+                f"per_task needs the model's own head: leave out head={maml.head}, or call "
                 "maml(episodes)."
             )
         functools.update_wrapper(self, function, updated=())
         self.maml, self.function = maml, function
         self._execute = make_executor(maml.executor, maml.spot_checks)
-        self._plans: Plans[_Plan] = Plans()
+        self._plans: Plans[Plan] = Plans()
         self._told = False
         self._turns = maml._turns
 
@@ -149,79 +113,46 @@ class PerTask:
 
     @in_turn
     def _run(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> MetaOutput:
-        maml, learns = self.maml, torch.is_grad_enabled()
-        held = maml._stock.take(maml.module)
-        batches = len(arguments) == 1 and isinstance(arguments[0], Episodes)
-        packed = arguments[0] if batches and not keywords else None
-        episodes, spec = (packed, None) if packed else _packed(arguments, keywords)
-        check_device(held.device, episodes)
-        meta, seeds = maml._meta(held), task_seeds(episodes.tasks, held.device)
-        method = maml.gradient
+        maml, learns, method = self.maml, torch.is_grad_enabled(), self.maml.gradient
+        held, data = maml._stock.take(maml.module), _data(arguments, keywords)
         first_order = not learns or (method is not None and not method.second_order(1))
-        function = TaskFunction(self.function, spec, batches, first_order, learns)
-        program = program_of(maml, held, 1, maml.executor, needs_loss=False)
-        same = Surroundings(maml.module, episodes, held)
-        weights, by_step = (
-            task_weights(None, held.dtype, held.device, len(seeds)),
-            weights_by_step(None, 1),
-        )
-        given = (meta, episodes, seeds, weights, by_step, None)
+        function = UserFunction(self.function, first_order, learns)
+        call = admit_function(maml, held, data, function)
+        make = partial(self._planned, held)
+        plan = plan_of(maml, self._plans, held, call, function, maml.executor, make)
+        call = call._replace(program=plan.applied(call.program))
+        executor = self._execute if plan.recorded else meta_step
+        if learns:
+            out, result = execute(maml, held, call, executor, None)
+            check(maml, call, result)
+            return out
+        with maml._turns, RerunGuard(maml.module, data, held, call.program):
+            result = executor(call)
+        return MetaOutput(result.losses.mean(), result.losses, result.outputs, None)
 
-        kind = (
-            signature(episodes), spec, held.training, first_order, learns, shapes(meta.adapted),
-            environment(held.device.type), settings_key(program), program.forward.backend,
-        )  # fmt: skip
-        plan = self._plans.find(kind, held.call)
-        if plan is None:
-            with same:
-                program = replace(program, function=function, depends=Dependencies())
-                plan = self._plans.keep(kind, self._planned(program, *given))
-        program = same.program = plan.applied(program, function)
-        execute = self._execute if plan.recorded else meta_step
-
-        def run(cotangents: Any, outputs: Any) -> MetaResult:
-            own = (
-                task_weights(cotangents, held.dtype, held.device, len(seeds))
-                if cotangents
-                else weights
-            )
-            with self._turns, same:
-                return execute(program, meta, episodes, seeds, own, by_step, outputs)
-
-        if not learns:
-            result = run(None, None)
-            return MetaOutput(result.losses.mean(), result.losses, result.outputs, None)
-        check_reach(program, episodes)
-        out, result = with_gradient(run, flatten(meta)[0], None)
-        check_reached(program)
-        if maml.check_finite:
-            check_finite(program, meta, episodes, seeds, result)
-        return out
-
-    def _planned(self, program: Program, *given: Any) -> _Plan:
+    def _planned(self, held: Inventory, call: Call, asked: Asked) -> Plan:
         """Try the function on one and two tasks, and record it where it can be."""
-        maml, own = self.maml, self._own_statistics()
-        meta, episodes, seeds = given[:3]
-        check_as_made(maml, meta)
-        forward = replace(program.forward, own_statistics=own, keeps_buffers=False)
+        with RerunGuard(self.maml.module, call.data, held):
+            return self._tried(call, asked)
+
+    def _tried(self, call: Call, asked: Asked) -> Plan:
+        forward = replace(
+            call.program.forward, own_statistics=self._own_statistics(), keeps_buffers=False
+        )
+        call = call.by(forward=forward)
         with torch.enable_grad(), HeldBack():
-            program, refusal = plan_function(
-                replace(program, forward=forward), meta, episodes, seeds, maml.tasks_chunk,
-                maml.memory_budget, maml.backend is not None, lanes(maml.executor, seeds.device),
-            )  # fmt: skip
-        if refusal:
+            plan = plan_function(call, asked)
+        if plan.refusal:
             _log.warning(
-                "a per-task function runs one task at a time: %s%s", refusal, _way_out(refusal)
+                "a per-task function runs one task at a time: %s%s",
+                plan.refusal,
+                _way_out(plan.refusal),
             )
-        forward = program.forward
-        plan = _Plan(
-            own, forward.batched, forward.backend, program.chunk, program.unreached,
-            program.depends, program.depends.restless, program.uncertain,
-        )  # fmt: skip
         if not isinstance(self._execute, Captured):
             return plan
         try:
-            self._record(self._execute, flattened(program, *given))
+            planned = call._replace(program=plan.applied(call.program))
+            self._record(self._execute, flattened(planned))
         except UncapturableError as error:
             what = f"a per-task function cannot be recorded: {error}"
             if self._execute.required:
@@ -230,12 +161,12 @@ class PerTask:
                 ) from None
             _log.warning("%s; it runs eagerly at every call.%s", what, _way_out(what))
             # Called one by one from Python, the ops of a backend cost more than they save.
-            backend = plan.backend if maml.backend else "reference"
-            restless = program.depends.restless
+            backend = plan.backend if self.maml.backend else "reference"
+            restless = plan.depends.restless
             return replace(plan, backend=backend, restless=restless, recorded=False)
         return plan
 
-    def _record(self, execute: Captured, flat: Flat) -> None:
+    def _record(self, execute: Captured, flat: FlatCall) -> None:
         """Record the chunks that such a call needs, and print what the function does, once."""
         size, rest = flat.program.chunk, flat.tasks % flat.program.chunk
         with HeldBack() as held_back:
@@ -280,7 +211,7 @@ def _kinds_of_steps(method: GradientMethod) -> set[bool]:
     return {method.differentiates(step, many) for step in range(many)}
 
 
-def _refusal(execute: Captured, flat: Flat) -> UncapturableError | None:
+def _refusal(execute: Captured, flat: FlatCall) -> UncapturableError | None:
     """Record a chunk; why that cannot be."""
     try:
         execute.recording(flat)
@@ -289,13 +220,12 @@ def _refusal(execute: Captured, flat: Flat) -> UncapturableError | None:
     return None
 
 
-def _packed(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Episodes, Any]:
-    """The leaves as the inputs of episodes, each with a second dimension of 1, and their tree."""
-    if len(arguments) == 1 and isinstance(arguments[0], Episodes):
-        given = arguments[0]
-        arguments = tuple((b.inputs, b.targets) for b in (given.support, given.query))
-    leaves, spec = flatten((arguments, keywords))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
+def _data(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Episodes | TaskArguments:
+    """What tasks are made of, checked."""
+    if len(arguments) == 1 and isinstance(arguments[0], Episodes) and not keywords:
+        return arguments[0]
+    data = TaskArguments.of(arguments, keywords)
+    leaves, tensors = data.leaves, data.tensors()
     sizes = {len(x) if x.ndim else None for x in tensors}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
@@ -315,20 +245,7 @@ def _packed(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Episo
                 f"a per-task function was given a {type(x).__name__}: give tensors, numbers and "
                 "strings, in tuples, lists or dicts (torch.as_tensor converts arrays)."
             )
-    nothing = torch.zeros(len(tensors[0]), 1, device=tensors[0].device)
-    batch = _unchecked(
-        Batch,
-        inputs=[x.unsqueeze(1) if isinstance(x, Tensor) else x for x in leaves],
-        targets=nothing,
-    )
-    return _unchecked(Episodes, support=batch, query=Batch(nothing, nothing)), spec
-
-
-def _unchecked(kind: type[T], **fields: Any) -> T:
-    """A dataclass whose fields were just checked: its own look at them costs more than all else."""
-    made = object.__new__(kind)
-    made.__dict__.update(fields)
-    return made
+    return data
 
 
 def _way_out(refusal: str) -> str:

@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.model.scope import Scope
+from fastmaml.engine.recording.executors import EXECUTORS, ExecutorName
+from fastmaml.engine.step.forward import Loss
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients import FirstOrder, GradientMethod
+from fastmaml.heads import Head
+from fastmaml.ops import BACKENDS, Backend
 from fastmaml.rules import SGD, Rule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a `MAML` is given besides its model; its own docstring says what each means.
+
+    Raises:
+        ValueError: one that cannot be obeyed, named in the message.
+    """
+
+    rule: Rule
+    gradient: GradientMethod | None = None
+    steps: int = 1
+    loss: Loss | None = None
+    scope: Scope = "all"
+    head: Head | None = None
+    executor: ExecutorName | None = None
+    backend: Backend | None = None
+    tasks_chunk: int | None = None
+    batch_norm: Literal["batch", "module"] = "batch"
+    memory_budget: int | None = None
+    check_finite: bool = True
+    spot_checks: bool = True
+    allow_unused: bool = False
+    allow_nograd: bool = False
+
+    def __post_init__(self) -> None:
+        chosen_rule(None, self.rule)
+        chosen_gradient(False, self.gradient)
+        require_count("steps", self.steps, least=0)
+        require_count("tasks_chunk", 1 if self.tasks_chunk is None else self.tasks_chunk, least=1)
+        require_choice("executor", self.executor, (None, *EXECUTORS))
+        require_choice("backend", self.backend, (None, *BACKENDS))
+        require_choice("batch_norm", self.batch_norm, ("batch", "module"))
 
 
 def chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:

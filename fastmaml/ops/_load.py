@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import torch
 
@@ -36,7 +36,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 """A public op, and the raw ops that it and its derivatives are made of."""
 
-BACKENDS = ("reference", "cpp", "cuda", "triton")
+Backend = Literal["reference", "cpp", "cuda", "triton"]
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _RAW_OPS = tuple(dict.fromkeys(op for members in FAMILIES.values() for op in members))
 _LOGGER = logging.getLogger("fastmaml")

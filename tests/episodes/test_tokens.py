@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_language import tokenizer
 
-from fastmaml.engine.recording.captured import KEPT
+from fastmaml.engine.recording.captured import MAX_RECORDINGS
 from fastmaml.episodes.tables import Table
 from fastmaml.episodes.tokens import joined, padded_length, tokenised
 
@@ -18,7 +18,7 @@ def test_padded_lengths_are_few_and_suffice() -> None:
     assert [padded_length(n, 512) for n in (1, 8, 9, 17, 25, 33, 63, 64, 65, 97, 500)] == [
         *(8, 8, 16, 24, 32, 48, 64, 64, 96, 128, 512),
     ]
-    assert len({padded_length(n, 128) for n in range(1, 129)}) == KEPT
+    assert len({padded_length(n, 128) for n in range(1, 129)}) == MAX_RECORDINGS
     assert padded_length(70, 80) == 80
     assert all(n <= padded_length(n, 100) <= 100 for n in range(1, 101))
 

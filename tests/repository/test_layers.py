@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # from the ground up; rooms of one floor do not know each other
     ("_version", "_files", "heads", "losses"),
     ("ops", "episodes", "integrations"),
-    ("kernels", "rules", "models", "_environment"),
+    ("kernels", "rules", "models"),
     ("gradients",),
     ("engine.base",),
     ("engine.guards",),
@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.recording",),
     ("engine.memory",),
     ("engine.planning",),
-    ("maml",),
+    ("maml", "_environment"),
     ("compat", "training"),
     ("measure",),
     ("cli",),

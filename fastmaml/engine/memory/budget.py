@@ -9,12 +9,12 @@ from functools import partial
 from fastmaml.engine.base.attempt import attempted
 from fastmaml.engine.memory.estimate import Estimator, Sample
 from fastmaml.engine.memory.law import MemoryLaw
-from fastmaml.engine.step.meta_step import Program
+from fastmaml.engine.step.program import Program
 from fastmaml.gradients import GradientMethod
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Candidate:
     """A program whose memory is known.
 
     Attributes:
@@ -36,7 +36,7 @@ class Weighed:
     @classmethod
     def of(
         cls, estimator: Estimator, program: Program, kept: tuple[int, int], found: Sample | None
-    ) -> Weighed:
+    ) -> Candidate:
         """Watch a small one of its kind, if that was not done before."""
         doubt = ""
         if found is None:
@@ -44,17 +44,17 @@ class Weighed:
         if found is None:
             law = estimator.guess(kept, program)
             return cls(estimator, program, kept, law, law, doubt)
-        law = estimator.law(found, program.gradient, program.chunk)
+        law = estimator.law(found, program.method, program.chunk)
         return cls(estimator, program, kept, law, estimator.first_law(found, program), "")
 
-    def under(self, gradient: GradientMethod) -> Weighed:
+    def under(self, method: GradientMethod) -> Candidate:
         """With this gradient method."""
-        if gradient == self.program.gradient:
+        if method == self.program.method:
             return self
-        program = replace(self.program, gradient=gradient)
-        return Weighed.of(self.estimator, program, self.kept, None)
+        program = replace(self.program, method=method)
+        return Candidate.of(self.estimator, program, self.kept, None)
 
-    def within(self, budget: int) -> Weighed:
+    def within(self, budget: int) -> Candidate:
         """With chunks so small that the first call is within the budget too, or of one task."""
         if self.peak_first <= budget or self.program.chunk == 1:
             return self
@@ -65,7 +65,7 @@ class Weighed:
         most = max(1, min(most, self.program.chunk - 1))
         size = math.ceil(tasks / math.ceil(tasks / most))  # all chunks about alike
         program = replace(self.program, chunk=size)
-        return Weighed.of(self.estimator, program, self.kept, None).within(budget)
+        return Candidate.of(self.estimator, program, self.kept, None).within(budget)
 
     @property
     def peak(self) -> int:

@@ -6,15 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from fastmaml.engine.base.storages import size
 from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.memory.meter import Meter, Peak
-from fastmaml.engine.step.inner_loop import InnerLoop, Objective
-from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
-from fastmaml.episodes.batch import Episodes
+from fastmaml.engine.step.inner_loop import InnerLoop
+from fastmaml.engine.step.program import Call, Program, tensors_of
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.base import Carry, Meta, Query
 from fastmaml.rules.base import Tensors
@@ -52,17 +48,13 @@ class Estimator:
     """Makes a memory law for each way to run a meta-step.
 
     Attributes:
-        meta: the meta-parameters.
-        episodes: the first two tasks, or the only one.
-        seeds: their seeds.
+        call: of the first two tasks, or the only one.
         tasks: how many tasks there are in all.
         steps: the number of inner steps, near which the laws hold best.
         lanes: how many chunks run from recordings at the same time; 0 where none is recorded.
     """
 
-    meta: Meta
-    episodes: Episodes
-    seeds: Tensor
+    call: Call
     tasks: int
     steps: int
     lanes: int
@@ -79,16 +71,16 @@ class Estimator:
             chunk: of how many tasks chunks will be.
         """
         some, recorded = min(chunk, TASKS), self.lanes > 0
-        steps, gradient = min(self.steps, STEPS), program.gradient.holding_all()
+        steps, method = min(self.steps, STEPS), program.method.holding_all()
         forward = replace(program.forward, fuses=recorded)
-        program = replace(program, gradient=gradient, steps=steps, forward=forward)
-        objective = Objective(torch.ones(some, device=self.seeds.device), [0.0] * steps + [1.0])
-        plain = inner_loop(program, self.episodes[:some], self.seeds[:some], objective)
+        program = replace(program, method=method, steps=steps, forward=forward)
+        small = self.call._replace(program=program).tried(some)
+        plain, meta = small.loop(), small.meta
         # Tasks have these in common, and so has what goes back to them.
-        common = {size(x) for x in (*self.meta.shared.values(), *self.meta.rates.values())}
+        common = {size(x) for x in (*meta.shared.values(), *meta.rates.values())}
         with Meter(common, chunk / some, recorded) as meter:
             loop = _Marked(**vars(plain), meter=meter)
-            found, queries = gradient.meta_gradient(loop, self.meta)
+            found, queries = method.meta_gradient(loop, meta)
         outputs = tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers))
         left = sum(x.nbytes for x in outputs) / some
 
@@ -97,7 +89,7 @@ class Estimator:
             return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
 
         each = growth([m.live for m in loop.marks])
-        eagerly = Sample(some, gradient.held_steps(steps), meter.peak, each, left)
+        eagerly = Sample(some, method.held_steps(steps), meter.peak, each, left)
         if not recorded:
             return eagerly
         lives, peak = meter.replayed([*tensors_of(found), *outputs])
@@ -106,16 +98,16 @@ class Estimator:
         before[steps] += loop.marks[0].state
         return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
 
-    def law(self, found: Sample, gradient: GradientMethod, chunk: int) -> MemoryLaw:
+    def law(self, found: Sample, method: GradientMethod, chunk: int) -> MemoryLaw:
         """The law of chunks of such a size, whose sample has one task if they have one."""
         chunks = math.ceil(self.tasks / chunk)
         common = 0 if found.tasks == 1 else found.peak.marked
         first = max(0.0, (found.peak.size - common) / found.tasks - found.held * found.growth)
-        held = gradient.held_steps(self.steps)
-        more = (gradient.held_steps(self.steps + 100) - held) / 100
+        held = method.held_steps(self.steps)
+        more = (method.held_steps(self.steps + 100) - held) / 100
         fixed = max(0.0, first + found.growth * (held - more * self.steps))
         # Chunks before have left their outputs and sum; run eagerly, the last of them its own.
-        sums = sum(x.nbytes for x in tensors_of(self.meta))
+        sums = sum(x.nbytes for x in tensors_of(self.call.meta))
         left = sums * min(chunks - 1, 1 if self.lanes else 2)
         left += round(found.outputs * (self.tasks - self.at_once(chunk)))
         law = MemoryLaw(min(max(self.lanes, 1), chunks) * common + left, fixed, found.growth * more)
@@ -128,19 +120,18 @@ class Estimator:
         """The law of the first call, which runs one chunk eagerly, on copies, and records that."""
         chunk = program.chunk
         if found.eagerly is None:
-            return self.law(found, program.gradient, chunk)
-        law = replace(self, tasks=chunk, lanes=0).law(found.eagerly, program.gradient, chunk)
-        common = tensors_of((self.meta, program.forward.frozen, program.forward.buffers))
-        sets = [(b.inputs, b.targets) for b in (self.episodes.support, self.episodes.query)]
-        own = sum(map(size, tensors_of(sets))) / len(self.episodes)
+            return self.law(found, program.method, chunk)
+        law = replace(self, tasks=chunk, lanes=0).law(found.eagerly, program.method, chunk)
+        common = tensors_of((self.call.meta, program.forward.frozen, program.forward.buffers))
+        own = sum(map(size, tensors_of(self.call.data.tree()))) / self.call.data.tasks
         return replace(law, shared=law.shared + sum(map(size, common)), fixed=law.fixed + own)
 
     def guess(self, kept: tuple[int, int], program: Program) -> MemoryLaw:
         """A rough law, from what autograd keeps of an inner step and of the query pass."""
         tables = {table.name for table in program.tables}
-        copy = sum(p.nbytes for n, p in self.meta.adapted.items() if n not in tables)
-        sums = sum(x.nbytes for x in tensors_of(self.meta))
-        if not program.gradient.steps_once:
+        copy = sum(p.nbytes for n, p in self.call.meta.adapted.items() if n not in tables)
+        sums = sum(x.nbytes for x in tensors_of(self.call.meta))
+        if not program.method.steps_once:
             return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)
 

@@ -11,30 +11,26 @@ from torch import Tensor
 from fastmaml.engine.base.storages import parts
 from fastmaml.engine.derivatives.graphs import check_differentiable_twice
 from fastmaml.engine.memory.meter import Meter
-from fastmaml.engine.step.inner_loop import Objective
-from fastmaml.engine.step.meta_step import Program, inner_loop, tensors_of
-from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta, leaves_of
+from fastmaml.engine.step.program import Call, tensors_of
+from fastmaml.gradients.base import leaves_of
 
 T = TypeVar("T")
 
 
-def kept_bytes(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> tuple[int, int]:
+def kept_bytes(call: Call) -> tuple[int, int]:
     """Of one inner step and of the query pass.
 
     Raises:
         MissingDerivative: the step's graph has none of the second derivative.
     """
-    second_order = program.gradient.second_order(program.steps)
-    weights = torch.ones(len(seeds), device=seeds.device)
-    loop = inner_loop(program, episodes, seeds, Objective(weights, [1.0] * (program.steps + 1)))
-    sets = tuple((b.inputs, b.targets) for b in (episodes.support, episodes.query))
+    second_order = call.program.method.second_order(call.program.steps)
+    loop = call.tried(len(call.seeds), every_step=True).loop()
     with torch.enable_grad():
-        meta = leaves_of(meta)
-        own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, sets))
+        meta = leaves_of(call.meta)
+        own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, call.data.tree()))
         ignored = {pointer for x in own for pointer, _ in _storages(x)}
         carry, step = loop.start(meta), 0
-        if program.steps:
+        if loop.steps:
             made, step = saved(
                 lambda: loop.step(0, carry, meta, create_graph=second_order), ignored
             )

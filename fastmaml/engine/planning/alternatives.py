@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from fastmaml.engine.base.attempt import attempted, is_out_of_memory
 from fastmaml.engine.base.errors import MissingDerivative
 from fastmaml.engine.planning.trials import runs
-from fastmaml.engine.step.inner_loop import InnerLoop, Objective
-from fastmaml.engine.step.meta_step import Program, inner_loop
-from fastmaml.episodes.batch import Episodes
+from fastmaml.engine.step.program import Call
 from fastmaml.gradients import FirstOrder, GradientMethod, Unrolled
-from fastmaml.gradients.base import Meta, leaves_of
+from fastmaml.gradients.base import leaves_of
 from fastmaml.gradients.forward_check import WrongFunctions
 
 _FORWARD = re.compile(r"forward AD with (?:aten::)?(\w+) that does not support it")
@@ -28,68 +24,64 @@ _REVERSE = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented"
 _EXACT = "gradient=Unrolled() or gradient=Checkpointed()"
 
 
-def check_method(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, reads: str
-) -> None:
+def check_method(call: Call, reads: str) -> None:
     """Raise `MissingDerivative` where the gradient method would be wrong for such a task.
 
     Args:
-        program, meta, episodes, seeds: of that task.
+        call: of that task.
         reads: what reads values in it; empty if nothing does.
     """
+    program, method = call.program, call.program.method
     if program.steps == 0:
         return
-    if reads and program.gradient.tried_once:
+    if reads and method.tried_once:
         raise MissingDerivative(
-            f"gradient={program.gradient} takes forward-mode derivatives, some of which PyTorch "
+            f"gradient={method} takes forward-mode derivatives, some of which PyTorch "
             "has wrong, so that they are tried out; but the model or the loss reads values "
             f"({reads}), and may call other functions the next time. Use {_EXACT}; or read none "
             "(torch.distributions: validate_args=False)."
         )
     # The formulas are what is in doubt: under autocast its rounding would hide or feign a fault.
     # What it is tried out against needs second derivatives, which PyTorch may not have.
-    own = torch.autocast(seeds.device.type, enabled=False)
-    with explaining(program, meta, episodes, seeds), own:
-        doubt = program.gradient.doubt(_loop(program, episodes, seeds), meta)
+    own = torch.autocast(call.seeds.device.type, enabled=False)
+    with explaining(call), own:
+        doubt = method.doubt(call.tried(1).loop(), call.meta)
     if doubt:
         raise MissingDerivative(
-            f"gradient={program.gradient} would give a wrong meta-gradient: {doubt}. Use {_EXACT}: "
+            f"gradient={method} would give a wrong meta-gradient: {doubt}. Use {_EXACT}: "
             "they differentiate backwards only."
         )
 
 
 @contextlib.contextmanager
-def explaining(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> Iterator[None]:
+def explaining(call: Call) -> Iterator[None]:
     """Raise `MissingDerivative` where another gradient method runs what fails inside."""
     try:
         yield
     except RuntimeError as error:
-        explain_missing(error, program, meta, episodes, seeds)
+        explain_missing(error, call)
         raise
 
 
-def explain_missing(
-    error: RuntimeError, program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
-) -> None:
+def explain_missing(error: RuntimeError, call: Call) -> None:
     """Raise `MissingDerivative` where another gradient method runs what raised `error`.
 
     Args:
         error: what the program raised on one task.
-        program: it.
-        meta, episodes, seeds: of that task.
+        call: of that task.
     """
     # Those say what to do.
     if is_out_of_memory(error) or "gradient=" in str(error) or "backend=" in str(error):
         return
-    said = [str(error)]
-    for method in _others(program.gradient):
-        other = replace(program, gradient=method)
-        refusal, _ = attempted(partial(runs, other, meta, episodes, seeds, False))
+    said, asked = [str(error)], call.program.method
+    for method in _others(asked):
+        other = call.by(method=method)
+        refusal, _ = attempted(partial(runs, other, False))
         if not refusal:
             name = next(filter(None, map(named, said)), "")
             if not name and method.exact:
-                name = _without_forward(other, meta, episodes, seeds)
-            message = _message(error, name, program.gradient, method)
+                name = _without_forward(other)
+            message = _message(error, name, asked, method)
             raise MissingDerivative(message) from error
         said.append(refusal)
 
@@ -127,17 +119,12 @@ def _others(method: GradientMethod) -> Iterator[GradientMethod]:
         yield FirstOrder()
 
 
-def _without_forward(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> str:
+def _without_forward(call: Call) -> str:
     """The functions that have no forward-mode derivative, found by trying each on its own."""
-    loop, meta = _loop(program, episodes, seeds), leaves_of(meta)
+    loop, meta = call.tried(1).loop(), leaves_of(call.meta)
     with torch.enable_grad(), WrongFunctions() as tried:
         loop.support_loss(0, loop.start(meta).parameters, meta.shared)
     return ", ".join(tried.names)
-
-
-def _loop(program: Program, episodes: Episodes, seeds: Tensor) -> InnerLoop:
-    objective = Objective(torch.ones(1, device=seeds.device), [0.0, 1.0])
-    return inner_loop(program, episodes, seeds, objective)
 
 
 def _message(error: RuntimeError, name: str, asked: GradientMethod, other: GradientMethod) -> str:

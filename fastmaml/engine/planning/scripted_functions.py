@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from fastmaml.engine.derivatives.graphs import leaves
 from fastmaml.engine.derivatives.own_derivatives import check_own
-from fastmaml.engine.step.inner_loop import Objective
-from fastmaml.engine.step.meta_step import Program, inner_loop
-from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta, leaves_of
+from fastmaml.engine.step.program import Call
+from fastmaml.engine.step.user_function import UserFunction
+from fastmaml.gradients.base import leaves_of
 
 
-def check_scripts(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
+def check_scripts(call: Call) -> None:
     """Refuse the model's own parameter where a loss has it by a script.
 
     Costs a pass over the support set and one over the query set, where there are scripts.
@@ -21,14 +19,14 @@ def check_scripts(program: Program, meta: Meta, episodes: Episodes, seeds: Tenso
     Raises:
         ValueError: as for PyTorch's own functions (`OwnDerivatives`).
     """
+    program = call.program
     if not program.depends.scripted:
         return
-    objective = Objective(torch.ones(1, device=seeds.device), [0.0, 1.0])
-    loop = inner_loop(program, episodes, seeds, objective)
+    loop = call.tried(1).loop()
     with torch.enable_grad():
-        meta = leaves_of(meta)
-        if program.function is not None:
-            losses = [program.function.query(loop, meta).losses]
+        meta = leaves_of(call.meta)
+        if isinstance(program.method, UserFunction):
+            losses = [program.method.query(loop, meta).losses]
         else:
             start = loop.start(meta).parameters
             losses = [

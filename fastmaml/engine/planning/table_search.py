@@ -14,35 +14,30 @@ from torch.utils._pytree import tree_leaves
 
 from fastmaml.engine.base.storages import address
 from fastmaml.engine.routing.row_tables import RowTable, asks_about
-from fastmaml.engine.step.inner_loop import Objective
-from fastmaml.engine.step.meta_step import Program, inner_loop
+from fastmaml.engine.step.program import Call
 from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta, detached
+from fastmaml.gradients.base import detached
 
 LEAST_ROWS = 1024
 """A table with fewer rows is copied whole: finding its rows would cost more."""
 
 
-def find_tables(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor
-) -> tuple[RowTable, ...]:
+def find_tables(call: Call) -> tuple[RowTable, ...]:
     """The embeddings of which a task needs only the rows that it looks up: exact, and worth it.
 
     Args:
-        program: for one task; it is run once on its support and query set.
-        meta: the meta-parameters.
-        episodes: one task, like those to come.
-        seeds: its seed.
+        call: of one task, like those to come; it is run once on its support and query set.
     """
-    if not (program.gradient.rows_suffice and program.rule.by_row):
+    program, episodes = call.program, call.data
+    if not (program.method.rows_suffice and program.rule.by_row):
         return ()
-    meta = detached(meta)
+    if not isinstance(episodes, Episodes):
+        return ()
+    meta = detached(call.meta)
     forward = replace(program.forward, backend="reference")  # in which the model's calls are seen
-    program = replace(program, forward=forward)
     leaves = tree_leaves(episodes.support.inputs)
     uses = [Uses(meta.adapted, leaves), Uses(meta.adapted, tree_leaves(episodes.query.inputs))]
-    objective = Objective(torch.ones_like(seeds), [1.0] * (program.steps + 1))
-    loop = inner_loop(program, episodes, seeds, objective)
+    loop = call.by(forward=forward).tried(1, every_step=True).loop()
     with torch.no_grad():
         carry = loop.start(meta)
         with uses[0]:
@@ -60,12 +55,12 @@ def find_tables(
     return tuple(table for table in tables if sizes[table.name] >= least)
 
 
-def about_tables(tables: tuple[RowTable, ...], meta: Meta, episodes: Episodes) -> list[str]:
-    """A line for each."""
+def about_tables(call: Call) -> list[str]:
+    """A line for each table of its program."""
     return [
         f"embeddings: {table.name} adapts in the rows that a task looks up, at most "
-        f"{table.count(episodes):,} of {len(meta.adapted[table.name]):,}"
-        for table in tables
+        f"{table.count(call.data):,} of {len(call.meta.adapted[table.name]):,}"
+        for table in call.program.tables
     ]
 
 

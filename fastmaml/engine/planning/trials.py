@@ -7,34 +7,29 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from fastmaml.engine.base.attempt import attempted, caught, in_a_line, is_out_of_memory
 from fastmaml.engine.guards.sight import Sight
-from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
-from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta
+from fastmaml.engine.planning.plan import Asked
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, MetaResult, Program
 
 T = TypeVar("T")
 
 
-def run(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> MetaResult:
-    """The meta-step."""
-    weights = torch.full((len(seeds),), 1.0, device=seeds.device)
-    return meta_step(program, meta, episodes, seeds, weights, [0.0] * program.steps + [1.0])
+def run(call: Call) -> MetaResult:
+    """The meta-step, each task with a weight of 1."""
+    return meta_step(call.tried(len(call.seeds)))
 
 
-def runs(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, fixed_backend: bool
-) -> tuple[Program, Any, str]:
+def runs(call: Call, fixed_backend: bool) -> tuple[Program, Any, str]:
     """The program on a backend on which it runs, its outputs, and why another backend.
 
     Raises:
         Exception: whatever the model raises in plain PyTorch, or on a backend that is fixed.
     """
+    program = call.program
     try:
-        return program, run(program, meta, episodes, seeds).outputs, ""
+        return program, run(call).outputs, ""
     except Exception as error:
         plain = program.forward.backend == "reference"
         if fixed_backend or plain or is_out_of_memory(error):
@@ -42,43 +37,36 @@ def runs(
         why = f", as {program.forward.backend} cannot run it: {in_a_line(error)}"
     # Plain PyTorch then runs it, or raises what is wrong with it in its own words.
     program = _on_reference(program)
-    return program, run(program, meta, episodes, seeds).outputs, why
+    return program, run(call._replace(program=program)).outputs, why
 
 
 def batches(
-    alone: Program,
-    meta: Meta,
-    episodes: Episodes,
-    seeds: Tensor,
-    fixed_backend: bool,
+    call: Call,
+    asked: Asked,
     plainly: Sight,
     shapes: str,
-    fuses: bool,
     watched: Callable[[Program], T] | None = None,
 ) -> tuple[Program, str, str, T | None]:
     """The program on a backend that batches tasks, if one does; why none; why another backend.
 
     Args:
-        alone: runs on one task.
-        meta: the meta-parameters.
-        episodes: two tasks, or the only one.
-        seeds: their seeds.
-        fixed_backend: try no other one.
+        call: of two tasks, or the only one; its program runs on one.
+        asked: whether the backend is fixed, and whether recordings will run.
         plainly: of a run of one task.
         shapes: what gave a tensor a shape that depends on values there: that two tasks agree says
             nothing of others.
-        fuses: as `TaskForward.fuses`, as the tasks will run.
         watched: another way to run two tasks, whose result is the last one returned, or None if
             it failed.
     """
-    if len(seeds) == 1:
+    alone = call.program
+    if len(call.seeds) == 1:
         return alone, "", "", None
     first = ""
     for program in (alone, _on_reference(alone)):
-        forward = replace(program.forward, batched=True, fuses=fuses)
+        forward = replace(program.forward, batched=True, fuses=asked.lanes > 0)
         both = replace(program, chunk=2, forward=forward)
         with Sight() as sight:
-            refusal, _ = attempted(partial(run, both, meta, episodes, seeds))
+            refusal, _ = attempted(partial(run, call._replace(program=both)))
         refusal = refusal or _caught(sight, plainly)
         if shapes:
             refusal = refusal or f"the shape of what {shapes} returns depends on values"
@@ -88,7 +76,7 @@ def batches(
             why = f", as {alone.forward.backend} cannot batch it: {first}" * bool(first)
             return program, "", why, found
         first = first or refusal
-        if fixed_backend or program.forward.backend == "reference":
+        if asked.fixed_backend or program.forward.backend == "reference":
             break
     return alone, first, "", None
 

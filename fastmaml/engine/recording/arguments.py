@@ -12,44 +12,52 @@ from torch import Tensor
 from fastmaml.engine.base.storages import address
 from fastmaml.engine.base.trees import Spec, flatten, unflatten
 from fastmaml.engine.recording.tape import UncapturableError
-from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
-from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, MetaResult, Program
 from fastmaml.gradients.base import Meta
 
 Function = Callable[..., list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatCall:
     """The arguments of a meta-step: what all tasks share, and what has a ``tasks`` dimension.
 
     Attributes:
-        program: what runs; frozen parameters and buffers are among `shared`.
-        step_weights: as for `meta_step`.
+        call: what runs.
         shared: leaves of (meta-parameters, frozen parameters, buffers).
-        own: leaves of (support, query, seeds, weights, cotangents).
+        own: leaves of (data, seeds, weights, cotangents).
         specs: the trees of both.
         seeds: ``[tasks]``, one of `own`.
     """
 
-    program: Program
-    step_weights: tuple[float, ...]
+    call: Call
     shared: list[Any]
     own: list[Any]
     specs: tuple[Spec, Spec]
     seeds: Tensor
 
     @property
+    def program(self) -> Program:
+        """Frozen parameters and buffers are among `shared`."""
+        return self.call.program
+
+    @property
     def tasks(self) -> int:
         """How many tasks there are."""
         return len(self.seeds)
 
-    def chunk(self, begin: int, end: int) -> Flat:
+    def chunk(self, begin: int, end: int) -> FlatCall:
         """The arguments of these tasks."""
         if (begin, end) == (0, self.tasks):
             return self
         own = [x[begin:end] if isinstance(x, Tensor) else x for x in self.own]
         return replace(self, own=own, seeds=self.seeds[begin:end])
+
+    def chunks(self) -> list[FlatCall]:
+        """Those that run at a time."""
+        size, tasks = self.program.chunk, self.tasks
+        return [self.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in order."""
@@ -66,7 +74,7 @@ class Flat:
             (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x
             for x in (*self.shared, *self.own)
         )
-        return (self.step_weights, self.specs, tuple(leaves))
+        return (tuple(self.call.step_weights), self.call.data.kind, self.specs, tuple(leaves))
 
     def run(self, tensors: Sequence[Tensor]) -> MetaResult:
         """The eager meta-step on other tensors of the same kind."""
@@ -76,38 +84,37 @@ class Flat:
             for part in (self.shared, self.own)
         ]
         meta, frozen, buffers = unflatten(filled[0], self.specs[0])
-        support, query, seeds, weights, cotangents = unflatten(filled[1], self.specs[1])
-        forward = replace(self.program.forward, frozen=frozen, buffers=buffers, fuses=True)
-        program = replace(self.program, forward=forward, chunk=len(seeds), uncertain=False)
-        episodes = Episodes(Batch(*support), Batch(*query))
-        return meta_step(program, meta, episodes, seeds, weights, self.step_weights, cotangents)
+        data, seeds, weights, cotangents = unflatten(filled[1], self.specs[1])
+        program = self.program
+        forward = replace(program.forward, frozen=frozen, buffers=buffers, fuses=True)
+        return meta_step(
+            Call(
+                replace(program, forward=forward, chunk=len(seeds), uncertain=False),
+                meta,
+                self.call.data.of_tree(data),
+                seeds,
+                weights,
+                self.call.step_weights,
+                cotangents,
+            )
+        )
 
 
-def flattened(
-    program: Program,
-    meta: Meta,
-    episodes: Episodes,
-    seeds: Tensor,
-    weights: Tensor,
-    step_weights: Sequence[float],
-    cotangents: Any,
-) -> Flat:
+def flattened(call: Call) -> FlatCall:
     """The arguments of `meta_step`; tensors with a ``tasks`` dimension become contiguous.
 
     Raises:
         UncapturableError: a sparse tensor or a subclass without memory is among them.
     """
-    forward = program.forward
-    shared, shared_spec = flatten((meta, forward.frozen, forward.buffers))
-    batches = ((b.inputs, b.targets) for b in (episodes.support, episodes.query))
-    own, own_spec = flatten((*batches, seeds, weights, cotangents))
-    return Flat(
-        program,
-        tuple(step_weights),
+    forward = call.program.forward
+    shared, shared_spec = flatten((call.meta, forward.frozen, forward.buffers))
+    own, own_spec = flatten((call.data.tree(), call.seeds, call.weights, call.cotangents))
+    return FlatCall(
+        call,
         [_dense(x.detach()) if isinstance(x, Tensor) else x for x in shared],
         [_strided(x).contiguous() if isinstance(x, Tensor) else x for x in own],
         (shared_spec, own_spec),
-        seeds,
+        call.seeds,
     )
 
 

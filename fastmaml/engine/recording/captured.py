@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,53 +20,23 @@ from fastmaml.engine.base.equality import same_values
 from fastmaml.engine.guards.modes_around import modes_around
 from fastmaml.engine.guards.plans import Identity, key_of
 from fastmaml.engine.guards.sight import Sight
-from fastmaml.engine.recording.arguments import Flat, Function, Layout, flattened, laid_out
-from fastmaml.engine.recording.chunks import run_chunks
+from fastmaml.engine.recording.arguments import FlatCall, Function, Layout, flattened
 from fastmaml.engine.recording.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
 from fastmaml.engine.recording.fresh_constants import require_constants
-from fastmaml.engine.recording.optimize import cleaned, compiled, element_count, operation_count
+from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.replay import Recording, Traceable, replay
 from fastmaml.engine.recording.spot_checks import TRIES, difference, due, same_each_time, spot_check
 from fastmaml.engine.recording.tape import Tape, UncapturableError, record
-from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
-from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, MetaResult
 
-SMALL = 2**16
-"""Operations with fewer results than this, on the average, run on one thread: to wake a second one
-costs more, and much more where the cores have other work too."""
-
-KEPT = 8
+MAX_RECORDINGS = 8
 """Recordings (and refusals) kept; the one that was not used for longest goes first."""
 
-REMEMBERED = 64
+MAX_FORGOTTEN_KEYS = 64
 """Kinds whose recordings went, of which it is known that they were there."""
 
 _log = logging.getLogger("fastmaml")
-
-
-@dataclass(eq=False)
-class Recording:
-    """A chunk of the meta-step.
-
-    Attributes:
-        run: of the flat tensors, gives the flat results.
-        layout: of the results.
-        operations: how many calls a replay makes, views not counted.
-        small: whether the operations are too small for more than one thread.
-        fixed: see `Tape`.
-        calls: how often it was used.
-    """
-
-    run: Function
-    layout: Layout
-    operations: int
-    small: bool
-    fixed: Sequence[tuple[Tensor, Tensor]] = ()
-    calls: int = 0
-
-    def stale(self) -> bool:
-        """Whether a tensor that must not change did."""
-        return any(not same_values(x, before) for x, before in self.fixed)
 
 
 class Captured:
@@ -99,16 +68,7 @@ class Captured:
         self._told: set[str] = set()
         self._rooms: dict[torch.device, GraphRoom] = {}
 
-    def __call__(
-        self,
-        program: Program,
-        meta: Meta,
-        episodes: Episodes,
-        seeds: Tensor,
-        weights: Tensor,
-        step_weights: Sequence[float],
-        cotangents: Any = None,
-    ) -> MetaResult:
+    def __call__(self, call: Call) -> MetaResult:
         """As `meta_step`, on the reference backend to the same bits.
 
         `MixedMode` excepted: PyTorch takes other forward-mode formulas while it is recorded, and
@@ -119,10 +79,9 @@ class Captured:
             StaleRecordingError: a spot check found that its recording is not what the model
                 computes.
         """
-        arguments = (program, meta, episodes, seeds, weights, step_weights, cotangents)
         try:
             _require_no_mode()
-            return self._replayed(flattened(*arguments))
+            return self._replayed(flattened(call))
         except UncapturableError as error:
             message = f"this meta-step cannot be captured: {error}"
         if self.required:
@@ -130,18 +89,13 @@ class Captured:
         if message not in self._told:
             self._told.add(message)
             _log.warning("%s; it runs eagerly", message)
-        return meta_step(*arguments)
+        return meta_step(call)
 
-    def explain(self, *arguments: Any) -> str:
-        """How such a meta-step runs, and why: a line. Records it, if that was not done before.
-
-        Args:
-            arguments: those of a call.
-        """
+    def explain(self, call: Call) -> str:
+        """How such a meta-step runs, and why: a line. Records it, if that was not done before."""
         try:
             _require_no_mode()
-            flat = flattened(*arguments)
-            found = self.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
+            found = self.recording(flattened(call).chunks()[0])
         except UncapturableError as error:
             return f"executor: eager, as this meta-step cannot be captured: {error}"
         return f"executor: captured, {found.operations} operations for a chunk of tasks"
@@ -153,7 +107,7 @@ class Captured:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def recording(self, flat: Flat) -> Recording:
+    def recording(self, flat: FlatCall) -> Recording:
         """The recording for such arguments, made when they are first seen.
 
         Raises:
@@ -165,8 +119,7 @@ class Captured:
             raise UncapturableError(depends.refusal)
         key = (
             Identity(depends),
-            key_of((program.gradient, program.tables)),
-            None if program.function is None else program.function.key(),
+            key_of((program.method, program.tables)),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             flat.kind(),
         )
@@ -181,13 +134,13 @@ class Captured:
                 self._kept[key] = self._record(flat)
             except UncapturableError as refusal:  # its traceback holds what was recorded
                 self._kept[key] = UncapturableError(str(refusal))
-            if len(self._kept) > KEPT:
+            if len(self._kept) > MAX_RECORDINGS:
                 gone, _ = self._kept.popitem(last=False)
                 self._gone[hash(gone)] = None
-                if len(self._gone) > REMEMBERED:
+                if len(self._gone) > MAX_FORGOTTEN_KEYS:
                     self._gone.popitem(last=False)
         else:
-            if self._misses_in_a_row < KEPT:
+            if self._misses_in_a_row < MAX_RECORDINGS:
                 self._misses_in_a_row = 0
             self._kept.move_to_end(key)
         found = self._kept[key]
@@ -197,35 +150,28 @@ class Captured:
 
     def _count(self, kind: int) -> None:
         """Refuse another recording, for good, where they would be made again and again."""
-        self._returned += self._returned < KEPT and kind in self._gone
-        if self._returned == KEPT:
+        self._returned += self._returned < MAX_RECORDINGS and kind in self._gone
+        if self._returned == MAX_RECORDINGS:
             raise UncapturableError(
-                f"more than {KEPT} kinds of meta-steps take turns (most often other shapes: pad "
-                "to fewer lengths), so that recordings were made again"
+                f"more than {MAX_RECORDINGS} kinds of meta-steps take turns (most often other "
+                "shapes: pad to fewer lengths), so that recordings were made again"
             )
-        if self._misses_in_a_row == KEPT:
+        if self._misses_in_a_row == MAX_RECORDINGS:
             raise UncapturableError(
-                f"{KEPT} meta-steps in a row were each of another kind (other shapes, or a "
-                "setting of the model or the loss that changes with every call)"
+                f"{MAX_RECORDINGS} meta-steps in a row were each of another kind (other shapes, or "
+                "a setting of the model or the loss that changes with every call)"
             )
         self._misses_in_a_row += 1
 
-    def _record(self, flat: Flat) -> Recording:
-        tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory
-        layout: list[Layout] = []
-
-        def function(*tensors: Tensor) -> list[Tensor]:
-            found, how = laid_out(flat.run(tensors))
-            layout[:] = [how]
-            return found
-
+    def _record(self, flat: FlatCall) -> Recording:
+        chunk = Traceable(flat)
         depends = flat.program.depends
         with torch.enable_grad(), Sight() as sight:
-            tape, results = _recorded(function, tensors)
+            tape, results = _recorded(chunk, chunk.tensors)
             if new := sight.raised - depends.raised:
                 raise UncapturableError(caught(*new.pop()))
             require_constants(
-                tape, lambda moved: _recorded(function, moved)[0], tensors, depends.tensors()
+                tape, lambda moved: _recorded(chunk, moved)[0], chunk.tensors, depends.tensors()
             )
         depends.settle()
         flat.program.watched(sight)
@@ -233,7 +179,7 @@ class Captured:
             raise UncapturableError(depends.refusal)
         graphs = self.prepare is compiled and has_graphs(flat.seeds.device)
         # A graph would keep the numbers of a host's tensor that it read when it was captured.
-        if graphs and any(is_elsewhere(x, flat.seeds.device) for x in (*tensors, *results)):
+        if graphs and any(is_elsewhere(x, flat.seeds.device) for x in (*chunk.tensors, *results)):
             raise UncapturableError(
                 "a parameter, a buffer, a learned rate or a result is on another device, where a "
                 "CUDA graph does not look: move all of it, by maml.to(device)"
@@ -242,15 +188,13 @@ class Captured:
         fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
         # Inductor places results itself, and takes fewer of the views that are written through.
         tape = cleaned(tape, in_place=self.prepare is compiled, known=hosts)
-        of = layout[0], flat
-        _check(compiled(tape), tensors, results, *of)
+        of = chunk.tensors, results, chunk.layout, flat
+        _check(compiled(tape), *of)
         run = self.prepare(tape)
         if graphs:
-            run = self._graph(run, tensors, flat.seeds.device)
-            _check(run, tensors, results, *of)
-        operations = operation_count(tape)
-        small = element_count(tape) < SMALL * operations
-        return Recording(run, layout[0], operations, small, fixed)
+            run = self._graph(run, chunk.tensors, flat.seeds.device)
+            _check(run, *of)
+        return Recording.of(run, tape, chunk.layout, fixed)
 
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
         if device not in self._rooms:
@@ -258,20 +202,13 @@ class Captured:
         with torch._C._AutoDispatchBelowAutograd():  # else results keep what led to them
             return CudaGraph(run, tensors, self._rooms[device])
 
-    def _replayed(self, flat: Flat) -> MetaResult:
-        size, tasks = flat.program.chunk, flat.tasks
-        chunks = [flat.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
+    def _replayed(self, flat: FlatCall) -> MetaResult:
+        chunks = flat.chunks()
         recordings = [self.recording(chunks[0])] * len(chunks)
-        if tasks % size:
+        if chunks[-1].tasks != chunks[0].tasks:
             recordings[-1] = self.recording(chunks[-1])
-        layout = recordings[0].layout
-
-        def run(number: int) -> list[Tensor]:
-            return recordings[number].run(*chunks[number].tensors())
-
         own = self.prepare is compiled and flat.seeds.device.type == "cpu"
-        small = own and recordings[0].small
-        result = layout.result(run_chunks(run, len(chunks), layout.split, own, small))
+        result = replay(chunks, recordings, own)
         for recording in dict.fromkeys(recordings):
             recording.calls += 1
             if self.spot_checks and due(recording.calls):
@@ -280,7 +217,7 @@ class Captured:
                 self._check(own_chunks[recording.calls.bit_length() % len(own_chunks)], recording)
         return result
 
-    def _check(self, flat: Flat, recording: Recording) -> None:
+    def _check(self, flat: FlatCall, recording: Recording) -> None:
         """Hold a recording against an eager run."""
 
         def anew() -> Function:
@@ -298,7 +235,7 @@ def _check(
     tensors: Sequence[Tensor],
     expected: Sequence[Tensor],
     layout: Layout,
-    flat: Flat,
+    flat: FlatCall,
 ) -> None:
     """Refuse a recording that does not give what it was recorded from.
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from fastmaml import ops
 from fastmaml.engine.guards.modes_around import modes_around
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.inductor import compiled_by_inductor
-from fastmaml.engine.step.meta_step import Executor, meta_step
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Executor
+from fastmaml.ops import Backend
 
-EXECUTORS = ("eager", "captured", "compiled")
+ExecutorName = Literal["eager", "captured", "compiled"]
+
+EXECUTORS: dict[ExecutorName, str] = {
+    "eager": "available",
+    "captured": "available (the default where a meta-step can be recorded)",
+    "compiled": "available (Inductor, slow to begin)",
+}
+"""Whether each is there."""
 
 
-def make_executor(name: str | None, spot_checks: bool = True) -> Executor:
+def make_executor(name: ExecutorName | None, spot_checks: bool = True) -> Executor:
     """The executor of this name; None captures where that is possible."""
     if name == "eager":
         return meta_step
@@ -22,19 +33,21 @@ def make_executor(name: str | None, spot_checks: bool = True) -> Executor:
     return Captured(required=name == "captured", spot_checks=spot_checks)
 
 
-def evaluating(executor: str | None) -> str | None:
+def evaluating(executor: ExecutorName | None) -> ExecutorName | None:
     """The executor that evaluates where this one trains: Inductor would take minutes for it."""
     return None if executor == "compiled" else executor
 
 
-def lanes(executor: str | None, device: torch.device) -> int:
+def lanes(executor: ExecutorName | None, device: torch.device) -> int:
     """How many chunks of tasks run from recordings at the same time; 0 where none is recorded."""
     if executor not in (None, "captured") or device.type != "cpu":
         return 0
     return torch.get_num_threads() if ops.parallel_region() else 1
 
 
-def chosen_backend(asked: str | None, executor: str | None, device: torch.device) -> str:
+def chosen_backend(
+    asked: Backend | None, executor: ExecutorName | None, device: torch.device
+) -> str:
     """The backend that runs on this device.
 
     Args:

@@ -20,7 +20,7 @@ from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.engine.base.errors import StaleRecordingError
 from fastmaml.engine.base.held_output import HeldBack
 from fastmaml.engine.base.seeds import foreign_state
-from fastmaml.engine.recording.arguments import Flat, Layout, laid_out
+from fastmaml.engine.recording.arguments import FlatCall, Layout, laid_out
 from fastmaml.engine.recording.tape import UncapturableError
 
 ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4}
@@ -65,13 +65,13 @@ def due(calls: int) -> bool:
     return calls > 1 and calls & (calls - 1) == 0
 
 
-def same_each_time(flat: Flat) -> bool:
+def same_each_time(flat: FlatCall) -> bool:
     """Whether runs give the same bits; on a GPU some kernels add in another order each time."""
     return flat.seeds.device.type == "cpu"
 
 
 def spot_check(
-    flat: Flat, layout: Layout, run: Callable[..., list[Tensor]], record: Callable[[], Any]
+    flat: FlatCall, layout: Layout, run: Callable[..., list[Tensor]], record: Callable[[], Any]
 ) -> None:
     """Raise unless a recording gives what the eager run gives.
 
@@ -141,7 +141,7 @@ def difference(
     found: Sequence[Tensor],
     expected: Sequence[Tensor],
     layout: Layout,
-    flat: Flat,
+    flat: FlatCall,
     again: Sequence[Tensor],
     steady: float = 1.0,
 ) -> Difference | None:
@@ -214,7 +214,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return largest * sum(float((x / largest).square().sum()) for x in sizes) ** 0.5
 
 
-def _name(i: int, layout: Layout, flat: Flat) -> str:
+def _name(i: int, layout: Layout, flat: FlatCall) -> str:
     """Which result, in words."""
     if i < layout.split:
         return "the loss" if i == 0 else "an output of the model"

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fastmaml.episodes.batch import Episodes
-
 
 @dataclass(frozen=True)
 class RowTable:
@@ -31,12 +29,12 @@ class RowTable:
     name: str
     leaf: int
 
-    def count(self, episodes: Episodes) -> int:
+    def count(self, episodes: Any) -> int:
         """How many indices there are a task, whether or not they differ."""
         sets = (episodes.support.inputs, episodes.query.inputs)
         return sum(tree_leaves(x)[self.leaf][0].numel() for x in sets)
 
-    def rows(self, episodes: Episodes) -> Tensor:
+    def rows(self, episodes: Any) -> Tensor:
         """The indices that occur, ascending: ``[tasks, indices of support and query together]``.
 
         The last one is repeated to fill up, so that the shape does not depend on the numbers.

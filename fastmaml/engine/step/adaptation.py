@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
-from torch import Tensor
 
-from fastmaml.engine.step.meta_step import Executor, Program
-from fastmaml.episodes.batch import Episodes
+from fastmaml.engine.step.program import Call
 from fastmaml.gradients.base import GradientMethod, Loop, Meta, MetaGradient, Query, detached
 
 
 @final
 @dataclass(frozen=True)
-class Forward(GradientMethod):
+class Adaptation(GradientMethod):
     """No derivatives: the query losses and outputs after some numbers of inner steps.
 
     They are the outputs ``[(losses, outputs), ...]`` of its only query.
@@ -42,28 +40,11 @@ class Forward(GradientMethod):
         return nothing, [query._replace(outputs=found)]
 
 
-def evaluate(
-    execute: Executor,
-    program: Program,
-    meta: Meta,
-    episodes: Episodes,
-    seeds: Tensor,
-    at: Sequence[int],
-) -> list[tuple[Tensor, Any]]:
-    """Query losses ``[tasks]`` and outputs after each number of inner steps in `at`, no graphs.
+def adaptation(call: Call, at: Sequence[int]) -> Call:
+    """The call whose outputs are losses ``[tasks]`` and outputs after each number of steps in `at`.
 
     Args:
-        execute: runs it.
-        program: its gradient method does not matter.
-        meta: the meta-parameters.
-        episodes: the meta-batch.
-        seeds: ``[tasks]``.
-        at: increasing; the last is ``program.steps``.
+        call: its gradient method does not matter.
+        at: increasing; the last is the program's number of inner steps.
     """
-    program = replace(program, gradient=Forward(tuple(at)))
-    weights = torch.ones(len(seeds), device=seeds.device)
-    step_weights = [0.0] * program.steps + [1.0]
-    found: list[tuple[Tensor, Any]] = execute(
-        program, meta, episodes, seeds, weights, step_weights
-    ).outputs
-    return found
+    return call.by(method=Adaptation(tuple(at)))

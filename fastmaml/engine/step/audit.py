@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.base.storages import address, parts
 from fastmaml.engine.base.trees import found_in
-from fastmaml.episodes.batch import Episodes
 
 
 class Watch(TorchFunctionMode):
@@ -22,7 +21,7 @@ class Watch(TorchFunctionMode):
     draw again, and trainable tensors that are not the model's.
 
     Args:
-        episodes: what the model runs on meanwhile.
+        given: the tensors that the model runs on meanwhile.
         device: whose random generator is watched, beside the CPU's.
         own: the model's parameters, and the rule's.
         parameters: what the model computes with meanwhile in their places, by name.
@@ -30,7 +29,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(
         self,
-        episodes: Episodes,
+        given: list[Tensor],
         device: torch.device,
         own: Iterable[Tensor],
         parameters: Mapping[str, Tensor],
@@ -39,7 +38,7 @@ class Watch(TorchFunctionMode):
         self.own = {id(x) for x in own}
         self.leaves: dict[int, weakref.ref[Tensor]] = {}  # trainable ones that are not its own
         self.made: dict[int, weakref.ref[Tensor]] = {}  # results, which the code may make leaves
-        self.tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
+        self.tensors = given
         self.versions = [x._version for x in self.tensors]
         self.parameters = [(n, x, x._version) for n, x in parameters.items()]
         self.names = {p: n for n, x in parameters.items() for p in map(address, parts(x))}

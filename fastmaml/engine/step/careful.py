@@ -15,40 +15,38 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastmaml.engine.step.audit import Watch
-from fastmaml.episodes.batch import Episodes
-from fastmaml.gradients.base import Meta, detached
+from fastmaml.engine.step.data import mapped, tensors_in
+from fastmaml.gradients.base import detached
 
 if TYPE_CHECKING:
-    from fastmaml.engine.step.meta_step import Program
+    from fastmaml.engine.step.program import Call
 
 
 @contextlib.contextmanager
-def careful(program: Program, meta: Meta, episodes: Episodes) -> Iterator[tuple[Meta, Episodes]]:
-    """The arguments for a run; copies of both, watched, where `Program.uncertain`.
+def careful(call: Call) -> Iterator[Call]:
+    """The call for a run; of copies, watched, where `Program.uncertain`.
 
     Raises:
         ValueError: the code does what planning refuses; before there is a result. What gets no
             meta-gradient is noted, as only who learns minds (`check_reach`).
     """
+    program = call.program
     if not program.uncertain:
-        yield meta, episodes
+        yield call
         return
-    own = [x for x in tree_leaves(tuple(meta)) if isinstance(x, Tensor)]
-    own += program.forward.frozen.values()
-    episodes, (meta, parameters) = cloned(episodes), copies(program, meta)
-    watch = Watch(episodes, own[0].device, own, parameters)
+    copied, watch = watched(call)
     try:
         with watch:
-            yield meta, episodes
+            yield copied
     except RuntimeError:
         watch.check_unchanged()  # what autograd says of it in its own words
         raise
     watch.check_unchanged()
     program.depends.unreached = program.depends.unreached or watch.unreached()
-    if program.function is None and not program.gradient.steps_once:
+    if not program.method.steps_once:
         changed = program.depends.changed()
         why = drawing(watch.drew(), f"{changed}, which changes whenever it runs" if changed else "")
-        check_steps(program.gradient, why)
+        check_steps(program.method, why)
 
 
 def check_steps(gradient: object, drew: str) -> None:
@@ -70,12 +68,14 @@ def drawing(drew: bool, restless: str) -> str:
     return f"the model reads {restless}" if restless else ""
 
 
-def cloned(episodes: Episodes) -> Episodes:
-    """Copies, so that a model which writes to its inputs does no harm before that is noticed."""
-    return Episodes(*(b.map(torch.clone) for b in (episodes.support, episodes.query)))
-
-
-def copies(program: Program, meta: Meta) -> tuple[Meta, dict[str, Tensor]]:
-    """The meta-parameters for a model that may write to them, and all of them that it may."""
-    copied = tree_map_only(Tensor, torch.clone, detached(meta))
-    return copied, {**copied.adapted, **copied.shared, **program.forward.frozen}
+def watched(call: Call) -> tuple[Call, Watch]:
+    """The same of copies, which a model may write to, and what notices that it does."""
+    program, meta = call.program, call.meta
+    own = [x for x in tree_leaves(tuple(meta)) if isinstance(x, Tensor)]
+    own += program.forward.frozen.values()  # among them a task's own head, which may be trainable
+    copied = call._replace(
+        meta=tree_map_only(Tensor, torch.clone, detached(meta)),
+        data=mapped(call.data, torch.clone),
+    )
+    parameters = {**copied.meta.adapted, **copied.meta.shared, **program.forward.frozen}
+    return copied, Watch(tensors_in(copied.data), call.seeds.device, own, parameters)

@@ -13,15 +13,17 @@ from torch._C import _functorch as functorch
 
 from fastmaml.engine.base.errors import NonFiniteLoss
 from fastmaml.engine.base.trees import flatten
+from fastmaml.engine.step.data import TaskData
 from fastmaml.engine.step.forward import call
-from fastmaml.engine.step.inner_loop import InnerLoop, Objective
-from fastmaml.engine.step.meta_step import MetaResult, Program, inner_loop, meta_step, tensors_of
+from fastmaml.engine.step.inner_loop import InnerLoop
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, MetaResult, Program, tensors_of
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta, detached
 
 
-def check_device(device: torch.device, episodes: Episodes) -> None:
-    """Raise ValueError where a tensor of the episodes is not on `device`, the model's.
+def check_device(device: torch.device, data: TaskData) -> None:
+    """Raise ValueError where a tensor of the tasks is not on `device`, the model's.
 
     RuntimeError, where there is no place at all for a meta-step.
     """
@@ -30,23 +32,23 @@ def check_device(device: torch.device, episodes: Episodes) -> None:
             "a meta-step is no function for torch.func.grad, vmap or jvp: call maml(episodes) "
             "outside of them, and out.loss.backward() or torch.autograd.grad(out.loss, parameters)."
         )
-    for name in ("support", "query"):
-        for x in getattr(episodes, name).tensors():
+    for name, tensors in data.named().items():
+        for x in tensors:
             if x.device != device:
                 raise ValueError(
-                    f"the {name} set is on {x.device} and the model on {device}: move one of them, "
+                    f"the {name} is on {x.device} and the model on {device}: move one of them, "
                     f"for example with episodes.to({str(device)!r})."
                 )
 
 
-def check_reach(program: Program, episodes: Episodes) -> None:
+def check_reach(program: Program, data: TaskData) -> None:
     """Raise ValueError where something trainable would get no gradient from a meta-step."""
     if program.unreached:
         raise ValueError(program.unreached)
-    for name in ("support", "query"):
-        if any(x.requires_grad for x in getattr(episodes, name).tensors()):
+    for name, tensors in data.named().items():
+        if any(x.requires_grad for x in tensors):
             raise ValueError(
-                f"the {name} set requires a gradient, which a meta-step does not give: it reaches "
+                f"the {name} requires a gradient, which a meta-step does not give: it reaches "
                 "the parameters of this MAML's model alone. Make what computed these tensors a "
                 "part of the model (scope= says what adapts; the rest is learned all the same), or "
                 "detach() them."
@@ -125,9 +127,7 @@ def check_reached(program: Program) -> None:
         raise ValueError(program.depends.unreached)
 
 
-def check_finite(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, result: MetaResult
-) -> None:
+def check_finite(call: Call, result: MetaResult) -> None:
     """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
     leaves = flatten(result.gradient)[0]
     found = [x for x in (result.losses, *leaves) if x is not None]
@@ -137,9 +137,9 @@ def check_finite(
     if math.isfinite(torch.stack(_sums(found)).sum().item()):
         return
     if not result.losses.isfinite().all():
-        _raise_for_losses(program, meta, episodes, seeds, result.losses)
+        _raise_for_losses(call, result.losses)
     if not _finite(result.gradient):
-        _raise_for_gradient(program, meta, episodes, seeds)
+        _raise_for_gradient(call)
 
 
 def _sums(tensors: list[Tensor]) -> list[Tensor]:
@@ -155,35 +155,26 @@ def _finite(tree: Any) -> bool:
     return all(bool(x.isfinite().all()) for x in tensors_of(tree))
 
 
-def _raise_for_gradient(program: Program, meta: Meta, episodes: Episodes, seeds: Tensor) -> None:
+def _raise_for_gradient(call: Call) -> None:
     """Look at one task at a time, now that something is known to be wrong."""
-    by_step = [0.0] * program.steps + [1.0]
-    one = torch.ones(1, device=seeds.device)
-    tasks = [
-        t
-        for t in range(len(seeds))
-        if not _finite(
-            meta_step(program, meta, episodes[t], seeds[t : t + 1], one, by_step).gradient
-        )
-    ]
+    alone = [call.part(t, t + 1).tried(1) for t in range(len(call.seeds))]
+    tasks = [t for t, one in enumerate(alone) if not _finite(meta_step(one).gradient)]
     raise NonFiniteLoss(
         f"The meta-gradient of task {tasks[0] if tasks else '?'} is NaN or infinite (so are those "
-        f"of {max(len(tasks) - 1, 0)} other tasks) after {program.steps} inner steps, although "
-        "every query loss is finite. No gradient was set. A derivative has no value somewhere on "
-        "the way: look for square roots, norms, logarithms or divisions at zero in the model, the "
-        "loss or the rule (torch.autograd.set_detect_anomaly names the operation), or lower the "
-        "inner learning rate.",
+        f"of {max(len(tasks) - 1, 0)} other tasks) after {call.program.steps} inner steps, "
+        "although every query loss is finite. No gradient was set. A derivative has no value "
+        "somewhere on the way: look for square roots, norms, logarithms or divisions at zero in "
+        "the model, the loss or the rule (torch.autograd.set_detect_anomaly names the operation), "
+        "or lower the inner learning rate.",
         None,
         tasks,
     )
 
 
-def _raise_for_losses(
-    program: Program, meta: Meta, episodes: Episodes, seeds: Tensor, losses: Tensor
-) -> None:
+def _raise_for_losses(call: Call, losses: Tensor) -> None:
     tasks = (~losses.isfinite()).nonzero().flatten().tolist()
     first = tasks[0]
-    if program.function is not None:
+    if not call.program.method.runs_loop:
         others = f" (of {len(tasks)}: {str(tasks[:6])[1:-1]})" if len(tasks) > 1 else ""
         raise NonFiniteLoss(
             f"The query loss of task {first}{others} is {losses[first].item()}. "
@@ -192,15 +183,10 @@ def _raise_for_losses(
             None,
             tasks,
         )
-    loop = inner_loop(
-        program,
-        episodes[first],
-        seeds[first : first + 1],
-        Objective(torch.ones_like(losses[:1]), [1.0] * (program.steps + 1)),
-    )
-    step, value = _first_bad_step(loop, meta)
-    which = "support" if step < program.steps else "query"
-    when = f"at inner step {step}" if step < program.steps else f"after {step} inner steps"
+    loop = call.part(first, first + 1).tried(1, every_step=True).loop()
+    step, value = _first_bad_step(loop, call.meta)
+    which = "support" if step < loop.steps else "query"
+    when = f"at inner step {step}" if step < loop.steps else f"after {step} inner steps"
     others = f" (and of {len(tasks) - 1} other tasks: {tasks[1:6]})" if len(tasks) > 1 else ""
     raise NonFiniteLoss(
         f"The {which} loss of task {first}{others} is {value} {when}. Nothing was averaged in, and "
@@ -228,8 +214,8 @@ def _names(dtypes: Any) -> str:
     return " and ".join(sorted(str(d) for d in dtypes))
 
 
-def signature(episodes: Episodes) -> tuple[Any, ...]:
+def signature(data: TaskData) -> tuple[Any, ...]:
     """What must be equal for two meta-batches to run the same way."""
-    leaves, spec = flatten([(b.inputs, b.targets) for b in (episodes.support, episodes.query)])
+    leaves, spec = flatten(data.tree())
     kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
-    return (spec, *kinds)
+    return (data.kind, spec, *kinds)

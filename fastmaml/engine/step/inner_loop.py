@@ -14,7 +14,6 @@ from fastmaml.engine.routing.row_tables import gathered
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import HeadLayer
 from fastmaml.engine.step.shared_passes import Kept, SharedPasses
-from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Carry, Meta, Query, detached, inner_product
 from fastmaml.rules.base import Rule, Tensors
 
@@ -46,7 +45,7 @@ class InnerLoop:
         forward: model and loss.
         rule: U.
         steps: the number of inner steps.
-        episodes: these tasks' support and query sets.
+        episodes: these tasks' support and query sets, or what a user's function is given.
         seeds: ``[tasks]``.
         objective: the meta-loss.
         buffers: filled with the buffers ``[tasks, *shape]`` that the last query pass left.
@@ -58,7 +57,7 @@ class InnerLoop:
     forward: TaskForward
     rule: Rule
     steps: int
-    episodes: Episodes
+    episodes: Any
     seeds: Tensor
     objective: Objective
     buffers: Tensors = field(default_factory=dict)

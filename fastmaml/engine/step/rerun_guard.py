@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from fastmaml.engine.base.tensor_cores import ONE_RULE
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.step.meta_step import Program
-from fastmaml.episodes.batch import Episodes
+from fastmaml.engine.step.data import TaskData, tensors_in
+from fastmaml.engine.step.program import Program
 
 
-class Surroundings:
+class RerunGuard:
     """A context in which a meta-step runs, and runs again, under the autocast of the first time.
 
     autocast's cache of cast weights is off: within it every step's copies would stay alive.
 
     Args:
         model: whose modes must not change in between.
-        episodes: which must not be written to in between.
+        data: which must not be written to in between.
         held: the model's tensors and modes now.
         program: whose tensors that have no meta-gradient, and whose settings, must be as they were
             when it had run; it may be set later.
@@ -33,11 +33,11 @@ class Surroundings:
     def __init__(
         self,
         model: nn.Module,
-        episodes: Episodes,
+        data: TaskData,
         held: Inventory,
         program: Program | None = None,
     ) -> None:
-        self.model, self.episodes, self.program = model, episodes, program
+        self.model, self.data, self.program = model, data, program
         self.device = held.device.type
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
@@ -84,8 +84,7 @@ class Surroundings:
         )
 
     def _versions(self) -> list[int | None]:
-        tensors = [*self.episodes.support.tensors(), *self.episodes.query.tensors()]
-        return [_version(x) for x in tensors]
+        return [_version(x) for x in tensors_in(self.data)]
 
     def _others(self) -> list[Tensor]:
         """All that is read without getting a gradient; autograd looks after the rest."""

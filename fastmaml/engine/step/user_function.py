@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastmaml.engine.base.trees import Spec, unflatten
 from fastmaml.engine.routing.to_ops import OpRouting
+from fastmaml.engine.step.data import TaskArguments, TaskData
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.engine.step.task_learner import TaskLearner
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import (
+    GradientMethod,
     Meta,
     MetaGradient,
     Query,
@@ -30,26 +31,33 @@ from fastmaml.gradients.base import (
 
 @final
 @dataclass(frozen=True)
-class TaskFunction:
+class UserFunction(GradientMethod):
     """``function(learner, *arguments)`` returns a task's loss, or (loss, whatever else).
+
+    It is differentiated in one graph, whatever it does; the loop gives it the learner alone.
 
     Attributes:
         function: the user's.
-        spec: the tree of its arguments and keywords, whose leaves are the support inputs of the
-            episodes, each with a second dimension of 1; None where the episodes are the user's.
-        batches: whether its first two arguments are the support and the query `Batch`.
         first_order: whether inner gradients are constants unless `adapt` is told otherwise.
         learns: whether a meta-gradient is wanted.
     """
 
     function: Callable[..., Any]
-    spec: Spec | None
-    batches: bool
     first_order: bool
     learns: bool = True
+    runs_loop: ClassVar[bool] = False
 
-    def meta_gradient(self, loop: InnerLoop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
-        """As a `GradientMethod`'s: one graph through everything that the function does."""
+    @property
+    def code(self) -> Any:
+        """The function."""
+        return self.function
+
+    def differentiates(self, step: int, steps: int) -> bool:
+        """Whether `adapt` does, unless it is told otherwise."""
+        return not self.first_order
+
+    def meta_gradient(self, loop: Any, meta: Meta) -> tuple[MetaGradient, list[Query]]:
+        """One graph through everything that the function does."""
         with torch.enable_grad():
             meta = leaves_of(meta)
             query = self.query(loop, meta)
@@ -65,16 +73,12 @@ class TaskFunction:
             back = pull_back([query.value], [torch.ones_like(query.value)], meta)
         return MetaGradient(*back), [query.detach()]
 
-    def key(self) -> Any:
-        """What a recording of it depends on."""
-        return self.spec, self.batches, self.first_order, self.learns
-
     def query(self, loop: InnerLoop, meta: Meta, calls: list[int] | None = None) -> Query:
         """What the function returns for every task; `calls` gets how often it calls the model."""
         start = loop.start(meta)
 
         def one(given: Any, seed: Tensor) -> tuple[Tensor, Any]:
-            arguments, keywords = self._arguments(given)
+            arguments, keywords = _of_task(loop.episodes, given)
             learner = TaskLearner(loop, meta, start, seed, self.first_order)
             with _own_ops(loop.forward):
                 result = self.function(learner, *arguments, **keywords)
@@ -89,24 +93,19 @@ class TaskFunction:
                 )
             return loss, tree_map(lambda x: _as_tensor(x, loss.device), more)
 
-        support, query = loop.episodes.support, loop.episodes.query
-        given = support.inputs
-        if self.spec is None:
-            given = (support.inputs, support.targets), (query.inputs, query.targets)
-        losses, outputs = loop.forward.by_task(one, (given, loop.seeds), meta.shared)
+        losses, outputs = loop.forward.by_task(one, (loop.episodes.tree(), loop.seeds), meta.shared)
         value = (losses * loop.objective.weights.to(losses.dtype)).sum()
         if loop.objective.outputs is not None:
             pairs = zip(tree_leaves(outputs), loop.objective.outputs, strict=True)
             value = value + sum(inner_product(y, c) for y, c in pairs if c is not None)
         return Query(loop.steps, value, losses, outputs)
 
-    def _arguments(self, given: Any) -> tuple[Any, dict[str, Any]]:
-        """One task's arguments and keywords."""
-        keywords: dict[str, Any] = {}
-        if self.spec is not None:
-            leaves = [x.squeeze(0) if isinstance(x, Tensor) else x for x in given]
-            given, keywords = unflatten(leaves, self.spec)
-        return ([Batch(*b) for b in given] if self.batches else given), keywords
+
+def _of_task(data: TaskData, given: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments and keywords, of the leaves of one task."""
+    if isinstance(data, TaskArguments):
+        return data.of_task(given)
+    return [Batch(*part) for part in given], {}
 
 
 def _as_tensor(x: Any, device: torch.device) -> Tensor | None:

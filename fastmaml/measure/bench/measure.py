@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import math
 import statistics
 import time
@@ -20,7 +18,8 @@ from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.executors import lanes
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
-from fastmaml.maml.planned import meta_of, plan_of, program_of
+from fastmaml.maml.admit import admit
+from fastmaml.maml.plan import plan_of
 from fastmaml.measure.profile import LiveMemory
 
 SEED = 0
@@ -86,11 +85,10 @@ def turn(maml: MAML, episodes: Episodes, seconds: float) -> float:
 
 def explained(maml: MAML, episodes: Episodes) -> Explained:
     """How it runs, after it has run."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        plan = maml.explain(episodes)
+    plan = maml.explain(episodes)
     parallel = max(lanes(maml.executor, next(maml.parameters()).device), 1)
     at_once = min(episodes.tasks, plan.chunk * parallel)
-    return Explained(plan, tuple(printed.getvalue().splitlines()), at_once)
+    return Explained(plan, plan.reasons, at_once)
 
 
 def check_room(maml: MAML, episodes: Episodes) -> None:
@@ -102,11 +100,9 @@ def check_room(maml: MAML, episodes: Episodes) -> None:
     held = take_inventory(maml.module)
     if held.device.type != "cpu":
         return
-    program = program_of(maml, held, maml.steps, maml.executor)
     seeds = torch.arange(episodes.tasks)
-    plan = plan_of(
-        maml, program, meta_of(maml, held), episodes, seeds, maml.gradient, held, maml.executor
-    )
+    call = admit(maml, held, episodes, maml.steps, maml.executor, seeds=seeds)
+    plan = plan_of(maml, maml._plans, held, call, maml.gradient, maml.executor)
     need = plan.bytes_first
     free = free_bytes(held.device)
     if need > free:

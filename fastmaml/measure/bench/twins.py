@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,22 +26,15 @@ def in_configuration(
     Learned rates have the values of the twin's where they have its shapes (rates of each step
     have not, with another number of steps: those begin as the rule says).
     """
-    made = MAML(
-        twin.module,
-        rule=twin.rule,
-        steps=steps,
-        loss=twin.loss,
+    settings = replace(
+        twin.settings,
         gradient=gradient,
-        scope=twin.scope,
-        head=None if twin.head is None else twin.head.head,
+        steps=steps,
+        backend=backend,
         executor=executor,
         spot_checks=False,  # what is measured is a call like most
-        backend=backend,
-        tasks_chunk=twin.tasks_chunk,
-        batch_norm=twin.batch_norm,
-        memory_budget=twin.memory_budget,
-        check_finite=twin.check_finite,
     )
+    made = MAML.of(twin.module, settings)
     with torch.no_grad():
         for name, rate in made.rates.items():
             if name in twin.rates and rate.shape == twin.rates[name].shape:

@@ -10,31 +10,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from fastmaml.engine.recording.arguments import Flat, Function, Layout, flattened, laid_out
-from fastmaml.engine.recording.captured import SMALL, Captured
-from fastmaml.engine.recording.chunks import Sum, run_chunks
-from fastmaml.engine.recording.executors import Executor
-from fastmaml.engine.recording.optimize import cleaned, compiled, element_count, operation_count
+from fastmaml.engine.recording.arguments import FlatCall, flattened
+from fastmaml.engine.recording.captured import Captured
+from fastmaml.engine.recording.chunks import Sum
+from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.replay import Recording, Traceable, replay
 from fastmaml.engine.recording.tape import Operation, Tape, UncapturableError, record
-from fastmaml.engine.step.meta_step import MetaResult, Program, meta_step
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, Executor, MetaResult
 from fastmaml.measure.profile.phases import WHOLE, Phased, Silence, Sink
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A chunk's recording.
-
-    Attributes:
-        run: of the flat tensors, gives the flat results, and switches phases in between.
-        layout: of the results.
-        operations: how many calls a replay makes, views and marks not counted.
-        small: whether the operations are too small for more than one thread.
-    """
-
-    run: Function
-    layout: Layout
-    operations: int
-    small: bool
 
 
 @final
@@ -53,18 +37,17 @@ class PhasedExecutor:
     def __init__(self, execute: Executor, parallel: bool = True) -> None:
         self.execute, self.parallel = execute, parallel
         self.sink: Sink = Silence()
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[int, Recording] = {}
 
-    def __call__(self, program: Program, *arguments: Any) -> MetaResult:
+    def __call__(self, call: Call) -> MetaResult:
         """As `meta_step`."""
         if self.opaque:
             with self.sink.chunk():
                 self.sink.switch(WHOLE)
-                return self.execute(program, *arguments)
-        flat = flattened(program, *arguments)
+                return self.execute(call)
+        flat = flattened(call)
         if self.refusal(flat) is not None:
-            phased = replace(program, gradient=Phased(program.gradient, self.sink))
-            return meta_step(phased, *arguments)
+            return meta_step(phased(call, self.sink))
         return self._replayed(flat)
 
     @property
@@ -73,16 +56,16 @@ class PhasedExecutor:
         return isinstance(self.execute, Captured) and self.execute.prepare is not compiled
 
     @property
-    def replays(self) -> Sequence[Replay]:
+    def replays(self) -> Sequence[Recording]:
         """The recordings made so far: of a chunk, and where it is another size, of the last one."""
         return tuple(self._replays.values())
 
-    def refusal(self, flat: Flat) -> str | None:
+    def refusal(self, flat: FlatCall) -> str | None:
         """Why it runs eagerly; None where it is replayed."""
         if not isinstance(self.execute, Captured):
             return "asked for"
         try:
-            self.execute.recording(flat.chunk(0, min(flat.program.chunk, flat.tasks)))
+            self.execute.recording(flat.chunks()[0])
         except UncapturableError as error:
             return str(error)
         return None
@@ -91,21 +74,14 @@ class PhasedExecutor:
         """What a recording's marks call."""
         self.sink.switch(phase)
 
-    def _replayed(self, flat: Flat) -> MetaResult:
-        size, tasks = flat.program.chunk, flat.tasks
-        chunks = [flat.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
+    def _replayed(self, flat: FlatCall) -> MetaResult:
+        chunks = flat.chunks()
         replays = [self._replay(chunk) for chunk in chunks]
+        spread = self.parallel and flat.seeds.device.type == "cpu"
+        total = _PhasedSum(replays[0].layout.split, self.sink)
+        return replay(chunks, replays, spread, self.sink.chunk, total)
 
-        def run(number: int) -> list[Tensor]:
-            with self.sink.chunk():
-                return replays[number].run(*chunks[number].tensors())
-
-        own, layout = flat.seeds.device.type == "cpu", replays[0].layout
-        spread, small = own and self.parallel, own and replays[0].small
-        total = _PhasedSum(layout.split, self.sink)
-        return layout.result(run_chunks(run, len(chunks), layout.split, spread, small, total))
-
-    def _replay(self, flat: Flat) -> Replay:
+    def _replay(self, flat: FlatCall) -> Recording:
         if flat.tasks not in self._replays:
             self._replays[flat.tasks] = recorded(flat, self.switch)
         return self._replays[flat.tasks]
@@ -151,25 +127,20 @@ class _Mark:
     _op: Callable[[str], None]
 
 
-def recorded(flat: Flat, switch: Callable[[str], None]) -> Replay:
+def phased(call: Call, sink: Sink) -> Call:
+    """The same, told to `sink`."""
+    return call.by(method=Phased(call.program.method, sink))
+
+
+def recorded(flat: FlatCall, switch: Callable[[str], None]) -> Recording:
     """As `Captured` records a chunk, with marks."""
-    tensors = [x.clone() for x in flat.tensors()]  # no two of which share memory
-    tape = Tape(len(tensors))
+    tape = Tape(len(flat.tensors()))
     tags = Tags(tape)
-    program = replace(flat.program, gradient=Phased(flat.program.gradient, tags))
-    layout: list[Layout] = []
-
-    def function(*tensors: Tensor) -> list[Tensor]:
-        found, how = laid_out(replace(flat, program=program).run(tensors))
-        layout[:] = [how]
-        return found
-
+    chunk = Traceable(replace(flat, call=phased(flat.call, tags)))
     with torch.enable_grad():
-        record(function, tensors, tape)
+        record(chunk, chunk.tensors, tape)
     cleaned(tape)
-    operations = operation_count(tape)
-    small = element_count(tape) < SMALL * operations
-    return Replay(compiled(_marked(tape, tags, switch)), layout[0], operations, small)
+    return Recording.of(compiled(_marked(tape, tags, switch)), tape, chunk.layout)
 
 
 def _marked(tape: Tape, tags: Tags, switch: Callable[[str], None]) -> Tape:

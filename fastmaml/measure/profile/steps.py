@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch.optim import Optimizer
 
-from fastmaml.engine.recording.executors import Executor
+from fastmaml.engine.step.program import Executor
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.measure.profile.phases import META, OPTIMIZER, REST, SAMPLING, Sink
@@ -26,8 +26,8 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 def executed_by(maml: MAML, execute: Executor) -> MAML:
     """The same learner, with the same parameters, whose meta-steps another executor runs."""
-    twin = copy.copy(maml)
-    twin.__dict__ = {**maml.__dict__, "_execute": execute}
+    twin = maml.twin()
+    twin._execute = execute
     return twin
 
 

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmaml.engine.model.buffers import forget_running_statistics
+from fastmaml.engine.model.inventory import take_inventory
 from fastmaml.engine.routing.called_by_hand import written_out
 from fastmaml.engine.routing.mode import without_cudnn
 from fastmaml.engine.step.forward import Loss, call
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml import MAML
+from fastmaml.maml.plan import meta_of
 from fastmaml.measure.verify.runs import Run, take_gradients
 from fastmaml.rules.base import Tensors
 
@@ -21,7 +23,7 @@ def of_the_plain_loop(maml: MAML, episodes: Episodes) -> Run:
     method = maml.gradient
     known = method is None or method.exact or method.one_graph
     if maml.head is not None or not known:
-        what = method if maml.head is None else maml.head.head
+        what = method if maml.head is None else maml.head
         raise ValueError(f"there is no plain loop to compare {what} with: give reference=.")
     if maml.batch_norm == "batch":
         forget_running_statistics(maml.module)
@@ -38,7 +40,8 @@ def of_the_plain_loop(maml: MAML, episodes: Episodes) -> Run:
 
 def _task_loss(maml: MAML, task: Episodes) -> Tensor:
     """The query loss of one task after its inner steps."""
-    meta, rule, method = maml._meta(), maml.rule, maml.gradient
+    rule, method = maml.rule, maml.gradient
+    meta = meta_of(maml, take_inventory(maml.module))
     support, query = (b.map(lambda x: x.squeeze(0)) for b in (task.support, task.query))
     moving = {n: p.unsqueeze(0) for n, p in meta.adapted.items()}  # rules take [tasks, *shape]
     state = rule.init(moving)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastmaml.engine.recording.executors import ExecutorName
+from fastmaml.gradients.names import MethodName
+from fastmaml.ops import Backend
 from fastmaml.training.config.loop import LoopConfig
 
 
@@ -24,9 +27,7 @@ class RunConfig(LoopConfig):
     """How parameters move in the inner loop; meta-sgd and lslr learn their rates."""
     inner_momentum: float = 0.9
     """Momentum of the rule of that name."""
-    gradient: Literal[
-        "auto", "unrolled", "checkpointed", "mixed-mode", "first-order", "truncated", "reptile"
-    ] = "auto"
+    gradient: Literal["auto", MethodName] = "auto"
     """How the inner loop is differentiated (auto: the best exact method)."""
     segments: int | None = None
     """Parts in which checkpointed and mixed-mode keep the inner loop (none: every step)."""
@@ -36,9 +37,9 @@ class RunConfig(LoopConfig):
     """What adapts: all, head, body, or a pattern of parameter names."""
     tasks_chunk: int | None = None
     """Tasks computed at once (none: as many as fit)."""
-    executor: Literal["auto", "eager", "captured", "compiled"] = "auto"
+    executor: Literal["auto", ExecutorName] = "auto"
     """How the meta-step runs (auto: recorded where that is possible)."""
-    backend: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
+    backend: Literal["auto", Backend] = "auto"
     """What runs the model's layers (auto: the fastest there is)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
-from fastmaml import gradients, rules
+from fastmaml import rules
 from fastmaml.episodes import Episodes
 from fastmaml.gradients import GradientMethod
+from fastmaml.gradients.names import NUMBERED, named
 from fastmaml.maml import MAML
 from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 from fastmaml.training.recipes.base import Converted, Recipe
@@ -113,18 +114,8 @@ def _rule(config: RunConfig) -> rules.Rule:
 
 
 def _gradient(config: RunConfig) -> GradientMethod | None:
-    match config.gradient:
-        case "auto":
-            return None
-        case "unrolled":
-            return gradients.Unrolled()
-        case "checkpointed":
-            return gradients.Checkpointed(config.segments)
-        case "mixed-mode":
-            return gradients.MixedMode(config.segments)
-        case "first-order":
-            return gradients.FirstOrder()
-        case "truncated":
-            return gradients.Truncated(config.last)
-        case "reptile":
-            return gradients.Reptile()
+    name = config.gradient
+    if name == "auto":
+        return None
+    numbers = {"segments": config.segments, "last": config.last}
+    return named(name, numbers[NUMBERED[name]] if name in NUMBERED else None)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml import ops
-from fastmaml.engine.recording.captured import KEPT
+from fastmaml.engine.recording.captured import MAX_RECORDINGS
 from fastmaml.gradients import Checkpointed, MixedMode
 from fastmaml.rules import LSLR, SGD, MetaSGD, Momentum, Rule
 
@@ -231,12 +231,12 @@ def test_shapes_methods_weights_and_autocast_have_recordings_of_their_own() -> N
 
 def test_a_bounded_number_is_kept() -> None:
     both = pair(Model)
-    for examples in range(1, KEPT + 4):
+    for examples in range(1, MAX_RECORDINGS + 4):
         agree(*both, vectors(examples=examples))
         agree(*both, vectors(examples=examples))
-    assert recordings(both[0]) == KEPT
+    assert recordings(both[0]) == MAX_RECORDINGS
     agree(*both, vectors(examples=1))  # whose recording went
-    assert recordings(both[0]) == KEPT
+    assert recordings(both[0]) == MAX_RECORDINGS
 
 
 def test_kinds_that_take_turns_are_not_recorded_again_and_again(
@@ -247,11 +247,11 @@ def test_kinds_that_take_turns_are_not_recorded_again_and_again(
     maml = fm.MAML(model, 0.3, steps=1, loss=F.mse_loss, backend="reference")
     recorded = []
     for _ in range(4):
-        for examples in range(1, KEPT + 3):
+        for examples in range(1, MAX_RECORDINGS + 3):
             maml(vectors(examples=examples))
             maml(vectors(examples=examples))
         recorded.append(maml._execute._returned)  # type: ignore[union-attr]
-    assert recorded == [0, KEPT, KEPT, KEPT]
+    assert recorded == [0, MAX_RECORDINGS, MAX_RECORDINGS, MAX_RECORDINGS]
     assert sum("take turns" in r.message for r in caplog.records) == 1
 
 

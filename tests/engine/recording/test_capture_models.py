@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.recording.captured import KEPT
+from fastmaml.engine.recording.captured import MAX_RECORDINGS
 from fastmaml.gradients import Checkpointed, MixedMode, Unrolled
 from fastmaml.measure.profile import LiveMemory
 
@@ -163,7 +163,7 @@ def test_what_is_only_counted_is_no_dependency() -> None:
 def test_a_model_that_changes_at_every_call_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     captured, eager = pair(odd(counting))
     chosen = fm.MAML(captured.module, 0.3, steps=2, loss=F.mse_loss, backend="reference")
-    for _ in range(KEPT + 2):
+    for _ in range(MAX_RECORDINGS + 2):
         agree(chosen, eager, vectors())
     assert sum("changes whenever it runs" in r.message for r in caplog.records) == 1
 

@@ -13,8 +13,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
 
 import fastmaml as fm
-from fastmaml.engine.step.meta_step import Program, meta_step
+from fastmaml.engine.model.inventory import take_inventory
+from fastmaml.engine.step.meta_step import meta_step
+from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients.base import Meta
+from fastmaml.maml.admit import admit
+from fastmaml.maml.plan import plan
 
 BY_NAME = {p.name: p for p in PROBLEMS}
 
@@ -26,7 +30,7 @@ def pure(program: Program, weights: Tensor) -> Any:
     def run(meta: Meta, buffers: Any, support: Any, query: Any, seeds: Tensor) -> Any:
         own = replace(program, forward=replace(program.forward, buffers=buffers))
         episodes = fm.Episodes(fm.Batch(*support), fm.Batch(*query))
-        result = meta_step(own, meta, episodes, seeds, weights, step_weights)
+        result = meta_step(Call(own, meta, episodes, seeds, weights, step_weights))
         return result.losses, result.outputs, result.gradient
 
     return run
@@ -34,8 +38,9 @@ def pure(program: Program, weights: Tensor) -> Any:
 
 def arguments(maml: fm.MAML, problem: Problem) -> tuple[Program, tuple[Any, ...]]:
     torch.manual_seed(3)
-    _, meta, seeds, program = maml._prepare(problem.episodes, maml.steps)
-    episodes = problem.episodes
+    episodes, held = problem.episodes, take_inventory(maml.module)
+    call = admit(maml, held, episodes, maml.steps, "eager")
+    program, meta, _, seeds = plan(maml, held, call, maml.gradient, "eager")[:4]
     parts = [(b.inputs, b.targets) for b in (episodes.support, episodes.query)]
     return program, (
         tree_map_only(Tensor, torch.detach, meta),

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.plans import Plans, environment, key_of
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.model.scope import Scope, adapted_names, select
-from fastmaml.engine.planning.plan import Plan, make_plan
-from fastmaml.engine.recording.executors import chosen_backend, lanes
+from fastmaml.engine.model.scope import adapted_names, select
+from fastmaml.engine.planning.plan import Asked, Plan
+from fastmaml.engine.planning.planner import make_plan
+from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
 from fastmaml.engine.step.checks import check_labels, explain_failure, signature
-from fastmaml.engine.step.forward import Loss, TaskForward
-from fastmaml.engine.step.head_layer import HeadLayer, find_head_layer
-from fastmaml.engine.step.meta_step import Program
-from fastmaml.episodes.batch import Episodes
+from fastmaml.engine.step.forward import TaskForward
+from fastmaml.engine.step.head_layer import find_head_layer
+from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
 from fastmaml.integrations.transformers.host import find_host
+from fastmaml.maml.given_later import GivenLater
 from fastmaml.maml.settings import rate_key
-from fastmaml.rules.base import Rule, Tensors
+from fastmaml.rules.base import Tensors
+
+if TYPE_CHECKING:
+    from fastmaml.maml.maml import MAML
 
 
-class Settings(Protocol):
-    """The attributes of a `MAML` that are read here."""
-
-    module: nn.Module
-    loss: Loss | None
-    rule: Rule
-    gradient: GradientMethod | None
-    scope: Scope
-    head: HeadLayer | None
-    backend: Any
-    batch_norm: Any
-    tasks_chunk: int | None
-    memory_budget: int | None
-    rates: nn.ParameterDict
-    _rate_names: list[str]
-    _rate_steps: int
-    _plans: Plans[Plan]
-
-
-def meta_of(maml: Settings, held: Inventory) -> Meta:
+def meta_of(maml: GivenLater, held: Inventory) -> Meta:
     """The meta-parameters as they are now; frozen ones are not among them."""
     named = held.parameters
     chosen = select(named, maml.scope) or adapted_names(maml.module, maml.scope)
-    own = () if maml.head is None else maml.head.names
+    own = () if maml.head_layer is None else maml.head_layer.names
     adapted = {n: named[n] for n in chosen if n not in own}
     shared = {
         n: p for n, p in named.items() if p.requires_grad and n not in adapted and n not in own
@@ -59,7 +45,7 @@ def meta_of(maml: Settings, held: Inventory) -> Meta:
 
 
 def program_of(
-    maml: Settings, held: Inventory, steps: int, executor: str | None, needs_loss: bool = True
+    maml: MAML, held: Inventory, steps: int, executor: ExecutorName | None, needs_loss: bool = True
 ) -> Program:
     """The meta-step before anything is planned; `executor` is the one that will run it."""
     if maml.loss is None and needs_loss:
@@ -67,7 +53,7 @@ def program_of(
             "this MAML has no loss: give loss= when you make it, for example "
             "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
         )
-    heads = () if maml.head is None else maml.head.names
+    heads = () if maml.head_layer is None else maml.head_layer.names
     named = held.parameters.items()
     frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
     own = maml.batch_norm == "batch"
@@ -79,51 +65,73 @@ def program_of(
         backend=backend, host=find_host(maml.module),
     )  # fmt: skip
     method = maml.gradient or Unrolled()
-    return Program(forward, maml.rule, method, steps, 1, head=maml.head, call=held.call)
+    return Program(forward, maml.rule, method, steps, 1, head=maml.head_layer, call=held.call)
 
 
 def _no_loss(*_: Any) -> Tensor:
     raise RuntimeError("this program has no loss of its own")
 
 
-def plan_of(
-    maml: Settings,
-    program: Program,
-    meta: Meta,
-    episodes: Episodes,
-    seeds: Tensor,
-    gradient: GradientMethod | None,
+def plan(
+    maml: MAML,
     held: Inventory,
-    executor: str | None,
+    call: Call,
+    method: GradientMethod | None,
+    executor: ExecutorName | None,
+) -> Call:
+    """The call with how it runs decided; labels are checked by what is known of the model then."""
+    found = plan_of(maml, maml._plans, held, call, method, executor)
+    if call.seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
+        episodes: Any = call.data
+        check_labels(maml.loss, found.classes, episodes)
+    return call._replace(program=found.applied(call.program))
+
+
+def plan_of(
+    maml: MAML,
+    plans: Plans[Plan],
+    held: Inventory,
+    call: Call,
+    method: GradientMethod | None,
+    executor: ExecutorName | None,
+    make: Callable[[Call, Asked], Plan] | None = None,
 ) -> Plan:
-    """The plan for such episodes, made when they are first seen; `executor` will run it."""
-    parallel = lanes(executor, seeds.device)
+    """The plan for such calls, made when the first one is seen.
+
+    Args:
+        maml: whose settings count.
+        plans: those made before, and this one.
+        held: the model's tensors and modes now.
+        call: one of such calls.
+        method: the gradient method that is asked for; None for the planner to choose.
+        executor: will run it.
+        make: makes a plan; by default that of a meta-step.
+    """
+    program, parallel = call.program, lanes(executor, call.seeds.device)
     key = (
-        signature(episodes), held.training, key_of(gradient), program.steps, shapes(meta.adapted),
-        program.forward.backend, parallel, environment(seeds.device.type), settings_key(program),
+        signature(call.data), held.training, key_of(method), program.steps,
+        shapes(call.meta.adapted), program.forward.backend, parallel,
+        environment(call.seeds.device.type), settings_key(program),
     )  # fmt: skip
-    if (plan := maml._plans.find(key, held.call)) is not None:
-        return plan
-    check_as_made(maml, meta)
-    program = replace(program, depends=Dependencies())
+    if (found := plans.find(key, held.call)) is not None:
+        return found
+    check_as_made(maml, call.meta)
+    asked = Asked(method, maml.tasks_chunk, maml.memory_budget, maml.backend is not None, parallel)
+    made = (make or partial(_planned, maml))(call.by(depends=Dependencies()), asked)
+    return plans.keep(key, made)
+
+
+def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
+    """The planner's, with errors that say what is wrong with the data."""
+    episodes: Any = call.data
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
-            plan = make_plan(
-                program,
-                meta,
-                episodes,
-                seeds,
-                gradient,
-                maml.tasks_chunk,
-                maml.memory_budget,
-                fixed_backend=maml.backend is not None,
-                lanes=parallel,
-            )
+            found = make_plan(call, asked)
     except Exception as error:
         explain_failure(error, maml.module, maml.loss, episodes)
         raise
-    check_labels(maml.loss, plan.classes, episodes)
-    return maml._plans.keep(key, plan)
+    check_labels(maml.loss, found.classes, episodes)
+    return found
 
 
 def shapes(parameters: Tensors) -> tuple[Any, ...]:
@@ -131,11 +139,12 @@ def shapes(parameters: Tensors) -> tuple[Any, ...]:
     return tuple(parameters), tuple([p.shape for p in parameters.values()])
 
 
-def check_as_made(maml: Settings, meta: Meta) -> None:
+def check_as_made(maml: MAML, meta: Meta) -> None:
     """Raise ValueError where the model is no more the one for which the `MAML` was made."""
-    if maml.head is not None and find_head_layer(maml.module, maml.head.head) != maml.head:
+    layer = maml.head_layer
+    if layer is not None and find_head_layer(maml.module, layer.head) != layer:
         raise ValueError(
-            f"head={maml.head.head} was made for the last layer {maml.head.weight!r}, which is "
+            f"head={layer.head} was made for the last layer {layer.weight!r}, which is "
             "not the model's last one any more: make a new MAML of it."
         )
     adapted = {n: p.detach() for n, p in meta.adapted.items()}

@@ -1,0 +1,53 @@
+"""The gradient methods by name, for configurations and the command line."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fastmaml.gradients.base import GradientMethod
+from fastmaml.gradients.checkpointed import Checkpointed
+from fastmaml.gradients.mixed_mode import MixedMode
+from fastmaml.gradients.reptile import Reptile
+from fastmaml.gradients.unrolled import FirstOrder, Truncated, Unrolled
+
+MethodName = Literal[
+    "unrolled", "checkpointed", "mixed-mode", "first-order", "truncated", "reptile"
+]
+
+METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+
+NUMBERED: dict[str, str] = {
+    "checkpointed": "segments",
+    "mixed-mode": "segments",
+    "truncated": "last",
+}
+"""Those with a number, and what it is called."""
+
+
+def named(name: MethodName, number: int | None = None) -> GradientMethod:
+    """The method of this name.
+
+    Args:
+        name: one of `METHOD_NAMES`.
+        number: of segments of `Checkpointed` and `MixedMode` (None: every step is kept), or of
+            differentiated steps of `Truncated` (None: 1); the others have none.
+
+    Raises:
+        ValueError: there is no such method, or it has no number.
+    """
+    if number is not None and name not in NUMBERED:
+        raise ValueError(f"{name} takes no number; {', '.join(NUMBERED)} do.")
+    match name:
+        case "unrolled":
+            return Unrolled()
+        case "checkpointed":
+            return Checkpointed(number)
+        case "mixed-mode":
+            return MixedMode(number)
+        case "first-order":
+            return FirstOrder()
+        case "truncated":
+            return Truncated(1 if number is None else number)
+        case "reptile":
+            return Reptile()
+    raise ValueError(f"{name!r} is no gradient method: choose from {', '.join(METHOD_NAMES)}.")

@@ -1,0 +1,68 @@
+"""The first stage of a meta-step: is this a meta-batch for this model? If so, a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fastmaml.engine.base.seeds import task_seeds
+from fastmaml.engine.model.inventory import Inventory
+from fastmaml.engine.recording.executors import ExecutorName
+from fastmaml.engine.step.checks import check_device
+from fastmaml.engine.step.data import TaskArguments
+from fastmaml.engine.step.program import Call
+from fastmaml.engine.step.user_function import UserFunction
+from fastmaml.episodes.batch import Episodes, without_inference_mode
+from fastmaml.maml.plan import meta_of, program_of
+from fastmaml.maml.settings import task_weights, weights_by_step
+
+if TYPE_CHECKING:
+    from fastmaml.maml.maml import MAML
+
+
+def admit(
+    maml: MAML,
+    held: Inventory,
+    episodes: Episodes,
+    steps: int,
+    executor: ExecutorName | None,
+    step_weights: Sequence[float] | Tensor | None = None,
+    seeds: Tensor | None = None,
+) -> Call:
+    """The call for such episodes, all tasks alike in weight; how it runs is not decided.
+
+    Args:
+        maml: whose settings count.
+        held: the model's tensors and modes now.
+        episodes: the meta-batch.
+        steps: inner steps.
+        executor: will run it.
+        step_weights: of the query losses after inner steps 1, ..., steps.
+        seeds: ``[tasks]``; None draws them.
+
+    Raises:
+        ValueError: the episodes are none, are elsewhere than the model, or the MAML has no loss.
+    """
+    if not isinstance(episodes, Episodes):
+        raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
+    check_device(held.device, episodes)
+    episodes, by_step = without_inference_mode(episodes), weights_by_step(step_weights, steps)
+    meta = meta_of(maml, held)
+    seeds = task_seeds(episodes.tasks, held.device) if seeds is None else seeds
+    program = program_of(maml, held, steps, executor)
+    weights = task_weights(None, held.dtype, held.device, len(seeds))
+    return Call(program, meta, episodes, seeds, weights, by_step)
+
+
+def admit_function(
+    maml: MAML, held: Inventory, data: Episodes | TaskArguments, function: UserFunction
+) -> Call:
+    """The same for a user's own function of a task."""
+    check_device(held.device, data)
+    meta, seeds = meta_of(maml, held), task_seeds(data.tasks, held.device)
+    program = program_of(maml, held, 1, maml.executor, needs_loss=False)
+    weights = task_weights(None, held.dtype, held.device, len(seeds))
+    return Call(replace(program, method=function), meta, data, seeds, weights, [0.0, 1.0])
