@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hand_loop import hand_loop
+from places import DOCS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -383,7 +384,7 @@ def test_second_order_against_first_order(tmp_path: Path) -> None:
 
 
 def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    text = (DOCS / "bench.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})
     printed = capsys.readouterr().out

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from outcomes import Outcome, agree, outcome, pair, recordings, vectors
+from places import ROOT
 from problems import tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -295,7 +295,7 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
     code = THREADS.replace("BACKENDS", repr(backends))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.stdout == "equal\n", done.stderr
 
