@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from l2l_script import LR, episodes, gradient, mlp, script
 from places import DOCS
 from problems import relative, tensor
-from test_compat_l2l_algorithms import LR, episodes, gradient, mlp, script
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hand_loop import hand_loop
-from problems import meta_gradient, relative, tensor
+from outcomes import EAGER
+from potential import LR, STEPS, Field, by_hand, episodes, learner, loss
+from problems import meta_gradient, relative
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -17,25 +18,6 @@ from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Truncated, U
 
 # What torch loads at the first dual number.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
-LR, STEPS = 0.3, 2
-
-
-class Field(nn.Module):
-    """A potential u(x), and what `function` makes of it and of its derivatives."""
-
-    def __init__(self, function: Callable[[Field, Tensor], Any]) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-        self.scale = nn.Parameter(tensor(1, seed=9))
-        self.function = function
-
-    def u(self, x: Tensor) -> Tensor:
-        return self.net(x) * self.scale
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def total(m: Field, x: Tensor) -> Tensor:
@@ -180,35 +162,10 @@ BATCHED = {f for f in ALL if f.__name__.startswith("func_")} | {without_gradient
 NOT_FORWARDS = {backward, func_jvp, func_jacfwd, func_hessian}
 
 
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).square().mean() + output.sin().mean()
-
-
-def episodes(seed: int = 1) -> fm.Episodes:
-    support, query = (
-        fm.Batch(tensor(3, 4, 2, seed=s), tensor(3, 4, 1, seed=s + 1)) for s in (seed, seed + 2)
-    )
-    return fm.Episodes(support, query)
-
-
-def learner(model: nn.Module, **options: Any) -> fm.MAML:
-    return fm.MAML(model, LR, steps=STEPS, **{"loss": loss, **options})
-
-
-def by_hand(
-    model: nn.Module, given: Any = loss, first_order: bool = False
-) -> tuple[Tensor, Tensor]:
-    value, gradient = hand_loop(model, given, episodes(), LR, STEPS, first_order)
-    return value, torch.cat([g.flatten() for g in gradient.values()])
-
-
 def gradients(model: nn.Module) -> Tensor:
     """Zero where there is none."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([g.flatten() for g in found])
-
-
-EAGER: dict[str, Any] = {"executor": "eager", "backend": "reference"}
 
 
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
