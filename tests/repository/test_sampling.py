@@ -53,6 +53,9 @@ def test_pairs(a, b, c): ...
 @pytest.mark.parametrize(("a", "b"), [(i, j) for i in range(4) for j in "xy"])
 def test_values(a, b): ...
 
+@pytest.mark.sampled(together=1)
+def test_without_parameters(): ...
+
 @pytest.mark.sampled(one_in=3)
 @pytest.mark.parametrize("a", range(7))
 def test_thirds(a): ...
@@ -86,7 +89,8 @@ def test_markers_choose(pytester: pytest.Pytester) -> None:
         return [[*item.callspec.params.values()] for item in mine]
 
     assert 9 <= len(rows("test_pairs")) < 18
-    assert len(rows("test_values")) == 4
+    assert rows("test_values") == [[0, "x"], [1, "y"], [2, "x"], [3, "y"]]
+    assert "test_without_parameters" in {item.name for item in kept}
     assert rows("test_thirds") == [[0], [3], [6]]
     assert rows("test_kinds") == [[0], [1]]
     assert rows("test_slow") == [["cuda"]]

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
@@ -22,17 +22,24 @@ Values = Sequence[Hashable]
 def covering(rows: Sequence[Values], together: int = 2) -> list[int]:
     """The numbers of rows in which all values that stand together in any row do so.
 
-    Greedy: each choice is the first of the rows with most that was not seen before.
+    Greedy: each choice is a row with most that was not seen before; of several the one whose
+    values were chosen least often, so that no value is left to one row where others have many.
 
     Args:
         rows: their values, one a column.
         together: how many columns at a time; where there are fewer, all of them.
     """
     unseen = [set(_groups(row, together)) for row in rows]
-    chosen = []
+    often: Counter[Hashable] = Counter()
+    chosen: list[int] = []
     while any(unseen):
-        best = max(range(len(rows)), key=lambda i: len(unseen[i]))
+        most = max(map(len, unseen))
+        best = min(
+            (i for i, groups in enumerate(unseen) if len(groups) == most),
+            key=lambda i: sum(often[value] for value in enumerate(rows[i])),
+        )
         chosen.append(best)
+        often.update(enumerate(rows[best]))
         fresh = unseen[best].copy()
         for groups in unseen:
             groups -= fresh
@@ -48,21 +55,21 @@ def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:
 
     `benchmarks/gpu.py` runs as much of that as it has time for.
     """
-    tables: defaultdict[tuple[str, str], list[pytest.Function]] = defaultdict(list)
+    tables: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
     found: set[pytest.Item] = set()
     for item in items:
         if item.get_closest_marker("gpu"):
             continue
         if item.get_closest_marker("slow"):
             found.add(item)
-        elif item.get_closest_marker("sampled") and isinstance(item, pytest.Function):
+        elif item.get_closest_marker("sampled") and hasattr(item, "callspec"):
             tables[str(item.path), item.originalname].append(item)
     for table in tables.values():
         found |= {*table} - {*sample(table)}
     return found
 
 
-def sample(table: Sequence[pytest.Function]) -> list[pytest.Function]:
+def sample(table: Sequence[Any]) -> list[Any]:
     """Those of one test's rows that its marker chooses."""
     marker = table[0].get_closest_marker("sampled")
     assert marker is not None
@@ -70,8 +77,8 @@ def sample(table: Sequence[pytest.Function]) -> list[pytest.Function]:
 
 
 def _chosen(
-    table: Sequence[pytest.Function], together: int = 2, one_in: int = 1, columns: Any = None
-) -> list[pytest.Function]:
+    table: Sequence[Any], together: int = 2, one_in: int = 1, columns: Any = None
+) -> list[Any]:
     if one_in > 1:
         return [*table[::one_in]]
     values = columns or (lambda **given: given.values())
