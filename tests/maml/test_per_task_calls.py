@@ -168,6 +168,7 @@ SPLITS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", ["eager", "one by one", "native"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_ways_to_split_a_task(split: str, path: str) -> None:

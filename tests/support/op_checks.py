@@ -27,6 +27,8 @@ BACKENDS = ["raw_reference", "cpp", *(ON_A_GPU if torch.cuda.is_available() else
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 on_rows = pytest.mark.parametrize("row", ROWS, ids=str)
 on_small_rows = pytest.mark.parametrize("row", SMALL, ids=str)
+every_op = pytest.mark.sampled(columns=lambda row, **how: (row.op, *how.values()))
+"""A row of each op, rather than each row, on every backend."""
 
 
 def kernels_for(backend: str, op: str, dtype: torch.dtype = torch.float64) -> Kernels:

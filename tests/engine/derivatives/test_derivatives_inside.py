@@ -168,6 +168,7 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("function", ALL)
 def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
@@ -184,6 +185,7 @@ def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: A
     torch.testing.assert_close(maml(episodes()).loss.detach(), value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), MixedMode()], ids=str)
 @pytest.mark.parametrize(
     "function", [func_grad, func_hessian, autograd_grad, functional_hvp, without_gradient]
@@ -198,6 +200,7 @@ def test_recorded(function: Callable[[Field, Tensor], Tensor], method: Any) -> N
         assert relative(meta_gradient(maml, episodes()), gradient) < 1e-10
 
 
+@pytest.mark.sampled(one_in=3)
 @pytest.mark.parametrize("function", ALL)
 def test_approximate_methods_evaluation_and_adaptation(
     function: Callable[[Field, Tensor], Tensor],
@@ -257,6 +260,7 @@ def test_in_the_loss(kind: str, method: Any) -> None:
     torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("function", [func_hessian, autograd_grad, backward, functional_jacobian])
 def test_per_task(function: Callable[[Field, Tensor], Tensor], executor: Any) -> None:
@@ -317,6 +321,7 @@ def by_features(m: Field, x: Tensor) -> Tensor:
     return y * m.scale + torch.autograd.grad(y.square().sum(), h, create_graph=True)[0].sum()
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("function", [autograd_grad, with_norm, by_features])
 def test_parts_that_do_not_adapt(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:

@@ -75,6 +75,7 @@ def learned_rate() -> Rule:
     return SGD(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("rule", [lambda: SGD(0.3), learned_rate, lambda: MetaSGD(0.3), LSLR])
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_values_are_read_live(rule: Callable[..., Rule], backend: str | None) -> None:
