@@ -16,14 +16,21 @@ PEERS ?=
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test fuzz check format operators bench bench-quick gpu gpu-rehearsal sanitize clean
+.PHONY: demo test test-all fuzz check format operators bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
 
-# A process a core, four at most, each on one thread: the tests' tensors are small.
+# Every kind of check, in minutes; of large tables a sample that has every pair of values or every
+# value (tests/support/sampling.py). A process a core, four at most, each on one thread: the tests'
+# tensors are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+# All rows of all tables, and what is slow.
+test-all: $(STAMP)
+	$(PYTEST) --all
 
 # Random modules, tapes and changes between calls, for MINUTES: what failed, and how to run it again.
 fuzz: $(STAMP)
@@ -100,7 +107,7 @@ sanitize: $(STAMP)
 	FASTMAML_BUILD=1 FASTMAML_CUDA=0 FASTMAML_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp build/sanitized-objects
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
-	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_ops_edges.py tests/ops/test_ops_attention.py tests/ops/test_ops_dropout.py tests/ops/test_ops_embedding.py -k "cpp and not third"
+	PYTHONPATH=$(SANITIZED) $(BIN)/pytest --all -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_ops_edges.py tests/ops/test_ops_attention.py tests/ops/test_ops_dropout.py tests/ops/test_ops_embedding.py -k "cpp and not third"
 
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries. The last line
 # fetches the weights of a small pretrained BERT; tests that want them skip where they are absent.

@@ -84,7 +84,7 @@ def chosen(answer: Answer) -> list[str]:
         which = ["-m", "gpu", *(["-k", "relu and task_act"] if answer.quick else [])]
         names: tuple[str, ...] = (*FILES, *GRAPHS)  # which may not have had the time
     else:
-        which = ["-m", "not gpu"]
+        which = ["--all", "-m", "not gpu"]
         names = ("maml/test_maml",) if answer.quick else (*FILES, *ELSEWHERE)
     return [*which, *(f"tests/{name}.py" for name in names)]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language import mini_lm, save_model, shared_data, tokenizer, write_json_lines
+from places import EXAMPLES, data_beside
+from tiny_language import mini_lm, save_model, tokenizer, write_json_lines
 
 import fastmaml as fm
 from fastmaml.cli import main
@@ -293,7 +294,7 @@ def test_configurations_say_what_they_are_of() -> None:
 def test_the_example_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path(__file__).parents[2] / "examples" / "bert_glue.py"
+    path = EXAMPLES / "bert_glue.py"
     spec = importlib.util.spec_from_file_location("bert_glue", path)
     assert spec is not None
     assert spec.loader is not None
@@ -332,7 +333,7 @@ def test_a_learner_for_new_texts(place: Path) -> None:
 @pytest.mark.slow
 def test_the_real_model(tmp_path: Path) -> None:
     """One meta-step of MiniLM on real intents, second order."""
-    folder = shared_data("clinc150.jsonl.gz")
+    folder = data_beside("clinc150.jsonl.gz")
     config = replace(
         PRESETS["intents"],
         data=str(folder / "clinc150.jsonl.gz"),

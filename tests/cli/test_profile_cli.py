@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from places import DOCS
 
 from fastmaml.cli import main
 
@@ -141,7 +142,7 @@ def test_bad_flags(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
-    guide = Path(__file__).parents[2] / "docs" / "profiling.md"
+    guide = DOCS / "profiling.md"
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     assert len(blocks) == 1
     exec(blocks[0], {})

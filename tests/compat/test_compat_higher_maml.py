@@ -7,13 +7,13 @@ import importlib.util
 import re
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from hand_loop import hand_loop, sgd_step
+from places import DOCS, EXAMPLES
 from problems import Tied, relative, tensor
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,7 +23,6 @@ import fastmaml as fm
 import fastmaml.compat.higher as own
 from fastmaml.measure.profile import LiveMemory
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "compat"
 INSTALL = "benchmarks/peers/install.sh makes an environment that has higher"
 
 
@@ -286,7 +285,7 @@ def test_a_failing_step_leaves_the_graph_and_the_model(no_gc: None) -> None:
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / "compat" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -345,7 +344,7 @@ def test_the_example_of_learned_rates_equals_a_hand_written_loop() -> None:
 
 
 def test_the_guides_code_runs() -> None:
-    text = (EXAMPLES.parent.parent / "docs" / "migrating_higher.md").read_text()
+    text = (DOCS / "migrating_higher.md").read_text()
     scope: dict[str, Any] = {}
     torch.manual_seed(0)
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

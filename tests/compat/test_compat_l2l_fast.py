@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from l2l_script import LR, episodes, gradient, mlp, script
+from places import DOCS
 from problems import relative, tensor
-from test_compat_l2l_algorithms import LR, episodes, gradient, mlp, script
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,7 +83,7 @@ def test_the_default_depends_on_running_statistics() -> None:
 
 
 def test_the_guide_runs() -> None:
-    guide = Path(__file__).parents[2] / "docs" / "migrating_learn2learn.md"
+    guide = DOCS / "migrating_learn2learn.md"
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     assert len(blocks) == 6
     torch.manual_seed(0)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from places import EXAMPLES
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import fastmaml.compat.learn2learn as l2l
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "compat"
+SCRIPTS = EXAMPLES / "compat"
 ITERATIONS = 3
 Tensors = dict[str, Tensor]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import random
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import data_beside
 from torch import nn
 
 import fastmaml.compat.learn2learn as l2l
@@ -236,11 +236,7 @@ def test_what_benchmarks_refuse(tmp_path: Path) -> None:
 def real() -> Path:
     """The folder of the real data."""
     pytest.importorskip("numpy")
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FASTMAML_DATA") or beside)
-    if not (folder / "omniglot28.npz").is_file():
-        pytest.skip(f"no omniglot28.npz in {folder}: set FASTMAML_DATA to where it is")
-    return folder
+    return data_beside("omniglot28.npz")
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])

@@ -129,6 +129,7 @@ def gradient(loss: Tensor, model: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", MODELS)
 def test_as_the_meta_step(name: str, loop: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language import mini_lm, save_model, shared_data, tokenizer, write_json_lines
+from places import data_beside
+from tiny_language import mini_lm, save_model, tokenizer, write_json_lines
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -210,7 +211,7 @@ def test_a_mixture_meta_trains(folder: Path, model: Any) -> None:
 
 
 def test_real_glue() -> None:
-    data = shared_data("glue/MNLI.sub10k.train.jsonl.gz", "glue/STS-B.dev.jsonl.gz")
+    data = data_beside("glue/MNLI.sub10k.train.jsonl.gz", "glue/STS-B.dev.jsonl.gz")
     from fastmaml.integrations.transformers import tokenizer as load_tokenizer
 
     own = load_tokenizer(mini_lm())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from places import data_beside
 from torch import Tensor
 
 from fastmaml.episodes import EpisodeSampler, omniglot
@@ -224,17 +224,8 @@ def test_omniglot_offline_or_from_a_wrong_mirror_leaves_nothing_behind(tmp_path)
         omniglot(root=mirror, download=False)
 
 
-def real() -> Path:
-    """The folder of the real data."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FASTMAML_DATA") or beside)
-    if not (folder / "omniglot28.npz").is_file():
-        pytest.skip(f"no omniglot28.npz in {folder}: set FASTMAML_DATA to where it is")
-    return folder
-
-
 def test_the_real_omniglot():
-    root = real()
+    root = data_beside("omniglot28.npz")
     train, test = (omniglot(ways=659, tasks=1, split=s, root=root) for s in ("train", "test"))
     assert (train.classes, test.classes) == (964 * 4, 659)
     images = test.sample().support.inputs[0]

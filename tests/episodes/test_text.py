@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language import mini_lm, shared_data, tokenizer, write_json_lines
+from places import data_beside
+from tiny_language import mini_lm, tokenizer, write_json_lines
 
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler, text
 from fastmaml.episodes.tables import read_table
@@ -308,7 +309,7 @@ for call in (
 
 
 def test_real_intents() -> None:
-    folder = shared_data("clinc150.jsonl.gz", "banking77.jsonl.gz")
+    folder = data_beside("clinc150.jsonl.gz", "banking77.jsonl.gz")
     from fastmaml.integrations.transformers import tokenizer as load_tokenizer
 
     own = load_tokenizer(mini_lm())

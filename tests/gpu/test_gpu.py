@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("path", paths("cuda"), ids="-".join)

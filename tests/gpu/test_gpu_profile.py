@@ -15,10 +15,10 @@ import fastmaml as fm
 from fastmaml.gradients import Checkpointed, FirstOrder, Unrolled
 from fastmaml.measure.profile.phases import OPTIMIZER, REST, SAMPLING
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
 
 
 def learner(**options: Any) -> fm.MAML:

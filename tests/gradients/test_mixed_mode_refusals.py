@@ -77,6 +77,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 @pytest.mark.parametrize("name", RIGHT)
 def test_formulas_over_saved_factors_have_their_tangents(name: str, executor: str) -> None:
@@ -99,6 +100,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_forward_derivatives_are_refused_by_name(name: str, dtype: torch.dtype) -> None:
@@ -235,6 +237,7 @@ class Body(nn.Module):
         return self.head(self.activation(x @ self.matrix)).tanh()
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("scope", ["all", "head"])
 def test_activations_whose_input_does_not_adapt(name: str, scope: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from fastmaml.integrations.transformers import (
 )
 
 transformers = pytest.importorskip("transformers", reason="no transformers (fastmaml[text])")
-peft = pytest.importorskip("peft", reason="peft is not installed (fastmaml[text])")
+if find_spec("peft") is None:  # which takes seconds to import: not while tests are collected
+    pytest.skip("peft is not installed (fastmaml[text])", allow_module_level=True)
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -67,6 +69,8 @@ def test_dropout_of_the_adapters_and_of_the_model(method: str, path: str) -> Non
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_a_model_of_peft_itself(method: str) -> None:
     """Which keeps a copy of the classifier, and adapts and learns that and the adapters."""
+    import peft
+
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, lora_dropout=0.0)
     model = trained(peft.get_peft_model(lm.bert(), config))
     batch = lm.episodes()

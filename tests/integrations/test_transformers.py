@@ -20,6 +20,7 @@ from fastmaml import ops
 pytest.importorskip("transformers", reason="transformers is not installed (fastmaml[text])")
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_padded_text(method: str, path: str) -> None:
@@ -49,6 +50,7 @@ def test_a_zero_head_a_task(method: str, path: str) -> None:
     check(meta_gradient(maml, batch), expected)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "method", ["unrolled", "checkpointed", "segments", "mixed-mode", "mixed-segments"]
@@ -68,6 +70,7 @@ def test_dropout_draws_the_same_masks(method: str, path: str) -> None:
         check(other, expected)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("frozen", [True, False], ids=["only", "adapted"])
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
@@ -97,6 +100,7 @@ def test_lora(method: str, frozen: bool, path: str) -> None:
     assert any("word_embeddings" in n for n in learned) is not frozen
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_tied_embeddings(method: str, path: str) -> None:
@@ -328,6 +332,7 @@ def test_without_transformers_the_error_says_what_to_install() -> None:
     assert 'pip install "fastmaml[text]"' in found.stdout
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_checkpointed_layers(method: str, path: str) -> None:

@@ -91,6 +91,7 @@ def episodes(inputs: Callable[[int], Tensor]) -> fm.Episodes:
     )
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [*EXACT, None])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_equals_the_plain_loop(name: str, method: str | None) -> None:

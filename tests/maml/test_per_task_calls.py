@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from per_task_cases import PATHS, TASKS, by_hand, check, data, gradients, network
 from problems import relative
-from test_per_task import PATHS, TASKS, by_hand, check, data, gradients, network
 from torch import Tensor, nn
 
 import fastmaml as fm
@@ -168,6 +168,7 @@ SPLITS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("path", ["eager", "one by one", "native"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_ways_to_split_a_task(split: str, path: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from bench_learner import LR, QUICK, episodes, learner, model
 from hand_loop import hand_loop
+from places import DOCS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,26 +30,6 @@ from fastmaml.measure.bench.reasons import reason_of
 from fastmaml.measure.profile import LiveMemory
 from fastmaml.ops import parallel_region
 from fastmaml.rules import LSLR
-
-LR = 0.3
-QUICK: dict[str, Any] = {"repeats": 2, "seconds": 0.01}
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-
-
-def episodes(tasks: int = 3, seed: int = 1) -> fm.Episodes:
-    make = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, tasks, 6, 3, dtype=torch.float64, generator=make)
-    y = torch.randn(2, tasks, 6, 2, dtype=torch.float64, generator=make)
-    return fm.Episodes(fm.Batch(x[0], y[0]), fm.Batch(x[1], y[1]))
-
-
-def learner(**options: Any) -> fm.MAML:
-    settings = {"lr": LR, "loss": F.mse_loss, "executor": "eager", **options}
-    return fm.MAML(model(), **settings)
 
 
 def by_hand(batch: fm.Episodes, steps: int, second_order: bool) -> Tensor:
@@ -383,7 +365,7 @@ def test_second_order_against_first_order(tmp_path: Path) -> None:
 
 
 def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    text = (DOCS / "bench.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})
     printed = capsys.readouterr().out

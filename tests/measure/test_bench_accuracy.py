@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_bench import QUICK, episodes, learner
+from bench_learner import QUICK, episodes, learner
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_bench import episodes, learner, model
+from bench_learner import episodes, learner, model
 
 import fastmaml as fm
 from fastmaml.gradients import FirstOrder

@@ -40,6 +40,7 @@ def cells(report: fm.Report, field: str) -> dict[str, Any]:
     return {phase.name: getattr(phase, field) for phase in report.phases}
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), Reptile()])
 @pytest.mark.parametrize("chunk", [None, 2, 4])

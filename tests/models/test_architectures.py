@@ -90,6 +90,7 @@ def test_meta_gradients(kind: str) -> None:
         check(found, expected)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", [*KINDS, *MORE])
 def test_without_inner_steps_a_model_is_itself(kind: str, attention: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import warnings
@@ -12,10 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torch.testing._internal.common_methods_invocations import op_db
-
 LOOKED_AT, KEPT = 400, 48
 """Samples of an operator that are looked at, and of those that serve."""
 
@@ -23,8 +20,12 @@ LARGEST = 20000
 """Elements of a sample's tensors, at most."""
 
 
+@functools.cache
 def operators() -> dict[str, Any]:
     """Every operator of numbers that have derivatives, by its name and variant."""
+    with warnings.catch_warnings():  # imported here, as it takes seconds
+        warnings.simplefilter("ignore")
+        from torch.testing._internal.common_methods_invocations import op_db
     return {op.full_name: op for op in op_db if dtype_of(op) is not None}
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from tests.support.places import ROOT
+
 RESULTS = Path(__file__).parent / "results.json"
-DOCS = Path(__file__).parents[2] / "docs" / "operators.md"
+DOCS = ROOT / "docs" / "operators.md"
 
 CLASSES = {
     "right": "right by every method and executor",

@@ -70,6 +70,7 @@ def found(name: str, variant: Variant, *executors: str) -> str:
     return about(name, variant, *executors)["class"]
 
 
+@pytest.mark.sampled(one_in=3)
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_by_every_method(name: str) -> None:
     summary = about(name, PLAIN)
@@ -82,6 +83,7 @@ def test_right_by_every_method_and_executor(name: str) -> None:
     assert found(name, PLAIN, *EXECUTORS) == "right"
 
 
+@pytest.mark.sampled(one_in=2)
 @pytest.mark.parametrize("name", NOT_FORWARDS)
 def test_refused_by_mixed_mode_alone(name: str) -> None:
     if name == "nn.functional.grid_sample" and not differentiable_twice("grid_sample"):

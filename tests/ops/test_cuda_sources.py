@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 HOST = ROOT / "tests" / "cuda_on_host"
 KERNELS = sorted(CUDA.glob("*.cu"))

@@ -13,6 +13,7 @@ from op_checks import (
     assert_equal,
     derivatives,
     dot,
+    every_op,
     floats,
     forward_over_reverse,
     inputs_of,
@@ -42,6 +43,7 @@ def test_values_and_two_derivatives_are_those_of_the_definition(row: Row, backen
     assert_equal(found, derivatives(row.reference, tensors))
 
 
+@pytest.mark.sampled(together=1)
 @on_backends
 @on_rows
 def test_forward_over_reverse(row: Row, backend: str) -> None:
@@ -51,6 +53,7 @@ def test_forward_over_reverse(row: Row, backend: str) -> None:
     assert_equal(found, forward_over_reverse(row.reference, tensors))
 
 
+@every_op
 @on_backends
 @on_small_rows
 def test_gradcheck(row: Row, backend: str) -> None:
@@ -84,6 +87,7 @@ def stacked(x: Tensor, size: int = 3) -> Tensor:
     return torch.stack([x * (1 - 0.3 * i) if x.is_floating_point() else x for i in range(size)])
 
 
+@every_op
 @on_backends
 @pytest.mark.parametrize("one_task", [True, False])
 @on_small_rows
@@ -200,6 +204,7 @@ LARGEST = 12
 """Raw calls of any row in the trace of a gradient of a gradient."""
 
 
+@every_op
 @on_backends
 @on_small_rows
 def test_a_trace_holds_raw_ops_and_little_else(row: Row, backend: str) -> None:

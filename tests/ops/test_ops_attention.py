@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_rows import projected
 from op_checks import derivatives, kernels_for, on_backends
+from places import ROOT, SUPPORT
 from raw_reference import raw_kernels
 from torch import Tensor, nn
 from torch.func import jvp, vmap
@@ -26,19 +28,13 @@ from fastmaml import ops
 from fastmaml.ops import _load, coverage
 from fastmaml.ops.task_attention import native_task_attention, reference_task_attention
 
-ROOT = Path(__file__).parents[2]
 LOWEST = torch.finfo(torch.float64).min
 
 
-def heads(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """[tasks, batch, heads, rows, size], as a view of what a projection gives."""
-    t, b, h, n, d = shape
-    made = torch.Generator().manual_seed(seed)
-    return torch.randn(t, b, n, h, d, generator=made, dtype=dtype).transpose(2, 3)
-
-
-def qkv(t: int, b: int, h: int, n: int, s: int, d: int, **how: Any) -> list[Tensor]:
-    return [heads(t, b, h, m, d, seed=i, **how) for i, m in enumerate((n, s, s))]
+def qkv(
+    t: int, b: int, h: int, n: int, s: int, d: int, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    return [projected(t, b, h, m, d, seed=i).to(dtype) for i, m in enumerate((n, s, s))]
 
 
 def of(backend: str) -> Callable[..., Tensor]:
@@ -165,19 +161,18 @@ def test_results_lie_as_projections_do(backend: str) -> None:
     )
 
 
-def resident(what: str) -> int:
+MEMORY = '''
+import torch
+from pathlib import Path
+from attention_rows import projected
+from fastmaml.ops import _load
+k = _load.kernels("cpp")
+def resident(what):
     """Bytes of this process: VmRSS is now, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(x for x in lines if x.startswith(what)).split()[1])
-
-
-MEMORY = """
-import torch
-from test_ops_attention import heads, resident
-from fastmaml.ops import _load
-k = _load.kernels("cpp")
 def run(n):
-    x, mask = heads(1, 1, 1, n, 8, dtype=torch.float32), torch.zeros(1).expand(1, 1, 1, n, n)
+    x, mask = projected(1, 1, 1, n, 8, seed=0).float(), torch.zeros(1).expand(1, 1, 1, n, n)
     o, lse = k.task_attention(x, x, x, mask, None, True, 0.3, 0.0)
     k.task_attention_bwd(x, x, x, x, mask, None, o, lse, True, 0.3, 0.0)
     k.task_attention_bwd2(x, x, x, x, x, x, x, mask, None, o, lse, True, 0.3, 0.0, 15)
@@ -185,14 +180,13 @@ run(600)
 before = resident("VmRSS")
 run(6000)
 print(resident("VmHWM") - before)
-"""
+'''
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_no_matrix_of_rows_by_keys_is_stored() -> None:
     kernels_for("cpp", "task_attention")
-    folders = (ROOT / "tests" / "ops", ROOT / "tests" / "support")
-    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

@@ -9,11 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
@@ -30,14 +29,15 @@ def run(*command: str, **environment: str) -> str:
 
 
 @triton
-@pytest.mark.parametrize(
-    ("file", "least"), [("triton_interpreted", 70), ("triton_attention", 180)], ids=str
-)
-def test_interpreted_kernels_equal_their_definitions(file: str, least: int) -> None:
-    output = run("-m", "pytest", f"tests/support/{file}.py", TRITON_INTERPRET="1")
-    summary = re.search(r"(\d+) passed in", output)
+@pytest.mark.parametrize("file", ["triton_interpreted", "triton_attention"])
+def test_interpreted_kernels_equal_their_definitions(
+    file: str, pytestconfig: pytest.Config
+) -> None:
+    every = ["--all"] if pytestconfig.getoption("--all") else []
+    output = run("-m", "pytest", *every, f"tests/support/{file}.py", TRITON_INTERPRET="1")
+    summary = re.search(r"(\d+) passed(, \d+ deselected)? in", output)
     assert summary is not None, output[-2000:]
-    assert int(summary[1]) > least
+    assert int(summary[1]) > (180 if every and file == "triton_attention" else 70)
 
 
 @triton

@@ -14,7 +14,8 @@ from typing import Any
 
 import benchmark_runs
 import pytest
-from benchmark_runs import BENCHMARKS, result, run
+from benchmark_runs import result, run
+from places import BENCHMARKS
 
 SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*.py")) if "parse_args()" in p.read_text()]
 
@@ -115,7 +116,7 @@ def test_every_device_with_results_has_its_tables(
     import tables
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    own = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu"
+    own = BENCHMARKS / "results" / "cpu"
     shutil.copytree(own, tmp_path / "cpu")
     before = tables.filled("docs/choosing.md")
     (tmp_path / "cuda").mkdir()

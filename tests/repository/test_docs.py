@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from places import BENCHMARKS, EXAMPLES, ROOT
 from torch import nn
 from torch.nn import functional as F
 
 import fastmaml as fm
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("tables")
 
 
@@ -59,7 +58,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("own_model", ROOT / "examples" / "own_model.py")
+    spec = importlib.util.spec_from_file_location("own_model", EXAMPLES / "own_model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import BENCHMARKS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 
-from gpu_parts import build  # noqa: E402
-from gpu_parts.answer import Answer  # noqa: E402
+from gpu_parts import build
+from gpu_parts.answer import Answer
 
 
 def test_sources_that_are_the_same_keep_their_times(

@@ -15,19 +15,18 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from places import BENCHMARKS, ROOT, SUPPORT
 
-ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import gpu  # noqa: E402
-import gpu_tables  # noqa: E402
-from gpu_parts import PARTS, Part, health, pool  # noqa: E402
-from gpu_parts.answer import Answer  # noqa: E402
-from gpu_parts.junit import junit  # noqa: E402
-from gpu_parts.tests import FILES, GRAPHS, collect  # noqa: E402
+import gpu
+import gpu_tables
+from gpu_parts import PARTS, Part, health, pool
+from gpu_parts.answer import Answer
+from gpu_parts.junit import junit
+from gpu_parts.tests import FILES, GRAPHS, collect
 
-SETTINGS = {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, ROOT / "tests" / "support")))}
+SETTINGS = {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, SUPPORT)))}
 
 
 def options(place: Path, seconds: float = 60.0) -> argparse.Namespace:
@@ -161,7 +160,7 @@ def test_every_file_with_a_test_for_a_gpu_is_run() -> None:
     marked = {
         path.relative_to(ROOT / "tests").with_suffix("").as_posix()
         for path in (ROOT / "tests").rglob("test_*.py")
-        if path != Path(__file__)
+        if path.parent != Path(__file__).parent
         and any(word in path.read_text() for word in ("mark.gpu", "on_backends", "BACKENDS)"))
     }
     assert marked == {*FILES, *GRAPHS}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import BENCHMARKS
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 
 from gpu_parts import health, steps
 from gpu_parts.answer import Answer, Broken

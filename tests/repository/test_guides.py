@@ -6,12 +6,10 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-DOCS = Path(__file__).parents[2] / "docs"
+from places import DOCS
 
 pytestmark = [
     # Of Dynamo's imports and looks at tensors, and of Lightning's use of torch's older names.

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastmaml"
 KERNELS = ROOT / "kernels" / "triton"
 

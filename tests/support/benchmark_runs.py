@@ -12,8 +12,7 @@ from typing import Any
 import precision
 import pytest
 import torch
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from places import BENCHMARKS
 
 
 @contextmanager

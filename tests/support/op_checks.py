@@ -22,15 +22,13 @@ with warnings.catch_warnings():  # what torch loads at the first dual number is 
     warnings.simplefilter("ignore", DeprecationWarning)
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
-BACKENDS = [
-    "raw_reference",
-    "cpp",
-    pytest.param("cuda", marks=pytest.mark.gpu),
-    pytest.param("triton", marks=pytest.mark.gpu),
-]
+ON_A_GPU = [pytest.param(backend, marks=pytest.mark.gpu) for backend in ("cuda", "triton")]
+BACKENDS = ["raw_reference", "cpp", *(ON_A_GPU if torch.cuda.is_available() else [])]
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 on_rows = pytest.mark.parametrize("row", ROWS, ids=str)
 on_small_rows = pytest.mark.parametrize("row", SMALL, ids=str)
+every_op = pytest.mark.sampled(columns=lambda row, **how: (row.op, *how.values()))
+"""A row of each op, rather than each row, on every backend."""
 
 
 def kernels_for(backend: str, op: str, dtype: torch.dtype = torch.float64) -> Kernels:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import raw_attention  # noqa: F401  # notes its ops
 import raw_norms  # noqa: F401
 import torch
 import torch.nn.functional as F
+from places import ROOT
 from raw_registry import FUNCTIONS, channels_last, nothing, only, raw
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastmaml.ops._load import Kernels
 
-BINDINGS = Path(__file__).parents[2] / "csrc" / "bindings.cpp"
+BINDINGS = ROOT / "csrc" / "bindings.cpp"
 LIBRARY = torch.library.Library("fastmaml_check", "DEF")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,16 +50,6 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
-
-
-def shared_data(*names: str) -> Path:
-    """The folder of real data, or skip where one of the files is not in it."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FASTMAML_DATA") or beside)
-    for name in names:
-        if not (folder / name).exists():
-            pytest.skip(f"no {name} in {folder}: set FASTMAML_DATA to where it is")
-    return folder
 
 
 def mini_lm() -> str:

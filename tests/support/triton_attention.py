@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fastmaml.kernels.attention_backward import backward
-from fastmaml.kernels.attention_forward import forward
-from fastmaml.kernels.attention_second import second
-from fastmaml.kernels.attention_work import Attention, Block
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton_checks import careful, close
 
 from fastmaml import kernels, ops
+from fastmaml.kernels.attention_backward import backward
+from fastmaml.kernels.attention_forward import forward
+from fastmaml.kernels.attention_second import second
+from fastmaml.kernels.attention_work import Attention, Block
 
 Tensor = torch.Tensor
 # By Triton 3.6's interpreter.
@@ -215,6 +215,7 @@ def test_tiles(tile: tuple[int, int]) -> None:
         close(found, expected.double())
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("need", range(16))
 def test_what_is_not_needed_is_left_out(need: int, dtype: torch.dtype) -> None:
@@ -239,6 +240,7 @@ def test_tangents_may_be_absent(absent: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(*both, strict=True))
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("dropout", [2**-31, 0.1, 0.5, 0.9, 1.0])
 def test_dropout_masks_equal_the_engines_bit_for_bit(dropout: float, dtype: torch.dtype) -> None:
@@ -255,6 +257,7 @@ EMBEDDINGS = [  # tasks, rows, tokens, size
 ]  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "shared", "transposed", "odd"])
 @pytest.mark.parametrize("sizes", EMBEDDINGS, ids=str)

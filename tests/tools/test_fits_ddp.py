@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fits import STEPS, TASKS, assert_exact, by_hand, classifier, episodes, gradients, make
+from places import ROOT
 from ranks import leave
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.algorithms.join import Join
@@ -24,7 +24,6 @@ import fastmaml as fm
 from fastmaml.rules import MetaSGD
 
 PROCESSES = 2
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from fastmaml.training.presets import PRESETS
 from fastmaml.training.recipes import build_episodes
 from fastmaml.training.recipes.hub import tell
 
-pytest.importorskip("datasets")
+if find_spec("datasets") is None:  # which takes seconds to import: not while tests are collected
+    pytest.skip("datasets is not installed (fastmaml[text])", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hand_loop import hand_loop
-from problems import meta_gradient, relative, tensor
+from outcomes import EAGER
+from potential import LR, STEPS, Field, by_hand, episodes, learner, loss
+from problems import meta_gradient, relative
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -17,25 +18,6 @@ from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Truncated, U
 
 # What torch loads at the first dual number.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
-LR, STEPS = 0.3, 2
-
-
-class Field(nn.Module):
-    """A potential u(x), and what `function` makes of it and of its derivatives."""
-
-    def __init__(self, function: Callable[[Field, Tensor], Any]) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-        self.scale = nn.Parameter(tensor(1, seed=9))
-        self.function = function
-
-    def u(self, x: Tensor) -> Tensor:
-        return self.net(x) * self.scale
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def total(m: Field, x: Tensor) -> Tensor:
@@ -180,37 +162,13 @@ BATCHED = {f for f in ALL if f.__name__.startswith("func_")} | {without_gradient
 NOT_FORWARDS = {backward, func_jvp, func_jacfwd, func_hessian}
 
 
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).square().mean() + output.sin().mean()
-
-
-def episodes(seed: int = 1) -> fm.Episodes:
-    support, query = (
-        fm.Batch(tensor(3, 4, 2, seed=s), tensor(3, 4, 1, seed=s + 1)) for s in (seed, seed + 2)
-    )
-    return fm.Episodes(support, query)
-
-
-def learner(model: nn.Module, **options: Any) -> fm.MAML:
-    return fm.MAML(model, LR, steps=STEPS, **{"loss": loss, **options})
-
-
-def by_hand(
-    model: nn.Module, given: Any = loss, first_order: bool = False
-) -> tuple[Tensor, Tensor]:
-    value, gradient = hand_loop(model, given, episodes(), LR, STEPS, first_order)
-    return value, torch.cat([g.flatten() for g in gradient.values()])
-
-
 def gradients(model: nn.Module) -> Tensor:
     """Zero where there is none."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([g.flatten() for g in found])
 
 
-EAGER: dict[str, Any] = {"executor": "eager", "backend": "reference"}
-
-
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("function", ALL)
 def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
@@ -227,6 +185,7 @@ def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: A
     torch.testing.assert_close(maml(episodes()).loss.detach(), value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), MixedMode()], ids=str)
 @pytest.mark.parametrize(
     "function", [func_grad, func_hessian, autograd_grad, functional_hvp, without_gradient]
@@ -241,6 +200,7 @@ def test_recorded(function: Callable[[Field, Tensor], Tensor], method: Any) -> N
         assert relative(meta_gradient(maml, episodes()), gradient) < 1e-10
 
 
+@pytest.mark.sampled(one_in=3)
 @pytest.mark.parametrize("function", ALL)
 def test_approximate_methods_evaluation_and_adaptation(
     function: Callable[[Field, Tensor], Tensor],
@@ -300,6 +260,7 @@ def test_in_the_loss(kind: str, method: Any) -> None:
     torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("function", [func_hessian, autograd_grad, backward, functional_jacobian])
 def test_per_task(function: Callable[[Field, Tensor], Tensor], executor: Any) -> None:
@@ -360,6 +321,7 @@ def by_features(m: Field, x: Tensor) -> Tensor:
     return y * m.scale + torch.autograd.grad(y.square().sum(), h, create_graph=True)[0].sum()
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("function", [autograd_grad, with_norm, by_features])
 def test_parts_that_do_not_adapt(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from outcomes import require
+from outcomes import EAGER, require
+from potential import Field, by_hand, episodes, learner
 from problems import meta_gradient, relative
-from test_derivatives_inside import EAGER, Field, by_hand, episodes, learner
 from torch import Tensor
 
 from fastmaml.gradients import MixedMode

@@ -88,6 +88,7 @@ def by_hand(ids: list[list[int]], mode: str) -> Callable[..., Tensor]:
     ])  # fmt: skip
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize(
     ("ids", "offsets", "options", "rows"),
@@ -246,6 +247,7 @@ def ctc(table: Tensor, y: Tensor) -> Tensor:
     return F.ctc_loss(logits, torch.ones(len(y), 2, dtype=torch.long), *sizes)
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("gradient", [None, Unrolled(), Checkpointed(), MixedMode()])
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 def test_what_has_none_is_refused_by_name_with_the_way_out(gradient, executor) -> None:

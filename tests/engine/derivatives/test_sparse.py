@@ -71,6 +71,7 @@ def graph(
     return Graph(layout, place, product).double()
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
 def test_products(layout: torch.layout, product: str) -> None:
@@ -79,6 +80,7 @@ def test_products(layout: torch.layout, product: str) -> None:
     )
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("place", ["buffer", "attribute", "forward"])
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
 def test_places(layout: torch.layout, place: str) -> None:

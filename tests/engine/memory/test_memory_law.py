@@ -123,6 +123,7 @@ def _grid(executor: str) -> Iterator[Any]:
             yield pytest.param(name, gradient, k, executor, id=label)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "gradient", "steps", "executor"), [x for e in EXECUTORS for x in _grid(e)]
 )
@@ -132,6 +133,7 @@ def test_estimate(name: str, gradient: GradientMethod, steps: int, executor: str
     check(make(model, steps=steps, gradient=gradient, **EXECUTORS[executor]), episodes)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -147,6 +149,7 @@ def test_a_head_alone(frozen: bool, gradient: GradientMethod, steps: int, execut
     check(maml, episodes)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [2, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -171,6 +174,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("options", OTHERS.values(), ids=list(OTHERS))
 def test_other_settings(options: dict[str, Any], executor: str) -> None:
@@ -246,6 +250,7 @@ def first_call(maml: fm.MAML, episodes: fm.Episodes) -> tuple[int, Plan]:
     return memory.peak_bytes, plan
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "executor"),
     [*itertools.product(MODELS, ("captured-cpp", "eager")), ("mlp", "captured-reference")],

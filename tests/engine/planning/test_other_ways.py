@@ -72,6 +72,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("verb", ["train", "evaluate", "per_task"])
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("then", REFUSED, ids=lambda f: f.__name__)

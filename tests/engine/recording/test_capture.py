@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from outcomes import Outcome, agree, outcome, pair, recordings, vectors
+from places import ROOT
 from problems import tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,6 +75,7 @@ def learned_rate() -> Rule:
     return SGD(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("rule", [lambda: SGD(0.3), learned_rate, lambda: MetaSGD(0.3), LSLR])
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_values_are_read_live(rule: Callable[..., Rule], backend: str | None) -> None:
@@ -295,7 +296,7 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
     code = THREADS.replace("BACKENDS", repr(backends))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.stdout == "equal\n", done.stderr
 

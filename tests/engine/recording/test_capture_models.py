@@ -220,6 +220,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed-2"])
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "fft"])
 def test_kinds_of_models(name: str, method: str) -> None:

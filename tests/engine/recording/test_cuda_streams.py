@@ -16,11 +16,10 @@ import fastmaml as fm
 from fastmaml.engine.recording import cuda_graph
 from fastmaml.engine.recording.tape import UncapturableError
 
-on_a_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-gpu = [pytest.param("cuda", marks=on_a_gpu)]
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+gpu = [pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 class Inverse(nn.Module):

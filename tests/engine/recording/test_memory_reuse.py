@@ -8,7 +8,7 @@ import pytest
 import torch
 from outcomes import CAPTURED, EAGER, outcome, vectors
 from problems import tensor
-from test_tape import check, names, recorded
+from replays import check, names, recorded
 from torch import Tensor, nn
 from torch.nn import functional as F
 

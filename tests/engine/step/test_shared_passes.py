@@ -114,6 +114,7 @@ def test_a_later_layer_alone() -> None:
 # ------------------------------------------------------------------ the same numbers
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("path", ALL_PATHS)
 @pytest.mark.parametrize("gradient", METHODS, ids=str)
 @pytest.mark.parametrize("scope", ["head", "second.*", "*.bias"])
