@@ -141,6 +141,11 @@ class Phased(GradientMethod):
     method: GradientMethod
     sink: Sink
 
+    @property
+    def steps_once(self) -> bool:  # type: ignore[override]  # the loop is made as for the method
+        """Whether the method runs each inner step once."""
+        return self.method.steps_once
+
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """That of the method, to the same bits."""
         if not isinstance(loop, InnerLoop):
