@@ -21,13 +21,18 @@ class Head(ABC):
 
     Attributes:
         needs_features: whether they depend on what the model makes of the support set.
+        needs_bias: whether they mean nothing in a layer without a bias, which is then refused.
     """
 
     needs_features: ClassVar[bool] = False
+    needs_bias: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, weight: Tensor, features: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """The layer's weight ``[classes, width]`` and bias ``[classes]`` for one task.
+
+        Runs as the model does: batched over tasks, and what it draws at random can be drawn again.
+        The meta-gradient goes through it. Of a layer without a bias, that is left out.
 
         Args:
             weight: the model's own, for its shape, dtype and device only.
@@ -69,6 +74,7 @@ class Prototype(Head):
 
     scale: float = 1.0
     needs_features: ClassVar[bool] = True
+    needs_bias: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not self.scale > 0:

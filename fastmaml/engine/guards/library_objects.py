@@ -26,7 +26,7 @@ _WITHOUT_CODE = frozenset({"builtins", "abc", "typing", "types", "fastmaml"})
 _CONSTANT = frozenset(
     {"torch", "numpy", "functorch", "builtins", "types", "datetime", "decimal", "_decimal", "enum",
      "uuid", "zoneinfo", "struct", "_struct", "operator", "_operator", "_sre", "re", "functools",
-     "_abc", "_csv", "_collections", "fractions", "_hashlib", "inspect"}
+     "_abc", "_csv", "_collections", "fractions", "_hashlib", "inspect", "pybind11_builtins"}
 )  # fmt: skip
 """Packages whose objects without attributes never change."""
 

@@ -88,14 +88,15 @@ class Estimator:
             first = 1 if steps > 1 else 0
             return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
 
-        each = growth([m.live for m in loop.marks])
+        marks = [loop.marks[step] for step in range(steps + 1)]
+        each = growth([m.live for m in marks])
         eagerly = Sample(some, method.held_steps(steps), meter.peak, each, left)
         if not recorded:
             return eagerly
         lives, peak = meter.replayed([*tensors_of(found), *outputs])
-        before = [lives[m.events] for m in loop.marks]
+        before = [lives[m.events] for m in marks]
         # After its last step, unlike between two, a replay needs no state of the rule's.
-        before[steps] += loop.marks[0].state
+        before[steps] += marks[0].state
         return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
 
     def law(self, found: Sample, method: GradientMethod, chunk: int) -> MemoryLaw:
@@ -146,19 +147,20 @@ class _Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class _Marked(InnerLoop):
-    """Notes where each inner step begins, and the query pass after them."""
+    """Notes where each inner step first begins, and the query pass after them."""
 
     meter: Meter = field(default_factory=Meter)
-    marks: list[_Mark] = field(default_factory=list)
+    marks: dict[int, _Mark] = field(default_factory=dict)
 
-    def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
-        self._mark(carry.state)
-        return super().step(step, carry, meta, create_graph=create_graph)
+    def gradient(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Tensors:
+        self._mark(step, carry.state)
+        return super().gradient(step, carry, meta, create_graph=create_graph)
 
     def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
-        self._mark(())
+        self._mark(step, ())
         return super().query(step, parameters, shared)
 
-    def _mark(self, state: Any) -> None:
-        size = sum(x.numel() * x.element_size() for x in tensors_of(state))
-        self.marks.append(_Mark(len(self.meter.events), self.meter.live, size))
+    def _mark(self, step: int, state: Any) -> None:
+        if step not in self.marks:
+            size = sum(x.numel() * x.element_size() for x in tensors_of(state))
+            self.marks[step] = _Mark(len(self.meter.events), self.meter.live, size)

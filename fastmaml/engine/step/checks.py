@@ -56,7 +56,7 @@ def check_reach(program: Program, data: TaskData) -> None:
 
 
 def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
-    """How many classes labels may name, where the loss is PyTorch's cross-entropy; else None."""
+    """How many classes labels may name, where the loss says that targets are labels; else None."""
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return None
     if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
@@ -83,15 +83,18 @@ def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
 
 
 def _ignored_label(loss: Any) -> int | None:
-    """The label that a cross-entropy leaves out; None for any other loss."""
+    """The label that a loss of labels leaves out; None for any other loss.
+
+    Losses of labels are PyTorch's two functions, and whatever has an `ignore_index` as its two
+    modules have.
+    """
     keywords: dict[str, Any] = {}
     if isinstance(loss, functools.partial):
         loss, keywords = loss.func, loss.keywords
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
-        return loss.ignore_index
     if loss is F.cross_entropy or loss is F.nll_loss:
         return int(keywords.get("ignore_index", -100))
-    return None
+    own = keywords.get("ignore_index", getattr(loss, "ignore_index", None))
+    return own if isinstance(own, int) else None
 
 
 def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Episodes) -> None:

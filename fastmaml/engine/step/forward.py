@@ -29,6 +29,9 @@ from fastmaml.rules.base import Tensors
 
 Loss = Callable[[Any, Any], Tensor]
 
+_DRAWS_OF_A_PASS = 2**19
+"""Keys of passes are 2^20 apart: the first half is the model's, the rest is for a head to draw."""
+
 
 class Host(Protocol):
     """What the library that a model comes from needs while it runs (`integrations`)."""
@@ -212,8 +215,8 @@ class TaskForward:
             with self.surroundings(key, adapted, rows, kept, same), Listener(weight) as heard:
                 call(self.model, {**tensors, **adapted, **own}, inputs)
             features = heard.features(layer.weight)
-        weight, bias = layer.head.start(weight, features, targets)
-        return {layer.weight: weight} | ({layer.bias: bias} if layer.bias else {})
+        with self.surroundings(key + _DRAWS_OF_A_PASS, {}, {}):
+            return layer.start(own, features, targets)
 
     def constants(self, buffers: Tensors) -> Tensors:
         """What the model holds besides parameters that are learned."""

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastmaml.engine.model.scope import select
 from fastmaml.heads import Head
+from fastmaml.rules.base import Tensors
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,40 @@ class HeadLayer:
         """Both names."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    def start(self, own: Tensors, features: Tensor, targets: Any) -> Tensors:
+        """What the head begins one task with, by name.
+
+        Args:
+            own: the model's own, by name.
+            features, targets: as for `Head.start`.
+
+        Raises:
+            ValueError: that is not shaped as the layer is.
+        """
+        weight, bias = self.head.start(own[self.weight], features, targets)
+        found = {self.weight: weight} | ({self.bias: bias} if self.bias else {})
+        for name, x in found.items():
+            if x.shape != own[name].shape:
+                raise ValueError(
+                    f"head={self.head} begins {name} with the shape {list(x.shape)}, which in the "
+                    f"model has {list(own[name].shape)}: its start() returns the weight "
+                    "[classes, width] and the bias [classes] of one task."
+                )
+        return found
+
 
 def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
     """The layer for `head`: the model's last one; None without a head.
 
     Raises:
-        ValueError: that is no linear layer, or, for prototypes, one without a bias.
+        ValueError: that is no linear layer, or one without a bias that `head` needs.
     """
     if head is None:
         return None
     if not isinstance(head, Head):
         raise ValueError(
-            f"head={head!r}: give heads.Zero() or heads.Prototype(), or None for the model's own."
+            f"head={head!r}: give heads.Zero(), heads.Prototype() or a heads.Head of your own, or "
+            "None for the model's own last layer."
         )
     named = dict(model.named_parameters())
     found = {n.rpartition(".")[2]: n for n in select(named, "head")}
@@ -61,10 +84,10 @@ def find_head_layer(model: nn.Module, head: Head | None) -> HeadLayer | None:
             f"frozen and comes after the last trainable one, {weight}: unfreeze it (it is not "
             "meta-learned under a head), or take head= out."
         )
-    if bias is None and head.needs_features:
+    if bias is None and head.needs_bias:
         raise ValueError(
-            f"head={head} needs a bias in the last layer, for the squared lengths of the "
-            f"prototypes, and {weight} of {type(model).__name__} is without one. Give that layer "
+            f"head={head} needs a bias in the last layer (prototypes have their squared lengths "
+            f"there), and {weight} of {type(model).__name__} is without one. Give that layer "
             "bias=True (of a language model, sequence_classifier(pooling='mean') makes one so), or "
             "use heads.Zero()."
         )
@@ -105,8 +128,9 @@ class Listener(TorchFunctionMode):
         if len(self.inputs) != 1 or self.inputs[0].ndim != 2:
             shapes = [list(x.shape) for x in self.inputs]
             raise ValueError(
-                f"prototypes need a model that calls its last layer ({name}) once, with one vector "
-                f"an example; this one called it with inputs of the shapes {shapes}. Use "
-                "heads.Zero(), or a model that pools before its last layer."
+                "a head that needs features, as prototypes do, needs a model that calls its last "
+                f"layer ({name}) once, with one vector an example; this one called it with inputs "
+                f"of the shapes {shapes}. Use heads.Zero(), or a model that pools before its last "
+                "layer."
             )
         return self.inputs[0]

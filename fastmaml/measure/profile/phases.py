@@ -142,7 +142,7 @@ class Phased(GradientMethod):
     sink: Sink
 
     @property
-    def steps_once(self) -> bool:  # type: ignore[override]  # as the method's
+    def steps_once(self) -> bool:  # type: ignore[override]  # the loop is made as for the method
         """Whether the method runs each inner step once."""
         return self.method.steps_once
 
