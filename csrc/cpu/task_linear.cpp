@@ -1,6 +1,6 @@
 // Linear layers with weights of their own per task, and their two gradients: three calls of gemm.
 #include "../math/activation.h"
-#include "kernels.h"
+#include "gemm/kernels.h"
 #include "scratch.h"
 #include "simd.h"
 #include "units.h"

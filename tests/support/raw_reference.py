@@ -1,6 +1,6 @@
 """Every raw op in plain PyTorch formulas: the kernels that the autograd functions are tested on.
 
-They are registered with the schemas of csrc/bindings.cpp, as the native ones are: opaque, and
+They are registered with the schemas of csrc/schemas.cpp, as the native ones are: opaque, and
 without derivatives. Nothing here is differentiated; each derivative is written out.
 """
 
@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_map
 
 from fastmaml.ops._load import Kernels
 
-BINDINGS = Path(__file__).parents[2] / "csrc" / "bindings.cpp"
+SCHEMAS = Path(__file__).parents[2] / "csrc" / "schemas.cpp"
 LIBRARY = torch.library.Library("fastmaml_check", "DEF")
 
 
 @functools.cache
 def raw_kernels() -> Kernels:
-    schemas = re.findall(r'm\.def\("((\w+)\(.*?)"\)', BINDINGS.read_text())
+    schemas = re.findall(r'm\.def\("((\w+)\(.*?)"\)', SCHEMAS.read_text())
     for schema, name in schemas:
         LIBRARY.define(schema)
         LIBRARY.impl(name, fresh(FUNCTIONS[name]), "CompositeExplicitAutograd")

@@ -2,8 +2,8 @@
 //
 // The softmax is taken online (Milakov and Gimelshein, 2018): what was summed so far is scaled down
 // when a larger score turns up. No matrix of all rows by all keys exists at any time.
-#include "attention_rows.h"
-#include "attention_tiles.h"
+#include "rows.h"
+#include "tiles.h"
 
 namespace fastmaml {
 namespace {

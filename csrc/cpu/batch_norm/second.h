@@ -9,7 +9,7 @@
 // Both outputs are linear in hx, G and x - mean, with coefficients of the channel.
 #pragma once
 
-#include "batch_norm_strips.h"
+#include "strips.h"
 
 namespace fastmaml::batch_norm {
 

@@ -2,8 +2,8 @@
 // swept, and matrices of a head's rows as the right sides of products.
 #pragma once
 
-#include "attention_rows.h"
-#include "attention_tiles.h"
+#include "rows.h"
+#include "tiles.h"
 
 namespace fastmaml::attention {
 

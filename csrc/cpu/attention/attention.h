@@ -1,8 +1,8 @@
 // What the attention ops are given: checked, and as one head after another.
 #pragma once
 
-#include "dropout_bits.h"
-#include "views.h"
+#include "../dropout_bits.h"
+#include "../views.h"
 
 namespace fastmaml::attention {
 

@@ -1,7 +1,7 @@
 // The gradients of attention. With probabilities p, dropout mask m, and d = rowsum(g o):
 //   gv = (p m)^T g,  ds = scale p (m (g v^T) - d),  gq = ds k,  gk = ds^T q,
 // p computed again from the saved log-sum-exp, a tile of rows by keys at a time (Dao et al., 2022).
-#include "attention_derivatives.h"
+#include "derivatives.h"
 
 namespace fastmaml {
 namespace {

@@ -8,9 +8,9 @@
 
 #include <cstdint>
 
-#include "lanes.h"
-#include "parallel.h"
-#include "simd.h"
+#include "../lanes.h"
+#include "../parallel.h"
+#include "../simd.h"
 
 namespace fastmaml::batch_norm {
 

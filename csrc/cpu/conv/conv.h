@@ -3,7 +3,7 @@
 // Nothing is unfolded: gemm finds a pixel's window by offsets into the (padded) channels-last image.
 #pragma once
 
-#include "conv_geometry.h"
+#include "geometry.h"
 
 namespace fastmaml {
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "../math/elementary.h"
-#include "simd.h"
+#include "../../math/elementary.h"
+#include "../simd.h"
 
 namespace fastmaml::attention {
 

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "attention.h"
-#include "kernels.h"
-#include "parallel.h"
-#include "scratch.h"
-#include "units.h"
+#include "../gemm/kernels.h"
+#include "../parallel.h"
+#include "../scratch.h"
+#include "../units.h"
 
 namespace fastmaml::attention {
 

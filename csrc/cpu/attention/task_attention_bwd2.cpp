@@ -5,7 +5,7 @@
 //   gq = tds k + ds hk,  gk = tds^T q + ds^T hq,  gv = (tp m)^T g.
 // Since Σ p (m g v^T - d) = 0 the slope is Σ p (t (m g v^T - d) + m g hv^T): one pass over the keys gives
 // both sums of a row, and where its keys are more than a tile a second pass the results.
-#include "attention_derivatives.h"
+#include "derivatives.h"
 
 namespace fastmaml {
 namespace {

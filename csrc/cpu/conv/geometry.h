@@ -1,8 +1,8 @@
 // Where a convolution's elements lie: sizes, and windows of zero-padded channels-last images.
 #pragma once
 
-#include "kernels.h"
-#include "scratch.h"
+#include "../gemm/kernels.h"
+#include "../scratch.h"
 
 #include <algorithm>
 #include <cstdint>
