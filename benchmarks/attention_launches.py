@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+
 from fastmaml.kernels.attention_backward import backward
 from fastmaml.kernels.attention_forward import forward
 from fastmaml.kernels.attention_second import second

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastmaml.kernels import attention_float64 as explicit
-from fastmaml.kernels.attention_work import Attention
 from gpu_parts.timing import in_turns
 from results import about, folder
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastmaml import kernels
+from fastmaml.kernels import attention_float64 as explicit
+from fastmaml.kernels.attention_work import Attention
 
 MODES = {
     "float32": (torch.float32, "ieee"),

@@ -28,13 +28,14 @@ import torch
 import triton
 import triton.backends.nvidia
 from attention_launches import attentions, embeddings
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from fastmaml.kernels.conv_gather import gather
 from fastmaml.kernels.conv_wgrad import wgrad
 from fastmaml.kernels.gemm import gemm
 from fastmaml.kernels.launch import Launch, Product
 from fastmaml.kernels.tiles import Tile, candidates
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 TOOL = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 POINTERS = {

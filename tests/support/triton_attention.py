@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fastmaml.kernels.attention_backward import backward
-from fastmaml.kernels.attention_forward import forward
-from fastmaml.kernels.attention_second import second
-from fastmaml.kernels.attention_work import Attention, Block
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton_checks import careful, close
 
 from fastmaml import kernels, ops
+from fastmaml.kernels.attention_backward import backward
+from fastmaml.kernels.attention_forward import forward
+from fastmaml.kernels.attention_second import second
+from fastmaml.kernels.attention_work import Attention, Block
 
 Tensor = torch.Tensor
 # By Triton 3.6's interpreter.

@@ -15,16 +15,16 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastmaml.kernels import gemm, tiles, tuning
-from fastmaml.kernels.conv_gather import flat, gather
-from fastmaml.kernels.conv_wgrad import wgrad
-from fastmaml.kernels.launch import Product, precision
-from fastmaml.kernels.tiles import Tile, candidates, cycles, splits
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from triton_checks import BoundsError, careful, close
 
 from fastmaml import kernels
+from fastmaml.kernels import gemm, tiles, tuning
+from fastmaml.kernels.conv_gather import flat, gather
+from fastmaml.kernels.conv_wgrad import wgrad
+from fastmaml.kernels.launch import Product, precision
+from fastmaml.kernels.tiles import Tile, candidates, cycles, splits
 
 ACTIVATIONS: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda x: x,

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 import triton
-from fastmaml.kernels import checks, tuning
-from fastmaml.kernels.launch import Launch, Product
-from fastmaml.kernels.tiles import Tile, candidates
 from problems import PROBLEMS, RULES
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from fastmaml import kernels
+from fastmaml.kernels import checks, tuning
+from fastmaml.kernels.launch import Launch, Product
+from fastmaml.kernels.tiles import Tile, candidates
 from fastmaml.ops import _load
 
 LAUNCHED: list[str] = []
