@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastmaml.ops._load import Kernels
+from fastmaml.ops.task_act import at_input
 
 SCHEMAS = Path(__file__).parents[2] / "csrc" / "schemas.cpp"
 LIBRARY = torch.library.Library("fastmaml_check", "DEF")
@@ -131,7 +132,7 @@ def task_act_bwd2(h: Tensor, g: Tensor, s: Tensor, act: int, need: int) -> tuple
 @raw
 def task_linear(x: Tensor, w: Tensor, b: Tensor | None, act: int) -> tuple[Tensor, Tensor]:
     z = torch.einsum("tni,toi->tno", x, w) + (0 if b is None else b[:, None])
-    return VALUE[act](z), z if act in (3, 4, 6) else nothing()
+    return VALUE[act](z), z if at_input(act) else nothing()
 
 
 @raw

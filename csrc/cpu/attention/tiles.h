@@ -1,11 +1,10 @@
 // Tiles of rows by keys, and the products of matrices that attention makes of them.
 #pragma once
 
-#include "attention.h"
 #include "../gemm/kernels.h"
-#include "../parallel.h"
 #include "../scratch.h"
-#include "../units.h"
+#include "../work.h"
+#include "attention.h"
 
 namespace fastmaml::attention {
 

@@ -9,8 +9,8 @@
 #include <cstdint>
 
 #include "../lanes.h"
-#include "../parallel.h"
 #include "../simd.h"
+#include "../work.h"
 
 namespace fastmaml::batch_norm {
 

@@ -1,7 +1,7 @@
 // Batch norm of each task by the statistics of its own images, fused with ReLU and 2x2 max pooling,
 // and its first two derivatives: checks, layouts, and the arithmetic of one channel.
-#include "second.h"
 #include "../views.h"
+#include "second.h"
 
 namespace fastmaml {
 namespace {

@@ -1,7 +1,7 @@
 // 2-D convolutions with weights of their own per task, and their two gradients.
-#include "conv.h"
-#include "../units.h"
 #include "../views.h"
+#include "../work.h"
+#include "conv.h"
 
 namespace fastmaml {
 namespace {

@@ -1,4 +1,5 @@
-// Ways to spread work over threads whose results do not depend on how many there are.
+// How the kernels share work out to threads: elementwise and normalising ops by elements, the dense ops
+// in (task, part) units.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,6 +8,10 @@
 #include <cstdint>
 
 namespace fastmaml {
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- by elements: results do not depend on how many threads there are ----
 
 // Below this many elements a second thread costs more than it brings.
 constexpr int64_t kGrain = 32768;
@@ -19,8 +24,6 @@ void parallel(int64_t items, int64_t elements, const F& f) {
   if (items <= grain) return f(0, items);
   torch::stable::parallel_for(0, items, grain, f);
 }
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // f(task, begin, end) over blocks of each task's elements, for elementwise work.
 template <class F>
@@ -60,6 +63,31 @@ void parallel_phases(int64_t tasks, int64_t blocks, int64_t elements, const Part
   each(part);
   for (int64_t t = 0; t < tasks; ++t) combine(t);
   each(apply);
+}
+
+// ---- by units: few enough that a unit pays for its thread ----
+
+// Below this many floating-point operations a second thread costs more than it brings.
+constexpr double kWorthAThread = 1 << 20;
+
+// Parts per task so that every thread has several units, when there are few tasks.
+inline int64_t parts_per_task(int64_t tasks, int64_t most, double flops_per_task) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (threads == 1 || tasks == 0 || tasks >= 4 * threads) return 1;
+  const int64_t wanted = (4 * threads + tasks - 1) / tasks;
+  const auto paying = static_cast<int64_t>(flops_per_task / kWorthAThread) + 1;
+  return std::max<int64_t>(1, std::min({wanted, most, paying}));
+}
+
+// f(unit) for every unit below count; each does about `flops`.
+template <class F>
+void for_each_unit(int64_t count, double flops, const F& f) {
+  const auto grain = static_cast<int64_t>(kWorthAThread / std::max(flops, 1.0)) + 1;
+  const auto units = [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) f(unit);
+  };
+  if (count <= grain) return units(0, count);
+  torch::stable::parallel_for(0, count, grain, units);
 }
 
 }  // namespace fastmaml
