@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from growth_figure import COLOURS
+from benchmarks.figures.growth import COLOURS
 
 
 def draw(result: dict[str, Any], figure: Any) -> None:

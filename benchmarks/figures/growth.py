@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from growth_fits import Fit
+from benchmarks.support.growth_fits import Fit
 
 COLOURS = {
     "Unrolled": "#c44e52",

@@ -1,6 +1,6 @@
 """One fresh process of `cold_start.py`: nothing is imported before the clock runs.
 
-    python benchmarks/cold_point.py CONTESTANT WORKLOAD DEVICE THREADS GRADIENT.npz
+    python -m benchmarks.programs.cold_point CONTESTANT WORKLOAD DEVICE THREADS GRADIENT.npz
 
 Prints seconds as JSON, and leaves the first call's meta-gradient in the file.
 """
@@ -30,12 +30,13 @@ def point(name: str, key: str, device: str, threads: int, gradient: str) -> dict
     torch.set_num_threads(threads)
     found["device_s"], _ = seconds(lambda: torch.zeros(1, device=device).item())
     import numpy as np
-    from contestants import CONTESTANTS
-    from reference import setup_of
-    from workloads import WORKLOADS
+
+    from benchmarks.contestants import CONTESTANTS
+    from benchmarks.support.reference import setup_of
+    from benchmarks.support.workloads import WORKLOADS
 
     setup = setup_of(WORKLOADS[key], device)
-    module = importlib.import_module(f"contestants.{CONTESTANTS[name].module}")
+    module = importlib.import_module(f"benchmarks.contestants.{CONTESTANTS[name].module}")
     found["build_s"], built = seconds(lambda: module.build(name, setup))
     found["first_call_s"], result = seconds(built.run)
     np.savez(gradient, **built.arrays(result))

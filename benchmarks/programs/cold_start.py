@@ -1,6 +1,6 @@
 """How long until the first meta-gradient, in a fresh process, and when is it repaid?
 
-    python benchmarks/cold_start.py [--workloads sinusoid-5 omniglot-5w] [--slow] [--device cuda]
+    python -m benchmarks.programs.cold_start [--workloads sinusoid-5] [--slow] [--device cuda]
 
 For the hand-written loop, torch.func and every executor of fastmaml: the imports, the first call
 (which plans and records, or compiles), later calls, and after how many meta-steps the contestant
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import CONTESTANTS, LOOP
-from exactness import ROUNDED, read
-from growth import METHODS
-from reference import meta_gradient, problem_of
-from results import ROOT, about, place, quartiles, save
-from workloads import WORKLOADS, Workload
+
+from benchmarks.contestants import CONTESTANTS, LOOP
+from benchmarks.programs.growth import METHODS
+from benchmarks.support.exactness import ROUNDED, read
+from benchmarks.support.reference import meta_gradient, problem_of
+from benchmarks.support.results import ROOT, about, place, quartiles, save
+from benchmarks.support.workloads import WORKLOADS, Workload
 
 NAMES = (
     LOOP,
@@ -55,7 +56,7 @@ PARTS = (
 
 def fresh(name: str, work: Workload, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """One process: its seconds, or what went wrong."""
-    paths = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "support")]
+    paths = [str(ROOT), str(ROOT / "tests" / "support")]
     gradient = place / "gradient.npz"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -63,7 +64,7 @@ def fresh(name: str, work: Workload, options: argparse.Namespace, place: Path) -
         "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=place),
         "TRITON_CACHE_DIR": tempfile.mkdtemp(dir=place),
     }
-    script = str(ROOT / "benchmarks" / "cold_point.py")
+    script = str(Path(__file__).with_name("cold_point.py"))
     arguments = [name, work.key, options.device, str(options.threads), str(gradient)]
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """Accuracy against wall-clock and iterations: what does second order bring over first order?
 
-    python benchmarks/convergence.py [--data omniglot] [--device cuda] [--quick]
+    python -m benchmarks.programs.convergence [--data omniglot] [--device cuda] [--quick]
 
 The same network from the same weights on the same meta-batches, several seeds, one gradient method
 at a time, in turns. Accuracy is on classes never seen in meta-training, the same tasks each time;
@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from convergence_figure import draw
-from figures import plot
-from growth import METHODS, errors
-from results import ROOT, about, place, save, synchronize
 from torch.nn import functional as F
-from workloads import Workload
 
 import fastmaml as fm
+from benchmarks.figures.convergence import draw
+from benchmarks.figures.plots import plot
+from benchmarks.programs.growth import METHODS, errors
+from benchmarks.support.results import ROOT, about, place, save, synchronize
+from benchmarks.support.workloads import Workload
 from fastmaml.training.evaluation import NORMAL_95, evaluate
 
 DEFAULT = ("Unrolled", "FirstOrder", "Reptile")

@@ -1,6 +1,6 @@
 """Adapting a pretrained encoder to unseen GLUE tasks: what does meta-training on others bring?
 
-    python benchmarks/glue.py MODEL [--data FOLDER]
+    python -m benchmarks.programs.glue MODEL [--data FOLDER]
 
 MODEL is a folder or a name on the Hugging Face hub. Meta-training is on SST-2, QNLI, MNLI and QQP;
 the test adapts to MRPC, RTE and CoLA with 8 and 16 examples a class, several draws each, the same
@@ -19,10 +19,10 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import studies
 import torch
 
 import fastmaml as fm
+from benchmarks.support import studies
 from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 TRAIN = ("sst2", "qnli", "mnli", "qqp")

@@ -1,6 +1,6 @@
 """How do time and memory of a meta-step grow with inner steps, tasks and width, by method?
 
-    python benchmarks/growth.py [--workloads mlp conv4] [--device cuda] [--quick]
+    python -m benchmarks.programs.growth [--workloads mlp conv4] [--device cuda] [--quick]
 
 Every gradient method's result is compared in float64 with a loop written by hand first; then how
 far each is from the exact meta-gradient is recorded. One size moves at a time, and the methods take
@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exactness import EXACT
-from figures import plot
-from growth_figure import draw, points_along
-from growth_fits import Fit, line, power
-from memory_growth import peak_bytes
-from reference import meta_gradient, own_gradient, problem_of, relative, vector
-from results import ROOT, about, place, quartiles, save, synchronize
-from workloads import Workload, network
 
 import fastmaml as fm
+from benchmarks.figures.growth import draw, points_along
+from benchmarks.figures.plots import plot
+from benchmarks.programs.memory_growth import peak_bytes
+from benchmarks.support.exactness import EXACT
+from benchmarks.support.growth_fits import Fit, line, power
+from benchmarks.support.reference import meta_gradient, own_gradient, problem_of, relative, vector
+from benchmarks.support.results import ROOT, about, place, quartiles, save, synchronize
+from benchmarks.support.workloads import Workload, network
 
 METHODS = {
     "Unrolled": fm.gradients.Unrolled(),

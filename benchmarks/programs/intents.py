@@ -1,8 +1,9 @@
 """Few-shot intent classification with a pretrained encoder: what does meta-training bring?
 
-    python benchmarks/intents.py MODEL --data clinc150.jsonl.gz --test-data banking77.jsonl.gz
-    python benchmarks/intents.py MODEL ... --pooling model --head own   # as a plain BERT classifier
+    python -m benchmarks.programs.intents MODEL --data clinc150.jsonl.gz \\
+        --test-data banking77.jsonl.gz [--pooling model --head own]
 
+With the last two options the model is a plain BERT classifier.
 MODEL is a folder or a name on the Hugging Face hub. Meta-training is on 100 classes of --data,
 5-way 1-shot; the test is on the 50 others and on all of --test-data, 5-way 1-shot and 5-shot, the
 same episodes for every method. Fine-tuning and prototypes start from the pretrained weights;
@@ -21,11 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import studies
 import torch
 from torch import nn
 
 import fastmaml as fm
+from benchmarks.support import studies
 from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 WAYS = 5

@@ -1,6 +1,6 @@
 """Memory and time of a second-order meta-step of a pretrained BERT against the inner steps.
 
-    python benchmarks/language_memory.py MODEL [--steps 1 2 5 10 20]
+    python -m benchmarks.programs.language_memory MODEL [--steps 1 2 5 10 20]
 
 MODEL is a folder or a name on the Hugging Face hub. Contestants: the loop that keeps the graph of
 every inner step (``create_graph=True``), and fastmaml. One task, 16 texts of 128 tokens as support
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import ROOT, about, folder
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastmaml as fm
+from benchmarks.support.results import ROOT, about, folder
 from fastmaml.integrations.transformers import Lora, lora, sequence_classifier
 from fastmaml.measure.profile import LiveMemory
 
@@ -168,8 +168,8 @@ def forget_peak(device: str) -> None:
 def measured(options: argparse.Namespace, name: str, steps: int) -> dict[str, Any]:
     """One point, in a fresh process."""
     command = [
-        sys.executable, __file__, options.model, "--device", options.device,
-        "--texts", str(options.texts), "--length", str(options.length),
+        sys.executable, "-m", "benchmarks.programs.language_memory", options.model,
+        "--device", options.device, "--texts", str(options.texts), "--length", str(options.length),
         "--point", name, str(steps),
     ]  # fmt: skip
     # Freed tensors go back to the system at once, so that the peak is that of live memory.

@@ -1,6 +1,6 @@
 """Peak memory of a meta-step against the number of inner steps, for every exact gradient method.
 
-    python benchmarks/memory_growth.py [--device cuda]
+    python -m benchmarks.programs.memory_growth [--device cuda]
 
 The unit is one copy of the adapted parameters for every task; the figure of interest is how many
 copies one more inner step costs. On the CPU the peak is counted in live tensor bytes
@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import plot
-from memory_figure import draw
-from results import ROOT, about, place, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+from benchmarks.figures.memory import draw
+from benchmarks.figures.plots import plot
+from benchmarks.support.results import ROOT, about, place, save
 from fastmaml.measure.profile import LiveMemory
 
 METHODS = {
@@ -146,7 +146,8 @@ def resident_peak(setting: Setting, method: str, steps: int) -> int | None:
     """The same from the peak resident memory of a fresh process; None where Linux is not."""
     if setting.device != "cpu" or not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, __file__, "--point", method, str(steps), json.dumps(asdict(setting))]
+    command = [sys.executable, "-m", "benchmarks.programs.memory_growth", "--point", method]
+    command += [str(steps), json.dumps(asdict(setting))]
     # Freed tensors go back to the system at once, so that the peak is that of live memory.
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -1,8 +1,8 @@
 """How long does one exact second-order meta-step take beside the alternatives?
 
     benchmarks/peers/install.sh PEERS          # once: learn2learn, higher, TorchOpt, JAX
-    python benchmarks/meta_step.py --peers PEERS [--rounds 15] [--threads 2]
-    python benchmarks/meta_step.py --slow --workloads sinusoid-1 sinusoid-5
+    python -m benchmarks.programs.meta_step --peers PEERS [--rounds 15] [--threads 2]
+    python -m benchmarks.programs.meta_step --slow --workloads sinusoid-1 sinusoid-5
 
 Every contestant has a process of its own, the same weights and the same episodes, and takes its
 turn in every round, so that a slow moment hits all; only one computes at a time. Meta-gradients are
@@ -33,11 +33,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import CONTESTANTS
-from exactness import Check, allowed, difference, loop_of, read, require
-from results import about, place, quartiles
-from turns import Field, Process, WorkerError
-from workloads import WORKLOADS, Workload, arrays, network
+
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.support.exactness import Check, allowed, difference, loop_of, read, require
+from benchmarks.support.results import about, place, quartiles
+from benchmarks.support.turns import Field, Process, WorkerError
+from benchmarks.support.workloads import WORKLOADS, Workload, arrays, network
 
 TINY = "sinusoid-1"
 Rows = dict[str, dict[str, Any]]

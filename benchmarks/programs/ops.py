@@ -1,6 +1,6 @@
 """What does each op cost, beside its PyTorch definition and a loop over tasks in plain torch?
 
-    python benchmarks/ops.py [--rounds 15] [--threads 2] [--device cuda] [--ops task_linear]
+    python -m benchmarks.programs.ops [--rounds 15] [--threads 2] [--device cuda] [--ops NAME]
 
 Forward, backward and double backward through the public ops of `fastmaml.ops` with every backend
 there is for the device. Results are compared with the definition in float64 before anything is
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from op_cases import Case, cases
-from peaks import peaks
-from results import about, folder, quartiles
 from torch import Tensor
 from torch.autograd import grad
 
+from benchmarks.support.op_cases import Case, cases
+from benchmarks.support.peaks import peaks
+from benchmarks.support.results import about, folder, quartiles
 from fastmaml import ops
 
 PASSES = ("forward", "backward", "double backward")

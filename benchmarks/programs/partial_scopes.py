@@ -1,6 +1,6 @@
 """What does an inner step cost where only a part of the model adapts?
 
-    python benchmarks/partial_scopes.py [--steps 1 5 10] [--device cuda] [--quick]
+    python -m benchmarks.programs.partial_scopes [--steps 1 5 10] [--device cuda] [--quick]
 
 A conv4 and a 2-layer transformer of which the head adapts (ANIL) or, of the transformer, the last
 layer and what follows it. Beside fastmaml stand two loops by hand: one that calls the model at
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants.torch_problem import Problem
-from reference import Parameters, batch_loss, problem_of, relative, sgd_step
-from results import about, place, save, synchronize
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from workloads import WORKLOADS, Workload
 
 import fastmaml as fm
+from benchmarks.contestants.torch_problem import Problem
+from benchmarks.support.reference import Parameters, batch_loss, problem_of, relative, sgd_step
+from benchmarks.support.results import about, place, save, synchronize
+from benchmarks.support.workloads import WORKLOADS, Workload
 from fastmaml.measure.profile import LiveMemory
 
 STEPS = (1, 5, 10)

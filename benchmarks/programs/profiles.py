@@ -1,6 +1,6 @@
 """Do the phases of a profile add up to the plain step, and is its memory right?
 
-    python benchmarks/profiles.py [--model FOLDER] [--rounds 5] [--device cuda] [--quick]
+    python -m benchmarks.programs.profiles [--model FOLDER] [--rounds 5] [--device cuda] [--quick]
 
 `fm.profile` on three meta-steps: digits as ``fastmaml train digits`` has them, Omniglot's conv4-64
 (its images from FASTMAML_DATA or ../shared/data, else random ones), and a BERT with the sizes of
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from convergence import data_folder
-from fresh import GIVES_BACK, fresh
-from language_memory import CLASSES, episodes
-from results import about, place, save
 from torch import nn
 
 import fastmaml as fm
+from benchmarks.programs.convergence import data_folder
+from benchmarks.programs.language_memory import CLASSES, episodes
+from benchmarks.support.fresh import GIVES_BACK, fresh
+from benchmarks.support.results import about, place, save
 from fastmaml.measure.profile import Report
 from fastmaml.measure.profile.phases import REST
 from fastmaml.training.config import TrainConfig
@@ -161,7 +161,7 @@ def measured(key: str, options: argparse.Namespace) -> dict[str, Any]:
         for kind, environment in (("time", {}), ("memory", GIVES_BACK)):
             arguments = ("--point", kind, key, *passed)
             found[kind].append(
-                fresh("profiles.py", *arguments, threads=options.threads, environment=environment)
+                fresh("profiles", *arguments, threads=options.threads, environment=environment)
             )
     # The report that is shown is the one in the middle.
     middle = sorted(found["time"], key=lambda one: one["plain_step_s"])[options.rounds // 2]

@@ -1,7 +1,7 @@
 """Run the pytest-benchmark suites of benchmarks/suites, and keep what matters of their results.
 
-    python benchmarks/run_suites.py [--quick] [--device cuda] [--suites meta_step ops]
-    python benchmarks/run_suites.py --convert RAW.json --json FILE   # of a run of your own
+    python -m benchmarks.programs.run_suites [--quick] [--device cuda] [--suites meta_step ops]
+    python -m benchmarks.programs.run_suites --convert RAW.json --json FILE   # of a run of your own
 
 A row is there with its median and quartiles, or with the reason why it is not. pytest-benchmark's
 own JSON also holds every single timing and the machine's name; it is not kept.
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import ROOT, about, place, save
 
-SUITES = Path(__file__).resolve().parent / "suites"
+from benchmarks.support.results import ROOT, about, place, save
+
+SUITES = ROOT / "benchmarks" / "suites"
 NAMES = tuple(sorted(path.stem.removeprefix("bench_") for path in SUITES.glob("bench_*.py")))
 DIGITS = 3
 LEAST = {False: ("0.25", "5"), True: ("0.05", "3")}

@@ -5,7 +5,7 @@ of 20 images of 28x28, held as uint8 and turned into float32 per episode; the pi
 which costs the same. Each figure is the median of several rounds; the range shows how busy the
 machine was.
 
-    python benchmarks/sampling.py [--json FILE] [--rounds 9] [--seconds 0.3] [--device cuda]
+    python -m benchmarks.programs.sampling [--json FILE] [--rounds 9] [--device cuda]
 
 Writes benchmarks/results/DEVICE/sampling.json.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import about, place, save, synchronize
 
+from benchmarks.support.results import about, place, save, synchronize
 from fastmaml.episodes import EpisodeSampler
 
 CLASSES, EXAMPLES = 4800, 20

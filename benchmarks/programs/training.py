@@ -1,6 +1,7 @@
 """Keep a finished training run among the results.
 
-    fastmaml train omniglot --out runs/omniglot && python benchmarks/training.py runs/omniglot
+    fastmaml train omniglot --out runs/omniglot
+    python -m benchmarks.programs.training runs/omniglot
 
 Writes benchmarks/results/DEVICE/train_DATA.json (result, configuration, the learning curve at up to
 100 points, the evaluation of the untrained network) and docs/train_DATA.png (of another device than
@@ -15,8 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from figures import figure_name
-from results import ROOT, about, folder
+from benchmarks.figures.plots import figure_name
+from benchmarks.support.results import ROOT, about, folder
 
 
 def thinned(lines: list[dict[str, Any]], key: str, points: int = 100) -> list[list[float]]:

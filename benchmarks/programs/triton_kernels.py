@@ -1,6 +1,6 @@
 """Each Triton kernel beside cuBLAS, cuDNN and PyTorch at equal work; needs a CUDA device.
 
-    python benchmarks/triton_kernels.py [--rounds 20] [--json PATH]
+    python -m benchmarks.programs.triton_kernels [--rounds 20] [--json PATH]
 
 A task's own weights make cuDNN's convolution a grouped one, which it runs slowly, so a dense one
 with shared weights, the same FLOPs, stands beside it as well. Attention stands beside an explicit
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts.timing import in_turns
-from results import about, folder
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gpu_parts.timing import in_turns
+from benchmarks.support.results import about, folder
 from fastmaml import kernels
 from fastmaml.kernels import attention_float64 as explicit
 from fastmaml.kernels.attention_work import Attention

@@ -1,7 +1,8 @@
 """Registers, spills and shared memory of the Triton kernels, compiled without a GPU.
 
-    python benchmarks/triton_resources.py --default --json benchmarks/results/aot/triton.json
-    python benchmarks/triton_resources.py --arch 90 --default --check 0
+    python -m benchmarks.programs.triton_resources --default \\
+        --json benchmarks/results/aot/triton.json
+    python -m benchmarks.programs.triton_resources --arch 90 --default --check 0
 
 ``--default`` compiles the tile that the model of `fastmaml.kernels.tiles` picks for each workload,
 not all of them (400 compilations for three architectures); attention and embeddings have but one.
@@ -27,10 +28,10 @@ os.environ.pop("TRITON_INTERPRET", None)
 import torch
 import triton
 import triton.backends.nvidia
-from attention_launches import attentions, embeddings
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.support.attention_launches import attentions, embeddings
 from fastmaml.kernels.conv_gather import gather
 from fastmaml.kernels.conv_wgrad import wgrad
 from fastmaml.kernels.gemm import gemm

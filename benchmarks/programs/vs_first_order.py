@@ -1,6 +1,6 @@
 """What does second order cost beside first order, and does a second run say the same?
 
-    python benchmarks/vs_first_order.py [--seconds 20] [--device cuda] [--quick]
+    python -m benchmarks.programs.vs_first_order [--seconds 20] [--device cuda] [--quick]
 
 `fm.bench` with ``vs="first-order"`` on a sinusoid MLP, a conv4 and a 2-layer transformer, each in a
 fresh process; when all are done, all of them once more. The second run's median is held against
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fresh import fresh
-from reference import problem_of
-from results import about, place, save
-from workloads import WORKLOADS, Workload
 
 import fastmaml as fm
+from benchmarks.support.fresh import fresh
+from benchmarks.support.reference import problem_of
+from benchmarks.support.results import about, place, save
+from benchmarks.support.workloads import WORKLOADS, Workload
 
 RUNS = 2
 STEPS = (1, 5)
@@ -121,7 +121,7 @@ def main() -> None:
     for number in range(RUNS):
         for key in options.subjects:
             run = fresh(
-                "vs_first_order.py", "--point", key, *passed, threads=options.threads,
+                "vs_first_order", "--point", key, *passed, threads=options.threads,
                 environment={},
             )  # fmt: skip
             one = result["subjects"].setdefault(key, {"title": run["title"], "runs": []})

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import CONTESTANTS, LOOP, LOOP_FIRST
-from turns import Field, Process, WorkerError
-from workloads import Workload
+
+from benchmarks.contestants import CONTESTANTS, LOOP, LOOP_FIRST
+from benchmarks.support.turns import Field, Process, WorkerError
+from benchmarks.support.workloads import Workload
 
 EXACT = 1e-9  # relative, over the whole gradient, in float64
 # The same in float32. Of tens of millions of ReLUs and maxima in conv4 rounding turns some, and one

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 CARRIED = ROOT / ".commit"
 """Where the tree travels without its history: what ``git describe --always --abbrev=40 --dirty``

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import synchronize
+
+from benchmarks.support.results import synchronize
 
 SOURCE = Path(__file__).parent / "fma_peak.cpp"
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import Setup
-from contestants.torch_problem import Problem, problem
-from contestants.worker import as_dtype
-from results import ROOT
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from workloads import Workload, arrays
 
 import fastmaml as fm
+from benchmarks.contestants import Setup
+from benchmarks.contestants.torch_problem import Problem, problem
+from benchmarks.contestants.worker import as_dtype
+from benchmarks.support.results import ROOT
+from benchmarks.support.workloads import Workload, arrays
 
 sys.path.append(str(ROOT / "tests" / "support"))  # the plain loop that the tests hold everything to
 from hand_loop import Parameters, batch_loss, sgd_step

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from origin import ROOT, commit, cpu_name, save
+
+from benchmarks.support.origin import ROOT, commit, cpu_name, save
 
 __all__ = [
     "ROOT",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import about, folder
 from torch import nn
 
 import fastmaml as fm
+from benchmarks.support.results import about, folder
 from fastmaml.training.evaluation import NORMAL_95
 
 

@@ -12,14 +12,14 @@ import tempfile
 import time
 from typing import Any
 
-from contestants import CONTESTANTS, LOOP, LOOP_FIRST
-from results import ROOT
-from worker_lines import Lines
+from benchmarks.contestants import CONTESTANTS, LOOP, LOOP_FIRST
+from benchmarks.support.results import ROOT
+from benchmarks.support.worker_lines import Lines
 
 BESIDE = (LOOP, LOOP_FIRST, "torch.func vmap", "fastmaml")
 """What those that take minutes to begin are timed beside."""
 
-PATHS = (ROOT / "benchmarks", ROOT, ROOT / "tests" / "support")
+PATHS = (ROOT, ROOT / "tests" / "support")
 
 
 class WorkerError(Exception):
@@ -47,7 +47,7 @@ class Process:
         counts = dict.fromkeys(("OMP_NUM_THREADS", "NPROC", "PJRT_NPROC"), str(threads))
         path = os.pathsep.join([*map(str, PATHS), *known])
         self.process = subprocess.Popen(
-            [python, "-m", "contestants.worker", *arguments, "--threads", str(threads)],
+            [python, "-m", "benchmarks.contestants.worker", *arguments, "--threads", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import note, table
+from benchmarks.tables.cells import note, table
 
 Result = dict[str, Any]
 FIRST = "FirstOrder"

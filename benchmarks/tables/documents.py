@@ -1,7 +1,7 @@
 """Write the tables and plots of the README and docs from the results under benchmarks/results.
 
-    python benchmarks/tables.py            # rewrite README.md and docs
-    python benchmarks/tables.py --check    # fail if they differ
+    python -m benchmarks.tables            # rewrite README.md and docs
+    python -m benchmarks.tables --check    # fail if they differ
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``, once for every device whose
 folder has the result; where nothing was measured it says what would do so. A plot is of the CPU and
@@ -14,23 +14,22 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import choosing
-import convergence_figure
-import evidence_tables
-import figures
-import gpu_tables
-import growth_figure
-import language_tables
-import memory_figure
-import rate_tables
-import time_tables
-from cells import note, table
-from figures import figure_name
+from benchmarks.figures import convergence as convergence_figure
+from benchmarks.figures import growth as growth_figure
+from benchmarks.figures import memory as memory_figure
+from benchmarks.figures import plots as figures
+from benchmarks.figures.plots import figure_name
+from benchmarks.support.origin import ROOT
+from benchmarks.tables import choosing
+from benchmarks.tables import evidence as evidence_tables
+from benchmarks.tables import gpu as gpu_tables
+from benchmarks.tables import language as language_tables
+from benchmarks.tables import rates as rate_tables
+from benchmarks.tables import times as time_tables
+from benchmarks.tables.cells import note, table
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -71,12 +70,10 @@ def measured(
             found = read(f"{device}/{name}.json")
             other = [] if beside is None else [read_if_there(f"{device}/{beside}.json")]
             parts.append((found["device"], make(found, *other)))
-        if not parts:
-            script = SCRIPTS.get(name, name)
-            return (
-                f"Not measured yet: `python benchmarks/{script}.py`." if absent is None else absent
-            )
-        return of_each(parts)
+        if parts:
+            return of_each(parts)
+        program = f"benchmarks.programs.{PROGRAMS.get(name, name)}"
+        return f"Not measured yet: `python -m {program}`." if absent is None else absent
 
     return written
 
@@ -145,7 +142,7 @@ def memory(found: dict[str, Any]) -> str:
     return f"{table(header, rows)}\n\n{note(found)}"
 
 
-SCRIPTS = {"suites": "run_suites", "migration": "meta_step", "intents_pooler": "intents"}
+PROGRAMS = {"suites": "run_suites", "migration": "meta_step", "intents_pooler": "intents"}
 """What measures a result that does not have its name."""
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
@@ -231,13 +228,13 @@ def main() -> None:
     options = parser.parse_args()
     for png in stale_plots():
         if options.check or wanted(PLOTS[png][0]) is None:
-            raise SystemExit(f"{png} does not show the results: run python benchmarks/tables.py")
+            raise SystemExit(f"{png} does not show the results: run python -m benchmarks.tables")
         figures.plot(RESULTS / PLOTS[png][0], ROOT / png, PLOTS[png][1])
     for document in TABLES:
         new = filled(document)
         if options.check and new != (ROOT / document).read_text():
             raise SystemExit(
-                f"{document} differs from the results: run python benchmarks/tables.py"
+                f"{document} differs from the results: run python -m benchmarks.tables"
             )
         if not options.check:
             (ROOT / document).write_text(new)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from cells import note, table
+from benchmarks.tables.cells import note, table
 
 Result = dict[str, Any]
 EXAMPLES = {"profiles": "omniglot", "vs_first_order": "conv4"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import table
-from contestants import LOOP
-from time_tables import milliseconds
+from benchmarks.contestants import LOOP
+from benchmarks.tables.cells import table
+from benchmarks.tables.times import milliseconds
 
 Result = dict[str, Any]
 ABSENT = "No GPU has been measured yet: `make gpu` does it, in at most 8.5 minutes."

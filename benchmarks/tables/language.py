@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import table
+from benchmarks.tables.cells import table
 
 
 def memory(found: dict[str, Any]) -> str:

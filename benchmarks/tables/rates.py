@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import note, table
+from benchmarks.tables.cells import note, table
 
 Result = dict[str, Any]
 PLAIN, BATCHED = "plain torch", "reference"

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gpu_parts import build  # noqa: E402
-from gpu_parts.answer import Answer  # noqa: E402
+from benchmarks.gpu_parts import build
+from benchmarks.gpu_parts.answer import Answer
 
 
 def test_sources_that_are_the_same_keep_their_times(
