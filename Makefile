@@ -54,38 +54,38 @@ format: $(STAMP)
 # What README and docs show, on this machine: about half an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods
 # are timed beside each other, two elsewhere. Omniglot is looked for in FASTMAML_DATA or
-# ../shared/data; `ops.py`, `meta_step.py --slow`, `language_memory.py` and training runs are apart.
+# ../shared/data; `ops`, `meta_step --slow`, `language_memory` and training runs are apart.
 # BERT=FOLDER profiles pretrained weights in place of random ones.
 BERT ?=
-BENCH := $(BIN)/python benchmarks
+BENCH := $(BIN)/python -m benchmarks.programs
 bench: $(STAMP)
-	$(BENCH)/run_suites.py
-	$(BENCH)/sampling.py
-	$(BENCH)/growth.py
-	$(BENCH)/convergence.py
-	$(BENCH)/cold_start.py
-	$(BENCH)/memory_growth.py
-	$(BENCH)/partial_scopes.py --rounds 5
-	$(BENCH)/profiles.py --rounds 3 $(if $(BERT),--model $(BERT))
-	$(BENCH)/vs_first_order.py --seconds 12
-	$(BENCH)/meta_step.py --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
-	$(BENCH)/tables.py
+	$(BENCH).run_suites
+	$(BENCH).sampling
+	$(BENCH).growth
+	$(BENCH).convergence
+	$(BENCH).cold_start
+	$(BENCH).memory_growth
+	$(BENCH).partial_scopes --rounds 5
+	$(BENCH).profiles --rounds 3 $(if $(BERT),--model $(BERT))
+	$(BENCH).vs_first_order --seconds 12
+	$(BENCH).meta_step --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python -m benchmarks.tables
 
 # The same programs on little, in minutes: do they work, and are the gradients right? Committed
 # results stay as they are: it writes to runs/bench-quick.
 SMALL := runs/bench-quick
 bench-quick: $(STAMP)
 	mkdir -p $(SMALL)
-	$(BENCH)/run_suites.py --quick
-	$(BENCH)/sampling.py --rounds 2 --seconds 0.05 --json $(SMALL)/sampling.json
-	$(BENCH)/growth.py --quick
-	$(BENCH)/convergence.py --quick
-	$(BENCH)/cold_start.py --quick
-	$(BENCH)/memory_growth.py --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png
-	$(BENCH)/partial_scopes.py --quick --subjects conv4-head --steps 1 3
-	$(BENCH)/profiles.py --quick --subjects digits
-	$(BENCH)/vs_first_order.py --quick --subjects mlp
-	$(BENCH)/meta_step.py --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(SMALL)/meta_step.json $(if $(PEERS),--peers $(PEERS))
+	$(BENCH).run_suites --quick
+	$(BENCH).sampling --rounds 2 --seconds 0.05 --json $(SMALL)/sampling.json
+	$(BENCH).growth --quick
+	$(BENCH).convergence --quick
+	$(BENCH).cold_start --quick
+	$(BENCH).memory_growth --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png
+	$(BENCH).partial_scopes --quick --subjects conv4-head --steps 1 3
+	$(BENCH).profiles --quick --subjects digits
+	$(BENCH).vs_first_order --quick --subjects mlp
+	$(BENCH).meta_step --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(SMALL)/meta_step.json $(if $(PEERS),--peers $(PEERS))
 
 # On a machine with a GPU, with the Python that has its torch, and no network: builds, tests and
 # measures in order of value, in at most 8.5 minutes. PARTS=build,smoke runs some of it. Where .git

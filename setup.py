@@ -102,7 +102,7 @@ def ninja_file(output: Path, nvcc: str | None) -> str:
     optimise = f"-g1 -O1 -fno-omit-frame-pointer {checks}" if sanitize else "-O3"
     # pybind11's own goes first: the copy that torch 2.11 brings refuses a build for the stable ABI.
     includes = [pybind / "include", torch / "include", Path(sysconfig.get_path("include"))]
-    sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")], "nvcc": []}
+    sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/**/*.cpp")], "nvcc": []}
     # 2.11 is the oldest torch whose stable ABI has all that we call: one binary serves the later.
     cflags = (
         f"{optimise} -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fopenmp-simd -Wall "

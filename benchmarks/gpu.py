@@ -25,10 +25,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from gpu_parts import PARTS, Part
-from gpu_parts.health import BROKEN
-from gpu_parts.junit import junit
-from origin import ROOT, commit, cpu_name, save
+if not __package__:  # run by its path, which has its folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_parts import PARTS, Part
+from benchmarks.gpu_parts.health import BROKEN
+from benchmarks.gpu_parts.junit import junit
+from benchmarks.support.origin import ROOT, commit, cpu_name, save
 
 KEPT = ROOT / "build" / "gpu"
 ENVIRONMENT = ROOT / ".venv-gpu"
@@ -103,7 +106,8 @@ class Run:
     def command(self, part: Part, box: float, answer: Path) -> list[str]:
         python = ENVIRONMENT / "bin" / "python"
         own = part.name == "build" or self.options.here or not python.exists()
-        command = [sys.executable if own else str(python), "-m", "gpu_parts.run", part.name]
+        command = [sys.executable if own else str(python)]
+        command += ["-m", "benchmarks.gpu_parts.run", part.name]
         command += ["--device", self.options.device, "--seconds", f"{box - GRACE:.1f}"]
         command += ["--place", str(KEPT), "--json", str(answer)]
         return command + (["--quick"] if self.options.quick else [])
@@ -113,10 +117,7 @@ class Run:
         given = os.environ.get("PYTHONPATH", "")  # of packages that were brought along, say
         mine = {
             "PYTHONPATH": os.pathsep.join(
-                [
-                    *(str(ROOT / n) for n in ("benchmarks", "tests/support")),
-                    *filter(None, given.split(os.pathsep)),
-                ]
+                map(str, (ROOT, ROOT / "tests" / "support", *filter(None, given.split(os.pathsep))))
             ),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",

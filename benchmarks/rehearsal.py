@@ -19,7 +19,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from origin import ROOT, commit
+if not __package__:  # run by its path, which has its folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.support.origin import ROOT, commit
 
 ENVIRONMENT = ROOT / ".venv-rehearsal"
 TORCH = ["torch==2.11.0", "triton==3.6.0", "numpy<2.4"]  # newer ones break that interpreter

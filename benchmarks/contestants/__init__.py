@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workloads import Workload
+from benchmarks.support.workloads import Workload
 
 BOTH = ("cpu", "cuda")
 LOOP, LOOP_FIRST = "hand-written loop", "hand-written loop, first order"

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from workloads import HEADS, LAYERS, Workload
 
-from contestants import Built, Setup
+from benchmarks.contestants import Built, Setup
+from benchmarks.support.workloads import HEADS, LAYERS, Workload
 
 Array = Any
 Parameters = dict[str, Array]

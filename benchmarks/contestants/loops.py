@@ -14,8 +14,8 @@ import torch
 from hand_loop import hand_loop
 from torch import Tensor
 
-from contestants import LOOP, LOOP_FIRST, Built, Setup
-from contestants.torch_problem import Problem, built, problem
+from benchmarks.contestants import LOOP, LOOP_FIRST, Built, Setup
+from benchmarks.contestants.torch_problem import Problem, built, problem
 
 Gradient = dict[str, Tensor]
 

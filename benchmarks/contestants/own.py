@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 import fastmaml as fm
-from contestants import Built, Setup
-from contestants.torch_problem import Problem, built, problem
+from benchmarks.contestants import Built, Setup
+from benchmarks.contestants.torch_problem import Problem, built, problem
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fastmaml": {},

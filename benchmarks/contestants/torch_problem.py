@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from workloads import network
 
 import fastmaml as fm
-from contestants import Built, Setup
+from benchmarks.contestants import Built, Setup
+from benchmarks.support.workloads import network
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from contestants import Built, Setup
-from contestants.torch_problem import Problem, built, problem
+from benchmarks.contestants import Built, Setup
+from benchmarks.contestants.torch_problem import Problem, built, problem
 
 Parameters = dict[str, Tensor]
 

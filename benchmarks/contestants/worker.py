@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import WORKLOADS
 
-from contestants import CONTESTANTS, Built, Setup
+from benchmarks.contestants import CONTESTANTS, Built, Setup
+from benchmarks.support.workloads import WORKLOADS
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -37,7 +37,7 @@ class Worker:
         weights = {n[2:]: x for n, x in arrays.items() if n.startswith("w.")}
         episodes = {n: x[:tasks] for n, x in arrays.items() if not n.startswith("w.")}
         setup = Setup(WORKLOADS[workload], weights, episodes, o.device, o.dtype, o.tf32)
-        module = importlib.import_module(f"contestants.{CONTESTANTS[o.name].module}")
+        module = importlib.import_module(f"benchmarks.contestants.{CONTESTANTS[o.name].module}")
         if o.threads and o.device == "cpu":
             use_threads(o.threads)
         self.built = module.build(o.name, setup)

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from origin import save
-
-from gpu_parts import health
+from benchmarks.gpu_parts import health
+from benchmarks.support.origin import save
 
 
 class Broken(BaseException):

@@ -11,9 +11,9 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.timing import Peak, in_turns
 from fastmaml import ops
-from gpu_parts.answer import Answer
-from gpu_parts.timing import Peak, in_turns
 
 TASKS, BATCH, HEADS, SIZE = 2, 1, 12, 64
 LENGTHS = (512, 1024, 2048, 4096)

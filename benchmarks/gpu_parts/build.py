@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from origin import ROOT, save
-
-from gpu_parts.answer import Answer
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.support.origin import ROOT, save
 
 ENVIRONMENT = ROOT / ".venv-gpu"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -27,7 +26,7 @@ ARCHITECTURE = (
 STATUS = """
 import json, sys, torch
 from fastmaml import ops
-from results import about
+from benchmarks.support.results import about
 device = sys.argv[1]
 found = {"status": ops.status(), **about(device), "cuda": torch.version.cuda}
 for name in ("triton", "jax", "transformers", "pytest", "xdist"):

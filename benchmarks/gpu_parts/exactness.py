@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from gpu_parts.answer import Answer
-from gpu_parts.pool import Check, checked, processes
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.pool import Check, checked, processes
 
 
 def main(answer: Answer) -> None:
@@ -24,7 +24,8 @@ def main(answer: Answer) -> None:
     chosen: list[tuple[str, ...]] = [*single, *first, *rest]
     if answer.quick:  # every path, with the smallest problem and with another
         chosen = [*single[:: len(PROBLEMS)], *first[1 :: len(PROBLEMS) + 1]]
-    checked(answer, "gpu_parts.exactness", ["/".join(one) for one in chosen], processes(answer))
+    names = ["/".join(one) for one in chosen]
+    checked(answer, "benchmarks.gpu_parts.exactness", names, processes(answer))
 
 
 def checks(device: str) -> Check:

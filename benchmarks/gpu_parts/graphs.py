@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gpu_parts.answer import Answer
-from gpu_parts.pool import processes
-from gpu_parts.tests import GRAPHS, run
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.pool import processes
+from benchmarks.gpu_parts.tests import GRAPHS, run
 
 
 def main(answer: Answer) -> None:

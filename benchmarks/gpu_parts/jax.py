@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 import numpy as np
-from contestants import has_jax
-from exactness import allowed, difference, read
-from workloads import WORKLOADS, arrays
 
-from gpu_parts.answer import Answer
-from gpu_parts.steps import BUDGET, FIRST, QUICK, ROUNDS, TURN, built, setup_of
-from gpu_parts.timing import summary
+from benchmarks.contestants import has_jax
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.steps import BUDGET, FIRST, QUICK, ROUNDS, TURN, built, setup_of
+from benchmarks.gpu_parts.timing import summary
+from benchmarks.support.exactness import allowed, difference, read
+from benchmarks.support.workloads import WORKLOADS, arrays
 
 NAMES = ("JAX jit of vmap", "JAX jit of lax.map")
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gpu_parts.answer import Answer
-from gpu_parts.pool import Check, checked, processes
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.pool import Check, checked, processes
 
 
 def main(answer: Answer) -> None:
     """Of every workload and family."""
-    from gpu_parts.steps import FIRST, QUICK
+    from benchmarks.gpu_parts.steps import FIRST, QUICK
 
     os.environ["FASTMAML_GPU_QUICK"] = str(int(answer.small))
     works = QUICK if answer.small else FIRST
     names = [f"{key}/{name}" for key in works for name in ("fastmaml", "fastmaml, first order")]
     names += [f"products/{mode}" for mode in ("float32", "tf32", "bfloat16")]
     names += [f"attention/{dtype}" for dtype in ("float32", "bfloat16")]
-    checked(answer, "gpu_parts.kernels", names, processes(answer))
+    checked(answer, "benchmarks.gpu_parts.kernels", names, processes(answer))
 
 
 def checks(device: str) -> Check:
@@ -44,9 +44,8 @@ def checks(device: str) -> Check:
 
 def step(workload: str, name: str, device: str) -> None:
     """The first call of a contestant."""
-    from workloads import WORKLOADS, arrays
-
-    from gpu_parts.steps import built, setup_of
+    from benchmarks.gpu_parts.steps import built, setup_of
+    from benchmarks.support.workloads import WORKLOADS, arrays
 
     work = WORKLOADS[workload]
     built(name, setup_of(work, device, "float32", arrays(work))).run()
@@ -55,7 +54,8 @@ def step(workload: str, name: str, device: str) -> None:
 def products(mode: str, small: bool) -> None:
     """Every member of the two families."""
     import torch
-    import triton_kernels
+
+    from benchmarks.programs import triton_kernels
 
     if small:
         triton_kernels.tiny()
@@ -70,8 +70,8 @@ def attention(dtype: str, device: str, quick: bool) -> None:
     """Value and both derivatives."""
     import torch
 
+    from benchmarks.gpu_parts.attention import BATCH, HEADS, SIZE, TASKS, twice
     from fastmaml import ops
-    from gpu_parts.attention import BATCH, HEADS, SIZE, TASKS, twice
 
     if device == "cpu" and dtype == "bfloat16":
         return  # Triton's interpreter multiplies it wrongly

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import torch
-from memory_growth import METHODS, Setting, gradient_differences, growth, live_peak
 
-from gpu_parts.answer import Answer
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.programs.memory_growth import (
+    METHODS,
+    Setting,
+    gradient_differences,
+    growth,
+    live_peak,
+)
 
 STEPS = (1, 2, 4, 8, 16)
 

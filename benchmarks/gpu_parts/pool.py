@@ -16,10 +16,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from worker_lines import Lines
-
-from gpu_parts import health
-from gpu_parts.answer import Answer
+from benchmarks.gpu_parts import health
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.support.worker_lines import Lines
 
 PATIENCE = {"cuda": 45.0, "cpu": 300.0}
 """Seconds for one check; Triton's interpreter is slow."""
@@ -95,7 +94,7 @@ class Worker:
     """A process that checks one name at a time."""
 
     def __init__(self, module: str, device: str) -> None:
-        command = [sys.executable, "-m", "gpu_parts.pool", module, device]
+        command = [sys.executable, "-m", "benchmarks.gpu_parts.pool", module, device]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | SHARED
         )

@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Iterator
 
 import torch
-import triton_kernels
-from triton_kernels import MODES, Work, convolutions, linears, tiny
 
-from gpu_parts.answer import Answer
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.programs import triton_kernels
+from benchmarks.programs.triton_kernels import MODES, Work, convolutions, linears, tiny
 
 ROUNDS = 8
 

@@ -1,4 +1,4 @@
-"""``python -m gpu_parts.run PART ...``: one part; exits with 1 where something is wrong.
+"""``python -m benchmarks.gpu_parts.run PART ...``: one part; exits with 1 where something is wrong.
 
 With 70 where a CUDA error left the process of no use: ``--resume`` goes on after what it was in.
 """
@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 
-from gpu_parts.answer import Answer, Broken
-from gpu_parts.health import BROKEN
+from benchmarks.gpu_parts.answer import Answer, Broken
+from benchmarks.gpu_parts.health import BROKEN
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     name = sys.argv.pop(1)
     answer = Answer.asked()
     try:
-        importlib.import_module(f"gpu_parts.{name}").main(answer)
+        importlib.import_module(f"benchmarks.gpu_parts.{name}").main(answer)
     except Broken:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpu_parts.answer import Answer
-from gpu_parts.pool import Check, checked, processes
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.pool import Check, checked, processes
 
 EXACT = 1e-9  # relative, over all results, in float64
 ROUNDED = 1e-4  # the same in float32, where the definition itself is nearer than a quarter of it
@@ -28,7 +28,7 @@ def main(answer: Answer) -> None:
     chosen += [(i, "float64") for i in rest]
     names = [f"{b}/{d}/{ROWS[i]}" for i, d in chosen for b in backends]
     names += [f"{b}/float32/dropout_mask" for b in backends]
-    checked(answer, "gpu_parts.smoke", names, processes(answer))
+    checked(answer, "benchmarks.gpu_parts.smoke", names, processes(answer))
     answer.found["raw_ops"] = covered(answer)
 
 

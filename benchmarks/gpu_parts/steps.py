@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import CONTESTANTS, LOOP, LOOP_FIRST, Built, Setup
-from exactness import allowed, difference
-from workloads import WORKLOADS, Workload, arrays
 
-from gpu_parts.answer import Answer
-from gpu_parts.timing import Peak, summary, synchronize
+from benchmarks.contestants import CONTESTANTS, LOOP, LOOP_FIRST, Built, Setup
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.timing import Peak, summary, synchronize
+from benchmarks.support.exactness import allowed, difference
+from benchmarks.support.workloads import WORKLOADS, Workload, arrays
 
 FIRST = ("omniglot-5w", "sinusoid-1", "transformer", "omniglot-20w", "images-32", "sinusoid-5")
 QUICK = ("sinusoid-1",)
@@ -61,7 +61,7 @@ def setup_of(work: Workload, device: str, dtype: str, given: dict[str, Any]) -> 
 
 def built(name: str, setup: Setup) -> Built:
     """A contestant."""
-    module = __import__(f"contestants.{CONTESTANTS[name].module}", fromlist=["build"])
+    module = __import__(f"benchmarks.contestants.{CONTESTANTS[name].module}", fromlist=["build"])
     found: Built = module.build(name, setup)
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpu_parts import health
+from benchmarks.gpu_parts import health
 
 BEGAN = time.monotonic()
 

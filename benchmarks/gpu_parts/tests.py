@@ -9,10 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
-from origin import ROOT
-
-from gpu_parts.answer import Answer
-from gpu_parts.pool import SHARED, processes
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.pool import SHARED, processes
+from benchmarks.support.origin import ROOT
 
 GRAPHS = ("engine/recording/test_cuda_streams", "engine/recording/test_tensor_cores")
 """Few, and about what a CPU cannot show; `graphs` runs them early."""
@@ -47,7 +46,7 @@ def run(answer: Answer, which: list[str], count: int) -> None:
     """One pytest, in so many processes, which tells of each test."""
     told = answer.path.with_suffix(".jsonl")
     told.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling"]
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_parts.telling"]
     command += ["-p", "no:cacheprovider", "--tb=short", "-rN"]
     command += ["--continue-on-collection-errors", *which]
     if importlib.util.find_spec("xdist"):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.timing import in_turns
 from fastmaml import ops
-from gpu_parts.answer import Answer
-from gpu_parts.timing import in_turns
 
 CLOSE = 1e-6
 

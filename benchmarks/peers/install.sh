@@ -3,7 +3,7 @@
 #
 #     benchmarks/peers/install.sh FOLDER
 #     PYTHONPATH=. FOLDER/torch/bin/python -m pytest tests/compat/test_peers.py
-#     python benchmarks/meta_step.py --peers FOLDER
+#     python -m benchmarks.programs.meta_step --peers FOLDER
 #
 # FOLDER/torch has learn2learn, higher and TorchOpt, FOLDER/jax has JAX. Name one of them to make it alone.
 #

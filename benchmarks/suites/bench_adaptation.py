@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from bench_meta_step import WORKLOADS
-from exactness import EXACT
-from reference import adapted_by_hand, batch_loss, problem_of, relative
-from workloads import Workload
 
 import fastmaml as fm
+from benchmarks.suites.bench_meta_step import WORKLOADS
+from benchmarks.support.exactness import EXACT
+from benchmarks.support.reference import adapted_by_hand, batch_loss, problem_of, relative
+from benchmarks.support.workloads import Workload
 
 
 def rows(device: str, quick: bool) -> list[dict[str, Any]]:

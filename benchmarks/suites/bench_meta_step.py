@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import require
-from exactness import EXACT, ROUNDED
-from reference import Parameters, meta_gradient, problem_of, relative
-from workloads import Workload
 
 import fastmaml as fm
+from benchmarks.suites.conftest import require
+from benchmarks.support.exactness import EXACT, ROUNDED
+from benchmarks.support.reference import Parameters, meta_gradient, problem_of, relative
+from benchmarks.support.workloads import Workload
 
 METHODS = {
     "Unrolled": fm.gradients.Unrolled(),
@@ -38,7 +38,7 @@ WORKLOADS = {
         "conv4", 8, 1, 0.1, 5, 5, 5, (1, 28, 28), 32,
     ),
 }  # fmt: skip
-SLOW = "Inductor takes minutes to begin: see benchmarks/cold_start.py --slow"
+SLOW = "Inductor takes minutes to begin: see benchmarks/programs/cold_start.py --slow"
 
 
 def rows(device: str, quick: bool) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What does every family of ops cost, forward, backward and double backward, by backend?
 
-The rows are those of `benchmarks/op_cases.py`; results are compared with the definition in float64
-before anything is timed. `benchmarks/ops.py` sets the same beside a loop and the machine's bound.
+The rows are those of `benchmarks/support/op_cases.py`; results are compared with the definition in
+float64 before anything is timed. `benchmarks/programs/ops.py` sets the same beside a loop and the
+machine's bound.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from conftest import require
-from op_cases import Case, cases
-from ops import CLOSE, PASSES, compared, passes
 
+from benchmarks.programs.ops import CLOSE, PASSES, compared, passes
+from benchmarks.suites.conftest import require
+from benchmarks.support.op_cases import Case, cases
 from fastmaml import ops
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sampling import WORKLOADS
 
+from benchmarks.programs.sampling import WORKLOADS
 from fastmaml.episodes import Episodes, EpisodeSampler
 
 CLASSES, EXAMPLES = 1200, 20

@@ -1,18 +1,14 @@
-"""The suites' own options; `benchmarks/run_suites.py` runs them."""
+"""The suites' own options; `benchmarks/programs/run_suites.py` runs them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from results import synchronize
-
+from benchmarks.support.results import synchronize
 from fastmaml import ops
 
 

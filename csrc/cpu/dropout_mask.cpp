@@ -1,7 +1,7 @@
 // Dropout masks of all tasks.
 #include "dropout_bits.h"
-#include "parallel.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {

@@ -1,9 +1,9 @@
 // Activations and their first two derivatives, elementwise, in whatever dense order they come.
 #include "../math/activation.h"
 
-#include "parallel.h"
 #include "simd.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {
@@ -28,14 +28,9 @@ FM_CLONES void curve(const S* h, const S* g, const S* s, S* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = h[i] * g[i] * math::curvature<A>(s[i]);
 }
 
-void check_act(const char* op, int64_t act) {
-  STD_TORCH_CHECK(act >= 0 && act < math::kActs, op, ": act is ", act, "; the codes are 0 to ",
-                  math::kActs - 1);
-}
-
 Tensor task_act(const Tensor& x, int64_t act) {
   check_floating("task_act", "x", x);
-  check_rank("task_act", "x", x, 1);
+  check_least_rank("task_act", "x", x, 1);
   check_act("task_act", act);
   const Sizes order = dense_order(x);
   Tensor y = empty_in_order(sizes_of(x), order, shim_dtype(x));
@@ -56,7 +51,7 @@ Tensor task_act(const Tensor& x, int64_t act) {
 // g * a'(s), for the backward and for the first result of the double backward.
 Tensor times_slope(const char* op, const char* name, const Tensor& g, const Tensor& s, int64_t act) {
   check_floating(op, "s", s);
-  check_rank(op, "s", s, 1);
+  check_least_rank(op, "s", s, 1);
   check_act(op, act);
   check_tensor(op, name, g, s.scalar_type(), sizes_of(s));
   const Sizes order = dense_order(s);
@@ -84,7 +79,7 @@ std::tuple<Tensor, Tensor> task_act_bwd2(const Tensor& h, const Tensor& g, const
                                          int64_t need) {
   const char* op = "task_act_bwd2";
   check_floating(op, "s", s);
-  check_rank(op, "s", s, 1);
+  check_least_rank(op, "s", s, 1);
   check_act(op, act);
   check_tensor(op, "h", h, s.scalar_type(), sizes_of(s));
   check_tensor(op, "g", g, s.scalar_type(), sizes_of(s));

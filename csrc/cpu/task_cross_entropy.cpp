@@ -7,9 +7,9 @@
 
 #include "../math/elementary.h"
 
-#include "parallel.h"
 #include "simd.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {

@@ -1,7 +1,7 @@
 // Rows of each task's table by ids, and the transpose: sums of rows by ids.
-#include "parallel.h"
 #include "simd.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {

@@ -1,8 +1,8 @@
 // Layer norm with a weight and bias of each task's own, and its first two derivatives.
 #include "layer_norm_rows.h"
 
-#include "parallel.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {

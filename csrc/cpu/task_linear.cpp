@@ -1,18 +1,13 @@
 // Linear layers with weights of their own per task, and their two gradients: three calls of gemm.
 #include "../math/activation.h"
-#include "kernels.h"
+#include "gemm/kernels.h"
 #include "scratch.h"
 #include "simd.h"
-#include "units.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {
-
-void check_rank_exactly(const char* op, const char* name, const Tensor& x, int64_t rank) {
-  STD_TORCH_CHECK(x.dim() == rank, op, ": ", name, " has shape ", shape_text(sizes_of(x)), "; it needs ",
-                  rank, " dimensions, tasks first");
-}
 
 // Names of scratch buffers.
 struct Packed;
@@ -161,13 +156,13 @@ void nothing_after(int64_t, int64_t) {}
 std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b,
                                        int64_t act) {
   const char* op = "task_linear";
-  check_rank_exactly(op, "x", x, 3);
-  check_rank_exactly(op, "w", w, 3);
+  check_rank(op, "x", x, 3);
+  check_rank(op, "w", w, 3);
   check_floating(op, "x", x);
   const int64_t tasks = x.size(0), rows = x.size(1), inputs = x.size(2), outputs = w.size(1);
   check_tensor(op, "w", w, x.scalar_type(), {tasks, outputs, inputs});
   check_optional(op, "b", b, x.scalar_type(), {tasks, outputs});
-  STD_TORCH_CHECK(act >= 0 && act < math::kActs, op, ": act is ", act, ", expected 0 to ", math::kActs - 1);
+  check_act(op, act);
   const int32_t dtype = shim_dtype(x);
   Tensor y = empty_dense({tasks, rows, outputs}, dtype), s = nothing(dtype);
   with_scalar(x, [&](auto scalar) {
@@ -176,9 +171,9 @@ std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const O
     const Product<S> p{rows, outputs, inputs, inputs, 1, inputs, true};
     math::with_act(act, [&](auto tag) {
       constexpr math::Act A = decltype(tag)::value;
-      if (math::saves_input<A>) s = empty_dense({tasks, rows, outputs}, dtype);
+      if (math::at_input<A>) s = empty_dense({tasks, rows, outputs}, dtype);
       S* out = output<S>(y);
-      S* pre = math::saves_input<A> ? output<S>(s) : out;
+      S* pre = math::at_input<A> ? output<S>(s) : out;
       constexpr bool relu = A == math::Act::relu, other = !relu && A != math::Act::none;
       const auto finish = [&](int64_t begin, int64_t end) {
         if (other) activate<A>(out + begin, pre + begin, end - begin);
@@ -191,8 +186,8 @@ std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const O
 
 Tensor task_linear_dgrad(const Tensor& g, const Tensor& w) {
   const char* op = "task_linear_dgrad";
-  check_rank_exactly(op, "g", g, 3);
-  check_rank_exactly(op, "w", w, 3);
+  check_rank(op, "g", g, 3);
+  check_rank(op, "w", w, 3);
   check_floating(op, "g", g);
   const int64_t tasks = g.size(0), rows = g.size(1), inputs = w.size(2), outputs = g.size(2);
   check_tensor(op, "w", w, g.scalar_type(), {tasks, outputs, inputs});
@@ -208,8 +203,8 @@ Tensor task_linear_dgrad(const Tensor& g, const Tensor& w) {
 
 std::tuple<Tensor, Tensor> task_linear_wgrad(const Tensor& g, const Tensor& x, bool bias) {
   const char* op = "task_linear_wgrad";
-  check_rank_exactly(op, "g", g, 3);
-  check_rank_exactly(op, "x", x, 3);
+  check_rank(op, "g", g, 3);
+  check_rank(op, "x", x, 3);
   check_floating(op, "g", g);
   const int64_t tasks = g.size(0), rows = g.size(1), inputs = x.size(2), outputs = g.size(2);
   check_tensor(op, "x", x, g.scalar_type(), {tasks, rows, inputs});

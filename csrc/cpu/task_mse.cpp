@@ -1,7 +1,7 @@
 // Mean squared error of each task and its derivatives with respect to x.
-#include "parallel.h"
 #include "simd.h"
 #include "views.h"
+#include "work.h"
 
 namespace fastmaml {
 namespace {
@@ -44,7 +44,7 @@ FM_CLONES void scaled(S scale, const S* x, S* out, int64_t n) {
 
 void check_pair(const char* op, const Tensor& x, const Tensor& target) {
   check_floating(op, "x", x);
-  check_rank(op, "x", x, 1);
+  check_least_rank(op, "x", x, 1);
   check_tensor(op, "target", target, x.scalar_type(), sizes_of(x));
 }
 

@@ -1,12 +1,10 @@
-// What the CPU kernels of this folder share: checks, allocation in a chosen memory order, and inputs
-// as (pointer, task stride).
+// What the CPU kernels share: checks, allocation in a chosen memory order, and inputs as (pointer, task
+// stride).
 //
-// A memory order lists the dimensions 1.. of a [T, ...] tensor, outermost first. Elementwise ops keep
-// the order their input came in (convolution weights are not row-major), the others ask for theirs.
+// Elementwise ops keep the memory order their input came in (convolution weights are not row-major),
+// the others ask for theirs.
 #pragma once
 
-#include <algorithm>
-#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -14,16 +12,6 @@
 #include "../tensors.h"
 
 namespace fastmaml {
-
-using OptionalTensor = std::optional<Tensor>;
-
-inline Sizes sizes_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
-
-inline std::string shape_text(const Sizes& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
 
 // ---- checks: each names the op and the argument ----
 
@@ -34,7 +22,7 @@ inline void check_floating(const char* op, const char* name, const Tensor& x) {
       " has dtype ", toString(x.scalar_type()), "; on the CPU it must be Float or Double");
 }
 
-inline void check_rank(const char* op, const char* name, const Tensor& x, int64_t least) {
+inline void check_least_rank(const char* op, const char* name, const Tensor& x, int64_t least) {
   STD_TORCH_CHECK(x.dim() >= least, op, ": ", name, " has shape ", shape_text(sizes_of(x)),
                   "; it needs at least ", least, " dimensions, tasks first");
 }
@@ -42,10 +30,7 @@ inline void check_rank(const char* op, const char* name, const Tensor& x, int64_
 inline void check_tensor(const char* op, const char* name, const Tensor& x, ScalarType dtype,
                          const Sizes& sizes) {
   STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " is not on the CPU, as the other tensors are");
-  STD_TORCH_CHECK(x.scalar_type() == dtype, op, ": ", name, " has dtype ", toString(x.scalar_type()),
-                  ", not ", toString(dtype));
-  STD_TORCH_CHECK(sizes_of(x) == sizes, op, ": ", name, " has shape ", shape_text(sizes_of(x)), ", not ",
-                  shape_text(sizes));
+  check_dtype_and_sizes(op, name, x, dtype, sizes);
 }
 
 inline void check_optional(const char* op, const char* name, const OptionalTensor& x, ScalarType dtype,
@@ -62,18 +47,7 @@ inline int32_t shim_dtype(const Tensor& x) {
 }
 
 inline Tensor empty_in_order(const Sizes& sizes, const Sizes& order, int32_t dtype) {
-  Sizes strides(sizes.size(), 1);
-  int64_t next = 1;
-  for (auto d = order.rbegin(); d != order.rend(); ++d) {
-    strides[*d] = next;
-    next *= std::max<int64_t>(sizes[*d], 1);
-  }
-  if (!sizes.empty()) strides[0] = order.size() + 1 == sizes.size() ? next : strides[0];
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_in_order(sizes, order, dtype, aoti_torch_device_type_cpu(), 0);
 }
 
 inline Tensor empty_dense(const Sizes& sizes, int32_t dtype) {
@@ -85,31 +59,10 @@ inline Tensor nothing(int32_t dtype) { return empty_dense({0}, dtype); }
 
 // ---- inputs ----
 
-// Elements of one task, also where there are no tasks.
-inline int64_t elements_per_task(const Tensor& x) {
-  int64_t n = 1;
-  for (int64_t d = 1; d < x.dim(); ++d) n *= x.size(d);
-  return n;
-}
-
-// The memory order of x where its slices are dense in some order, else row-major.
-inline Sizes dense_order(const Tensor& x) {
-  Sizes order = row_major(x.dim());
-  if (dense_within_task(x, order)) return order;
-  Sizes sorted = order;
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
-  return dense_within_task(x, sorted) ? sorted : order;
-}
-
-// x where its slices are dense in that order, else a copy (of one task, where all tasks share it).
 inline Tensor in_order(const Tensor& x, const Sizes& order) {
-  if (dense_within_task(x, order)) return x;
-  const Tensor source = x.size(0) > 1 && x.stride(0) == 0 ? stable::narrow(
-      const_cast<Tensor&>(x), 0, 0, 1) : x;
-  Tensor copy = empty_in_order(sizes_of(source), order, shim_dtype(x));
-  stable::copy_(copy, source);
-  return copy;
+  return in_order(x, order, [&](const Sizes& sizes, const Sizes& dense) {
+    return empty_in_order(sizes, dense, shim_dtype(x));
+  });
 }
 
 // One input as the kernels see it; a missing optional one has no data.

@@ -26,8 +26,7 @@ class Lists {
       orders.push_back(dense_order(x));
       InnerTensor t;
       t.tasks = x.size(0);
-      t.size = 1;
-      for (int64_t d = 1; d < x.dim(); ++d) t.size *= x.size(d);
+      t.size = elements_per_task(x);
       list.push_back(t);
     }
   }

@@ -1,15 +1,12 @@
 // What every CUDA binding shares: checks that name the argument, outputs, and the current stream.
 //
-// A memory order lists the dimensions 1.. of a [tasks, ...] tensor, outermost first. Under
-// CUDA_ON_HOST the same bindings serve CPU tensors and the kernels run emulated: for the tests.
+// Under CUDA_ON_HOST the same bindings serve CPU tensors and the kernels run emulated: for the tests.
 #pragma once
 
 #define USE_CUDA  // un-hides the stable ABI's CUDA part; no CUDA header is needed
 #include <torch/csrc/stable/accelerator.h>
 
-#include <algorithm>
 #include <array>
-#include <string>
 #include <tuple>
 
 #include "../tensors.h"
@@ -24,26 +21,7 @@
 
 namespace fastmaml::cuda {
 
-using Optional = std::optional<Tensor>;
-
-inline Sizes sizes_of(const Tensor& x) { return Sizes(x.sizes().begin(), x.sizes().end()); }
-
-inline std::string shape_text(const Sizes& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
-
 inline const Sizes kImageOrder = {1, 3, 4, 2};  // [tasks, images, channels, height, width]
-
-// The memory order of x where its slices are dense in some order, else row-major.
-inline Sizes dense_order(const Tensor& x) {
-  const Sizes order = row_major(x.dim());
-  if (dense_within_task(x, order)) return order;
-  Sizes sorted = order;
-  std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
-  return dense_within_task(x, sorted) ? sorted : order;
-}
 
 // One call of an op: it checks, allocates on the device and keeps copies alive until it ends.
 class Call {
@@ -65,24 +43,18 @@ class Call {
   ScalarType type() const { return type_; }
   ScalarType wide_type() const { return type_ == ScalarType::Double ? type_ : ScalarType::Float; }
 
-  void rank(const char* name, const Tensor& x, int64_t rank) const {
-    STD_TORCH_CHECK(x.dim() == rank, op_, ": ", name, " has shape ", shape_text(sizes_of(x)), "; it must have ", rank,
-                    " dimensions, tasks first");
-  }
+  void rank(const char* name, const Tensor& x, int64_t rank) const { check_rank(op_, name, x, rank); }
 
   void check(const char* name, const Tensor& x, ScalarType type, const Sizes& sizes) const {
     STD_TORCH_CHECK(on_device(x) && x.get_device_index() == device_, op_, ": ", name,
                     " is not on the device of the other tensors");
-    STD_TORCH_CHECK(x.scalar_type() == type, op_, ": ", name, " has dtype ", toString(x.scalar_type()), ", not ",
-                    toString(type));
-    STD_TORCH_CHECK(sizes_of(x) == sizes, op_, ": ", name, " has shape ", shape_text(sizes_of(x)), ", not ",
-                    shape_text(sizes));
+    check_dtype_and_sizes(op_, name, x, type, sizes);
   }
 
   Input input(const char* name, const Tensor& x, const Sizes& sizes, const Sizes& order) {
     return input(name, x, type_, sizes, order);
   }
-  Input input(const char* name, const Optional& x, const Sizes& sizes, const Sizes& order) {
+  Input input(const char* name, const OptionalTensor& x, const Sizes& sizes, const Sizes& order) {
     return x ? input(name, *x, type_, sizes, order) : Input{};
   }
   Input input(const char* name, const Tensor& x, ScalarType type, const Sizes& sizes, const Sizes& order) {
@@ -91,29 +63,16 @@ class Call {
     return {kept_.back().const_data_ptr(), task_stride(kept_.back())};
   }
 
-  // x where its slices are dense in that order, else a copy (of one task, where all share it).
+  // x where its slices are dense in that order, else a copy.
   Tensor in_order(const Tensor& x, const Sizes& order) const {
-    if (dense_within_task(x, order)) return x;
-    Tensor source = x;
-    if (x.size(0) > 1 && x.stride(0) == 0) source = stable::narrow(source, 0, 0, 1);
-    Tensor copy = empty(sizes_of(source), order, x.scalar_type());
-    stable::copy_(copy, source);
-    return copy;
+    return fastmaml::in_order(x, order, [&](const Sizes& sizes, const Sizes& dense) {
+      return empty(sizes, dense, x.scalar_type());
+    });
   }
 
   Tensor empty(const Sizes& sizes, const Sizes& order, ScalarType type) const {
-    Sizes strides(sizes.size(), 1);
-    int64_t next = 1;
-    for (auto d = order.rbegin(); d != order.rend(); ++d) {
-      strides[*d] = next;
-      next *= std::max<int64_t>(sizes[*d], 1);
-    }
-    if (!sizes.empty() && order.size() + 1 == sizes.size()) strides[0] = next;
     const int32_t code = stable::detail::to<int32_t>(stable::detail::from(type));
-    AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), code,
-                                                    device_type(), device_, &handle));
-    return Tensor(handle);
+    return empty_in_order(sizes, order, code, device_type(), device_);
   }
   Tensor empty(const Sizes& sizes, const Sizes& order) const { return empty(sizes, order, type_); }
   Tensor empty(const Sizes& sizes) const { return empty(sizes, row_major(int64_t(sizes.size())), type_); }

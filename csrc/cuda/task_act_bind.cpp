@@ -3,15 +3,13 @@
 namespace fastmaml::cuda {
 namespace {
 
-constexpr int64_t kActs = 7;
-
 // The elements of one task, and the checks that all three members share.
 ActArgs prepared(const char* op, const Tensor& x, int64_t act, int order) {
   STD_TORCH_CHECK(x.dim() >= 1, op, ": a tensor has no tasks dimension");
-  STD_TORCH_CHECK(act >= 0 && act < kActs, op, ": act is ", act, ", not 0 to ", kActs - 1);
+  check_act(op, act);
   ActArgs a;
   a.tasks = x.size(0);
-  a.size = a.tasks ? x.numel() / a.tasks : 0;
+  a.size = elements_per_task(x);
   a.act = int(act);
   a.order = order;
   return a;

@@ -21,7 +21,7 @@ Shape prepare(const char* op, const Call& call, const Tensor& x, bool relu, bool
 }
 
 // What both derivatives read.
-void saved(Call& call, const Shape& shape, const Tensor& g, const Tensor& x, const Optional& w, const Tensor& mean,
+void saved(Call& call, const Shape& shape, const Tensor& g, const Tensor& x, const OptionalTensor& w, const Tensor& mean,
            const Tensor& rstd, const Tensor& index, BatchNormArgs& a) {
   a.g = call.input("g", g, shape.output, kImageOrder);
   a.x = call.input("x", x, shape.image, kImageOrder);
@@ -36,7 +36,7 @@ void run(Call& call, const BatchNormArgs& a) {
   call.done(launch_batch_norm(call.dtype(), a, workspace, call.stream()));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> task_batch_norm(const Tensor& x, const Optional& w, const Optional& b,
+std::tuple<Tensor, Tensor, Tensor, Tensor> task_batch_norm(const Tensor& x, const OptionalTensor& w, const OptionalTensor& b,
                                                            double eps, bool relu, bool pool) {
   Call call("task_batch_norm", "x", x);
   BatchNormArgs a;
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> task_batch_norm(const Tensor& x, cons
   return {y, mean, rstd, index};
 }
 
-std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd(const Tensor& g, const Tensor& x, const Optional& w,
+std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd(const Tensor& g, const Tensor& x, const OptionalTensor& w,
                                                        const Tensor& mean, const Tensor& rstd, const Tensor& index,
                                                        bool relu, bool pool, int64_t need) {
   Call call("task_batch_norm_bwd", "x", x);
@@ -70,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd(const Tensor& g, const Te
   return {gx, gw, gb};
 }
 
-std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd2(const Optional& hx, const Optional& hw, const Optional& hb,
-                                                        const Tensor& g, const Tensor& x, const Optional& w,
+std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd2(const OptionalTensor& hx, const OptionalTensor& hw, const OptionalTensor& hb,
+                                                        const Tensor& g, const Tensor& x, const OptionalTensor& w,
                                                         const Tensor& mean, const Tensor& rstd, const Tensor& index,
                                                         bool relu, bool pool, int64_t need) {
   Call call("task_batch_norm_bwd2", "x", x);

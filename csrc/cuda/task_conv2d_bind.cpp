@@ -91,7 +91,7 @@ void gather(const Call& call, const Problem& p, const Input& x, int64_t first, i
   call.done(launch_image_to_columns(call.dtype(), a, call.stream()));
 }
 
-Tensor task_conv2d(const Tensor& x, const Tensor& w, const Optional& b, Sizes stride, Sizes padding, Sizes dilation) {
+Tensor task_conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, Sizes stride, Sizes padding, Sizes dilation) {
   const char* op = "task_conv2d";
   Call call(op, "x", x);
   call.rank("x", x, 5);

@@ -13,7 +13,7 @@ Shape prepare(const Call& call, const Tensor& x, int order, LayerNormArgs& a) {
   return {sizes_of(x), {a.tasks, a.channels}, {a.tasks, a.rows}};
 }
 
-void saved(Call& call, const Shape& shape, const Tensor& g, const Tensor& x, const Optional& w, const Tensor& mean,
+void saved(Call& call, const Shape& shape, const Tensor& g, const Tensor& x, const OptionalTensor& w, const Tensor& mean,
            const Tensor& rstd, LayerNormArgs& a) {
   a.g = call.input("g", g, shape.x, {1, 2});
   a.x = call.input("x", x, shape.x, {1, 2});
@@ -27,7 +27,7 @@ void run(Call& call, const LayerNormArgs& a) {
   call.done(launch_layer_norm(call.dtype(), a, workspace, call.stream()));
 }
 
-std::tuple<Tensor, Tensor, Tensor> task_layer_norm(const Tensor& x, const Optional& w, const Optional& b, double eps) {
+std::tuple<Tensor, Tensor, Tensor> task_layer_norm(const Tensor& x, const OptionalTensor& w, const OptionalTensor& b, double eps) {
   Call call("task_layer_norm", "x", x);
   LayerNormArgs a;
   const Shape shape = prepare(call, x, 0, a);
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> task_layer_norm(const Tensor& x, const Option
   return {y, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd(const Tensor& g, const Tensor& x, const Optional& w,
+std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd(const Tensor& g, const Tensor& x, const OptionalTensor& w,
                                                        const Tensor& mean, const Tensor& rstd, int64_t need) {
   Call call("task_layer_norm_bwd", "x", x);
   LayerNormArgs a;
@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd(const Tensor& g, const Te
   return {gx, gw, gb};
 }
 
-std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd2(const Optional& hx, const Optional& hw, const Optional& hb,
-                                                        const Tensor& g, const Tensor& x, const Optional& w,
+std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd2(const OptionalTensor& hx, const OptionalTensor& hw, const OptionalTensor& hb,
+                                                        const Tensor& g, const Tensor& x, const OptionalTensor& w,
                                                         const Tensor& mean, const Tensor& rstd, int64_t need) {
   Call call("task_layer_norm_bwd2", "x", x);
   LayerNormArgs a;

@@ -4,15 +4,11 @@
 namespace fastmaml::cuda {
 namespace {
 
-constexpr int64_t kActs = 7;
-
-bool saves_input(int64_t act) { return act == 3 || act == 4 || act == 6; }  // gelu, its approximation, silu
-
-std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const Optional& b, int64_t act) {
+std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t act) {
   Call call("task_linear", "x", x);
   call.rank("x", x, 3);
   call.rank("w", w, 3);
-  STD_TORCH_CHECK(act >= 0 && act < kActs, "task_linear: act is ", act, ", not 0 to ", kActs - 1);
+  check_act("task_linear", act);
   EpilogueArgs a;
   a.tasks = x.size(0), a.rows = x.size(1), a.channels = w.size(1), a.act = int(act);
   call.check("w", w, call.type(), {a.tasks, a.channels, x.size(2)});
@@ -20,7 +16,7 @@ std::tuple<Tensor, Tensor> task_linear(const Tensor& x, const Tensor& w, const O
   const Sizes sizes = {a.tasks, a.rows, a.channels};
   Tensor z = call.empty(sizes);
   product(x, transpose(w, 1, 2), z);
-  const bool two = saves_input(act);
+  const bool two = math::saves_input(math::Act(act));
   Tensor y = two ? call.empty(sizes) : z;
   a.z = pointer(z), a.y = pointer(y);
   if (b || act) call.done(launch_epilogue(call.dtype(), a, call.stream()));

@@ -6,7 +6,7 @@ namespace {
 MseArgs prepare(const char* op, Call& call, const Tensor& x, const Tensor& target, const Sizes& order, int member) {
   STD_TORCH_CHECK(x.dim() >= 1, op, ": x has no tasks dimension");
   MseArgs a;
-  a.tasks = x.size(0), a.size = a.tasks ? x.numel() / a.tasks : 0, a.order = member;
+  a.tasks = x.size(0), a.size = elements_per_task(x), a.order = member;
   a.x = call.input("x", x, sizes_of(x), order);
   a.target = call.input("target", target, sizes_of(x), order);
   return a;

@@ -1,21 +1,19 @@
 // Activations a(x) with their first and second derivatives, on the CPU and the GPU.
 //
 // Derivatives are taken at the saved tensor s: the output for relu, tanh and sigmoid (a' is a
-// function of it, and so nothing else need be kept), the input for gelu and silu. `curvature` is
+// function of it, and so nothing else need be kept), the input where saves_input. `curvature` is
 // the derivative of `slope` with respect to s itself, which is what a second derivative of the
 // graph y -> slope(y) asks for.
 #pragma once
 
+#include "activation_codes.h"
 #include "elementary.h"
 
 namespace fastmaml::math {
 
-enum class Act : int { none = 0, relu = 1, tanh = 2, gelu = 3, gelu_tanh = 4, sigmoid = 5, silu = 6 };
-
-constexpr int kActs = 7;
-
+// saves_input() of a code: a constant, which device code may read where it may not call.
 template <Act A>
-inline constexpr bool saves_input = A == Act::gelu || A == Act::gelu_tanh || A == Act::silu;
+inline constexpr bool at_input = saves_input(A);
 
 // gelu_tanh is x * sigmoid(v(x)), v(x) = sqrt(8/pi) (x + 0.044715 x^3); silu has v(x) = x.
 constexpr double kGateLinear = 1.5957691216057307117;
@@ -59,7 +57,7 @@ FM_INLINE S activate(S x) {
   else if constexpr (A == Act::tanh) return vtanh(x);
   else if constexpr (A == Act::gelu) return x * normal_cdf(x, normal_pdf(x));
   else if constexpr (A == Act::sigmoid) return sigmoid(x);
-  else if constexpr (saves_input<A>) return x * sigmoid(gate<A>(x));
+  else if constexpr (at_input<A>) return x * sigmoid(gate<A>(x));
   else return x;
 }
 
@@ -71,7 +69,7 @@ FM_INLINE S slope(S s) {
   else if constexpr (A == Act::gelu) {
     const S density = normal_pdf(s);
     return normal_cdf(s, density) + s * density;
-  } else if constexpr (saves_input<A>) {
+  } else if constexpr (at_input<A>) {
     const Gate<S> p(gate<A>(s));
     return p.value + s * p.slope * gate_slope<A>(s);
   } else return S(1);
@@ -82,7 +80,7 @@ FM_INLINE S curvature(S s) {
   if constexpr (A == Act::tanh) return S(-2) * s;
   else if constexpr (A == Act::sigmoid) return S(1) - S(2) * s;
   else if constexpr (A == Act::gelu) return gelu_curvature(s, normal_pdf(s));
-  else if constexpr (saves_input<A>) {
+  else if constexpr (at_input<A>) {
     const Gate<S> p(gate<A>(s));
     const S d = gate_slope<A>(s);
     const S pd = p.slope * d;  // in this order nothing overflows before p.slope has made it zero

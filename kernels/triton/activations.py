@@ -1,4 +1,4 @@
-"""Activations of the epilogue, by the codes of `task_act`."""
+"""Activations of the epilogue, by the codes of csrc/math/activation_codes.h."""
 
 # ruff: noqa: N803 (constants of a kernel are capitals)
 
@@ -23,7 +23,7 @@ def tanh(x):
 
 @triton.jit
 def activate(x, ACT: tl.constexpr):
-    """0 none, 1 relu, 2 tanh, 3 gelu, 4 gelu by tanh, 5 sigmoid, 6 silu; x in float32."""
+    """0 none, 1 relu, 2 tanh, 3 gelu, 4 gelu_tanh, 5 sigmoid, 6 silu; x is float32."""
     if ACT == 1:
         x = tl.where(x < 0, 0.0, x)  # so that NaN stays
     elif ACT == 2:

@@ -22,7 +22,7 @@ from places import ROOT
 CUDA = ROOT / "csrc" / "cuda"
 HOST = ROOT / "tests" / "cuda_on_host"
 KERNELS = sorted(CUDA.glob("*.cu"))
-BINDINGS = [ROOT / "csrc" / "bindings.cpp", *sorted(CUDA.glob("*_bind.cpp"))]
+BINDINGS = [ROOT / "csrc" / "schemas.cpp", *sorted(CUDA.glob("*_bind.cpp"))]
 
 TORCH = Path(torch.__file__).parent
 NVCC = shutil.which("nvcc")

@@ -58,8 +58,8 @@ def test_meta_steps_are_recorded_while_kernels_compile() -> None:
 def test_default_tiles_compile_for_sm_90_without_spills() -> None:
     """But for a few bytes by the compiler of Triton 3.6, which lie in the nearest cache."""
     old = importlib.metadata.version("triton").startswith("3.6.")
-    spilled = ["--check", "64" if old else "0"]
-    output = run("benchmarks/triton_resources.py", "--arch", "90", "--default", *spilled)
+    asked = ["--arch", "90", "--default", "--check", "64" if old else "0"]
+    output = run("-m", "benchmarks.programs.triton_resources", *asked)
     kernels = {"gemm_kernel", "gather_kernel", "wgrad_kernel", "fold_kernel"}
     kernels |= {"forward_kernel", "queries_kernel", "keys_kernel", "tangents_kernel"}
     kernels |= {"second_queries_kernel", "second_keys_kernel"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from benchmark_runs import result, run
 
 
 @pytest.fixture(autouse=True)
-def beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    with benchmark_runs.beside(monkeypatch):
+def process_kept() -> Iterator[None]:
+    with benchmark_runs.process_kept():
         yield
 
 
 def test_profiles_are_held_against_plain_steps_and_resident_memory(tmp_path: Path) -> None:
-    import evidence_tables
+    from benchmarks.tables import evidence as evidence_tables
 
     path = tmp_path / "profiles.json"
     run("profiles", "--quick", "--subjects", "digits", "--json", str(path))
@@ -47,7 +48,7 @@ def test_profiles_are_held_against_plain_steps_and_resident_memory(tmp_path: Pat
 def test_a_second_run_is_held_against_the_intervals_of_the_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import evidence_tables
+    from benchmarks.tables import evidence as evidence_tables
 
     run("vs_first_order", "--quick", "--steps", "1", "--point", "mlp")
     first = json.loads(capsys.readouterr().out)
@@ -66,16 +67,16 @@ def test_a_second_run_is_held_against_the_intervals_of_the_first(
 
 
 def test_what_a_fresh_process_says_when_it_fails() -> None:
-    from fresh import fresh
+    from benchmarks.support.fresh import fresh
 
     with pytest.raises(SystemExit, match="invalid choice: 'nothing'"):
-        fresh("vs_first_order.py", "--point", "nothing", threads=1, environment={})
+        fresh("vs_first_order", "--point", "nothing", threads=1, environment={})
 
 
 @pytest.mark.parametrize("has_jax", [False, True])
 def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import contestants
-    from turns import Field
+    from benchmarks import contestants
+    from benchmarks.support.turns import Field
 
     monkeypatch.setattr(contestants, "has_jax", lambda: has_jax)
 
@@ -98,7 +99,7 @@ def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPat
 
 
 def test_op_timings_count_what_is_slower() -> None:
-    import rate_tables
+    from benchmarks.tables import rates as rate_tables
 
     def row(kind: str, plain: float, batched: float, own: float) -> dict[str, Any]:
         times = {"plain torch": plain, "reference": batched, "cpp": own}
@@ -113,7 +114,7 @@ def test_op_timings_count_what_is_slower() -> None:
 
 def test_partial_scopes_beside_loops(tmp_path: Path) -> None:
     """Equal gradients, and memory that does not grow with the steps."""
-    import evidence_tables
+    from benchmarks.tables import evidence as evidence_tables
 
     path = tmp_path / "partial_scopes.json"
     given = ("--quick", "--subjects", "conv4-head", "--steps", "2", "6", "--json", str(path))

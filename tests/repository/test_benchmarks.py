@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import benchmark_runs
 import pytest
 from benchmark_runs import result, run
 from places import BENCHMARKS
 
-SCRIPTS = [p for p in sorted(BENCHMARKS.glob("*.py")) if "parse_args()" in p.read_text()]
+PROGRAMS = [p for p in sorted(BENCHMARKS.glob("programs/*.py")) if "parse_args()" in p.read_text()]
+COMMANDS = [BENCHMARKS / name for name in ("gpu.py", "rehearsal.py", "tables/__main__.py")]
 
 
 @pytest.fixture(autouse=True)
-def beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    with benchmark_runs.beside(monkeypatch):
+def process_kept() -> Iterator[None]:
+    with benchmark_runs.process_kept():
         yield
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*PROGRAMS, *COMMANDS], ids=lambda p: p.stem)
 def test_every_program_says_what_it_does(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "triton" in path.stem:
         pytest.importorskip("triton")
     with pytest.raises(SystemExit) as ended:
-        run(path.stem, "--help")
+        run(path, "--help")
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
 
@@ -40,11 +43,9 @@ def test_every_program_says_what_it_does(path: Path, capsys: pytest.CaptureFixtu
 def growth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("matplotlib")
     path = tmp_path_factory.mktemp("growth") / "growth.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        methods = ("--methods", "Unrolled", "Checkpointed", "FirstOrder")
-        common = ("--quick", "--threads", "1", "--json", str(path), "--png", f"{path}.png")
-        run("growth", *common, *methods)
+    methods = ("--methods", "Unrolled", "Checkpointed", "FirstOrder")
+    common = ("--quick", "--threads", "1", "--json", str(path), "--png", f"{path}.png")
+    run("growth", *common, *methods)
     return path
 
 
@@ -63,7 +64,7 @@ def test_growth_measures_every_method_along_every_size(growth: Path) -> None:
 
 
 def test_a_plot_says_which_results_it_shows(growth: Path) -> None:
-    import figures
+    from benchmarks.figures import plots as figures
 
     png = Path(f"{growth}.png")
     assert figures.drawn_from(png) == figures.digest(growth)
@@ -73,7 +74,7 @@ def test_a_plot_says_which_results_it_shows(growth: Path) -> None:
 
 
 def test_the_tables_hold_the_measured_figures(growth: Path) -> None:
-    import choosing
+    from benchmarks.tables import choosing
 
     found = json.loads(growth.read_text())
     (one,) = found["workloads"]
@@ -98,14 +99,14 @@ def test_the_tables_hold_the_measured_figures(growth: Path) -> None:
 def test_a_table_without_results_says_what_measures_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tables
+    from benchmarks.tables import documents as tables
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     for document in ("choosing", "profiling", "bench", "guide", "execution"):
         for name, make in tables.TABLES[f"docs/{document}.md"].items():
-            assert make().startswith("Not measured yet: `python benchmarks/"), name
-            script = make().split("benchmarks/")[1].split("`")[0]
-            assert (BENCHMARKS / script).exists()
+            module = re.fullmatch(r"Not measured yet: `python -m ([\w.]+)`\.", make())
+            assert module is not None, name
+            assert importlib.util.find_spec(module[1])
     assert tables.TABLES["README.md"]["time-slow"]() == ""
     assert tables.wanted("cpu/growth.json") is None
 
@@ -113,7 +114,7 @@ def test_a_table_without_results_says_what_measures_it(
 def test_every_device_with_results_has_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tables
+    from benchmarks.tables import documents as tables
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     own = BENCHMARKS / "results" / "cpu"
@@ -136,7 +137,7 @@ def test_every_device_with_results_has_its_tables(
 def test_documents_and_plots_follow_the_results(
     growth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tables
+    from benchmarks.tables import documents as tables
 
     for name in ("README.md", *(f"docs/{p.name}" for p in (tables.ROOT / "docs").glob("*.*"))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -165,7 +166,7 @@ def test_documents_and_plots_follow_the_results(
 
 def test_convergence_learns_from_the_same_episodes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    import choosing
+    from benchmarks.tables import choosing
 
     path = tmp_path / "convergence.json"
     exact = ("--methods", "Unrolled", "MixedMode", "FirstOrder")
@@ -188,7 +189,7 @@ def test_convergence_learns_from_the_same_episodes(tmp_path: Path) -> None:
 def test_convergence_without_its_data_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import choosing
+    from benchmarks.tables import choosing
 
     monkeypatch.setenv("FASTMAML_DATA", str(tmp_path))
     path = tmp_path / "convergence.json"
@@ -200,7 +201,7 @@ def test_convergence_without_its_data_says_so(
 
 
 def test_cold_start_in_fresh_processes(tmp_path: Path) -> None:
-    import choosing
+    from benchmarks.tables import choosing
 
     path, names = tmp_path / "cold.json", ("hand-written loop", "fastmaml", "fastmaml compiled")
     run("cold_start", "--quick", "--threads", "1", "--json", str(path), "--names", *names)
@@ -216,7 +217,7 @@ def test_cold_start_in_fresh_processes(tmp_path: Path) -> None:
 
 
 def test_ahead_counts_the_begin_and_the_gain() -> None:
-    from cold_start import ahead
+    from benchmarks.programs.cold_start import ahead
 
     loop = {"import_fastmaml_s": 9.0, "build_s": 0.0, "first_call_s": 1.0, "later_call_s": 1.0}
     own = {"import_fastmaml_s": 1.0, "build_s": 0.5, "first_call_s": 4.0, "later_call_s": 0.5}
@@ -231,7 +232,7 @@ def test_the_suites_check_and_time(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "suites.json"
     command = [
-        *(sys.executable, str(BENCHMARKS / "run_suites.py"), "--quick", "--threads", "1"),
+        *(sys.executable, "-m", "benchmarks.programs.run_suites", "--quick", "--threads", "1"),
         *("--suites", "meta_step", "--only", "sinusoid and Unrolled", "--json", str(path)),
     ]
     # Beside another process nothing is timed, and these tests may be.
@@ -246,7 +247,7 @@ def test_the_suites_check_and_time(tmp_path: Path) -> None:
 
 
 def test_the_converter_keeps_rows_and_leaves_the_machines_name(tmp_path: Path) -> None:
-    import choosing
+    from benchmarks.tables import choosing
 
     stats = {"median": 2e-3, "q1": 1.5e-3, "q3": 2.25e-3, "rounds": 7, "iterations": 3}
     given = {"workload": "conv4", "method": "Unrolled", "steps": 5}
@@ -277,7 +278,7 @@ def test_the_converter_keeps_rows_and_leaves_the_machines_name(tmp_path: Path) -
 
 
 def test_fits_find_the_law_and_how_far_it_is_off() -> None:
-    from growth_fits import line, power
+    from benchmarks.support.growth_fits import line, power
 
     x = [1, 2, 4, 8]
     found = line(x, [3 + 2 * v for v in x])
@@ -298,7 +299,7 @@ def test_fits_find_the_law_and_how_far_it_is_off() -> None:
 
 
 def test_quick_results_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import results
+    from benchmarks.support import results
 
     monkeypatch.setattr(results, "ROOT", tmp_path)
     quick = results.place(None, "cpu", "growth", quick=True)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from places import BENCHMARKS, EXAMPLES, ROOT
+from places import EXAMPLES, ROOT
 from torch import nn
 from torch.nn import functional as F
 
 import fastmaml as fm
+from benchmarks.tables import documents
 
 
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("tables")
-
-
-def test_tables_equal_the_results(tables: Any) -> None:
-    for document in tables.TABLES:
+def test_tables_equal_the_results() -> None:
+    for document in documents.TABLES:
         text = (ROOT / document).read_text()
-        assert tables.filled(document) == text, "run python benchmarks/tables.py"
+        assert documents.filled(document) == text, "run python -m benchmarks.tables"
 
 
-def test_plots_show_the_results(tables: Any) -> None:
-    assert tables.stale_plots() == [], "run python benchmarks/tables.py"
+def test_plots_show_the_results() -> None:
+    assert documents.stale_plots() == [], "run python -m benchmarks.tables"
 
 
 def test_the_readme_example_runs() -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import BENCHMARKS
 
-sys.path.insert(0, str(BENCHMARKS))
-
-from gpu_parts import build
-from gpu_parts.answer import Answer
+from benchmarks.gpu_parts import build
+from benchmarks.gpu_parts.answer import Answer
 
 
 def test_sources_that_are_the_same_keep_their_times(

@@ -15,18 +15,17 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from places import BENCHMARKS, ROOT, SUPPORT
+from places import ROOT, SUPPORT
 
-sys.path.insert(0, str(BENCHMARKS))
+from benchmarks import gpu
+from benchmarks.gpu_parts import PARTS, Part, health, pool
+from benchmarks.gpu_parts.answer import Answer
+from benchmarks.gpu_parts.junit import junit
+from benchmarks.gpu_parts.tests import FILES, GRAPHS, collect
+from benchmarks.support import origin
+from benchmarks.tables.gpu import measured
 
-import gpu
-import gpu_tables
-from gpu_parts import PARTS, Part, health, pool
-from gpu_parts.answer import Answer
-from gpu_parts.junit import junit
-from gpu_parts.tests import FILES, GRAPHS, collect
-
-SETTINGS = {"PYTHONPATH": os.pathsep.join(map(str, (BENCHMARKS, SUPPORT)))}
+SETTINGS = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, SUPPORT)))}
 
 
 def options(place: Path, seconds: float = 60.0) -> argparse.Namespace:
@@ -42,7 +41,8 @@ class Scripted(gpu.Run):
 
     def command(self, part: Part, box: float, answer: Path) -> list[str]:
         head = (
-            "import sys, time, os\nfrom pathlib import Path\nfrom gpu_parts.answer import Answer\n"
+            "import sys, time, os\nfrom pathlib import Path\n"
+            "from benchmarks.gpu_parts.answer import Answer\n"
             f"answer = Answer('cpu', True, {box}, Path({str(answer.parent)!r}), "
             f"Path({str(answer)!r}), '--resume' in sys.argv)\n"
         )
@@ -50,8 +50,8 @@ class Scripted(gpu.Run):
 
 
 BREAKS = """
-from gpu_parts import health
-from gpu_parts.answer import Broken
+from benchmarks.gpu_parts import health
+from benchmarks.gpu_parts.answer import Broken
 health.broken = lambda device: True
 try:
     for x in filter(answer.begins, range(6)):
@@ -145,7 +145,7 @@ def test_the_table_is_short_and_failures_have_room() -> None:
 
 def test_boxes_fit_and_parts_are_modules() -> None:
     for part in PARTS:
-        assert importlib.util.find_spec(f"gpu_parts.{part.name}"), part.name
+        assert importlib.util.find_spec(f"benchmarks.gpu_parts.{part.name}"), part.name
     boxes = {part.name: part.box for part in PARTS}
     assert [part.name for part in PARTS[:4]] == ["build", "smoke", "exactness", "graphs"]
     assert boxes["build"] <= 90
@@ -168,7 +168,7 @@ def test_every_file_with_a_test_for_a_gpu_is_run() -> None:
 
 POOLED = """
 import os
-from gpu_parts import health
+from benchmarks.gpu_parts import health
 
 broke = []
 health.broken = lambda device: bool(broke)
@@ -194,7 +194,7 @@ def test_a_check_that_takes_its_process_with_it_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pooled_checks.py").write_text(POOLED)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     answer = Answer("cpu", True, 60, tmp_path, tmp_path / "pool.json")
     names = ["a", "dies", "b", "sticky", "c", "wrong", "d", "skips"]
     pool.checked(answer, "pooled_checks", names, 1)
@@ -214,7 +214,7 @@ def test_a_process_that_a_driver_holds_is_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "held_checks.py").write_text("import time\ndef checks(device): time.sleep(60)\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     worker = pool.Worker("held_checks", "cpu")
     kill = worker.process.kill
     monkeypatch.setattr(worker.process, "kill", lambda: None)
@@ -233,7 +233,7 @@ def test_what_the_end_of_the_box_cuts_off_is_no_failure(
 ) -> None:
     slow = "import time\ndef checks(device):\n    return lambda name: time.sleep(0.7)\n"
     (tmp_path / "slow_checks.py").write_text(slow)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     answer = Answer("cpu", True, 4, tmp_path, tmp_path / "pool.json")
     pool.checked(answer, "slow_checks", map(str, range(90)), 2)
     assert not answer.failures
@@ -274,7 +274,7 @@ def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path) -> None:
 
 def test_nothing_that_passed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pooled_checks.py").write_text(POOLED)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{BENCHMARKS}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     answer = Answer("cpu", True, 60, tmp_path, tmp_path / "pool.json")
     pool.checked(answer, "pooled_checks", ["skips"], 1)
     assert answer.failures == ["no check passed"]
@@ -301,7 +301,7 @@ def broken():
 def test_error(broken): ...
 
 def test_cuda():
-    from gpu_parts import health
+    from benchmarks.gpu_parts import health
     health.broken = lambda device: True
     raise RuntimeError("CUDA error: device-side assert triggered")
 
@@ -318,7 +318,8 @@ def test_outcomes_are_told_as_they_come(tmp_path: Path, many: bool) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_broken.py").write_text(BROKEN)
     told = tmp_path / "told.jsonl"
-    run = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling", "-p", "no:cacheprovider"]
+    run = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_parts.telling"]
+    run += ["-p", "no:cacheprovider"]
     run += ["-n", "1", "--max-worker-restart", "5"] if many else ["-p", "no:xdist"]
     settings = SETTINGS | {"FASTMAML_TOLD": str(told), "FASTMAML_TOLD_UNTIL": "60"}
     inherited = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
@@ -346,7 +347,8 @@ def test_tests_end_in_time(tmp_path: Path) -> None:
     told = tmp_path / "told.jsonl"
     settings = SETTINGS | {"FASTMAML_TOLD": str(told), "FASTMAML_TOLD_UNTIL": "1"}
     settings["PYTEST_XDIST_WORKER"] = "gw1"  # of the process that began it, which may be a worker
-    run = [sys.executable, "-m", "pytest", "-p", "gpu_parts.telling", "-p", "no:cacheprovider"]
+    run = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_parts.telling"]
+    run += ["-p", "no:cacheprovider"]
     done = subprocess.run(
         [*run, "-p", "no:xdist", "test_some.py"], cwd=tmp_path, env=os.environ | settings,
         capture_output=True,
@@ -385,7 +387,7 @@ def test_tables_of_what_was_measured() -> None:
             "memory": {"rows": [{"method": "Unrolled", "growth": 1.234}]},
         },
     }  # fmt: skip
-    text = gpu_tables.measured(found)
+    text = measured(found)
     assert "| fastmaml | 2.00 (150.0x) |" in text
     assert "| JAX jit of vmap | 5.00 (60.0x) |" in text
     assert "| higher | – |" in text
@@ -396,8 +398,6 @@ def test_tables_of_what_was_measured() -> None:
 def test_a_carried_commit_stands_in_for_git(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import origin
-
     monkeypatch.setattr(origin, "ROOT", tmp_path)
     monkeypatch.setattr(origin, "CARRIED", tmp_path / ".commit")
     assert origin.commit() == "unknown"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import BENCHMARKS
 
-sys.path.insert(0, str(BENCHMARKS))
-
-from gpu_parts import health, steps
-from gpu_parts.answer import Answer, Broken
+from benchmarks.gpu_parts import health, steps
+from benchmarks.gpu_parts.answer import Answer, Broken
 
 BAD = "torch.func vmap"
 

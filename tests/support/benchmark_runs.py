@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +17,21 @@ from places import BENCHMARKS
 
 
 @contextmanager
-def beside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Their modules can be imported; what they set of the process is put back."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def process_kept() -> Iterator[None]:
+    """What they set of the process is put back."""
     threads = torch.get_num_threads()
     with precision.kept():  # contestants set it
         yield
     torch.set_num_threads(threads)
 
 
-def run(script: str, *arguments: str) -> None:
-    """As from the command line, in this process."""
+def run(program: str | Path, *arguments: str) -> None:
+    """As from the command line, in this process: a program by its name, or any file."""
+    path = BENCHMARKS / "programs" / f"{program}.py" if isinstance(program, str) else program
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [script, *arguments])
-        runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
+        patch.setattr("sys.argv", [str(path), *arguments])
+        patch.setattr("sys.path", [*sys.path])
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def result(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Every raw op in plain PyTorch formulas: the kernels that the autograd functions are tested on.
 
-They are registered with the schemas of csrc/bindings.cpp, as the native ones are: opaque, and
+They are registered with the schemas of csrc/schemas.cpp, as the native ones are: opaque, and
 without derivatives. Nothing here is differentiated; each derivative is written out.
 """
 
@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastmaml.ops._load import Kernels
+from fastmaml.ops.task_act import at_input
 
-BINDINGS = ROOT / "csrc" / "bindings.cpp"
+SCHEMAS = ROOT / "csrc" / "schemas.cpp"
 LIBRARY = torch.library.Library("fastmaml_check", "DEF")
 
 
 @functools.cache
 def raw_kernels() -> Kernels:
-    schemas = re.findall(r'm\.def\("((\w+)\(.*?)"\)', BINDINGS.read_text())
+    schemas = re.findall(r'm\.def\("((\w+)\(.*?)"\)', SCHEMAS.read_text())
     for schema, name in schemas:
         LIBRARY.define(schema)
         LIBRARY.impl(name, fresh(FUNCTIONS[name]), "CompositeExplicitAutograd")
@@ -131,7 +132,7 @@ def task_act_bwd2(h: Tensor, g: Tensor, s: Tensor, act: int, need: int) -> tuple
 @raw
 def task_linear(x: Tensor, w: Tensor, b: Tensor | None, act: int) -> tuple[Tensor, Tensor]:
     z = torch.einsum("tni,toi->tno", x, w) + (0 if b is None else b[:, None])
-    return VALUE[act](z), z if act in (3, 4, 6) else nothing()
+    return VALUE[act](z), z if at_input(act) else nothing()
 
 
 @raw

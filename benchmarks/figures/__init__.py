@@ -1,0 +1,1 @@
+"""The plots of README and docs, drawn from results."""

@@ -1,0 +1,1 @@
+"""The suites for pytest-benchmark; ``python -m benchmarks.programs.run_suites`` runs them."""

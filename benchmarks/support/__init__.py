@@ -1,0 +1,1 @@
+"""What programs, suites and parts share: workloads, yardsticks, processes, where results lie."""

@@ -1,0 +1,5 @@
+"""``python -m benchmarks.tables [--check]``."""
+
+from benchmarks.tables.documents import main
+
+main()
