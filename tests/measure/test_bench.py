@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -380,12 +379,3 @@ def test_second_order_against_first_order(tmp_path: Path) -> None:
     assert len(saved["cells"][0]["turns_s"]) == 2
     assert saved["fits"]["budget"] == 10**6
     assert written[1].read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(code, {})
-    printed = capsys.readouterr().out
-    assert "second order against first order" in printed
-    assert "with 100.0 MB for a meta-step" in printed
