@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pages import name_of, pages
+from pages import DOCS, name_of, pages
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,6 +52,30 @@ def test_the_readme_example_runs() -> None:
     exec(code, scope)
     assert isinstance(scope["learner"], nn.Module)
     assert not torch.equal(before, next(model.parameters()))
+
+
+def messages() -> str:
+    """Every text in the package's code, ``{}`` standing for what is put in."""
+    found = []
+    for path in (ROOT / "fastmaml").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (x.value if isinstance(x, ast.Constant) else "{}" for x in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_questions_quote_what_the_package_raises() -> None:
+    headings = re.findall(r"^### (.*)$", (DOCS / "faq.md").read_text(), re.MULTILINE)
+    quoted = [x for heading in headings for x in re.findall(r"(?<!\()`([^`]+)`", heading)]
+    assert len(quoted) > 10
+    said = messages()
+    for text in quoted:
+        assert text in said, f"nothing says {text!r}"
+    for error in re.findall(r"\(`(\w+)`\)", "".join(headings)):
+        assert issubclass(getattr(fm, error), Exception)
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
