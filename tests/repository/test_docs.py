@@ -6,6 +6,9 @@ import ast
 import importlib
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,40 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Their anchors are checked where the site is built."""
     for link in re.findall(r"\]\((?!http|#)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("source", ["", "https://example.org/code/blob/main"])
+def test_links_of_the_package_index_lead_somewhere(source: str, tmp_path: Path) -> None:
+    """As text where no address is configured, else to that address."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "fastmaml/_version.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for package in ("fastmaml", "kernels/triton"):
+        (tmp_path / package).mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / "__init__.py").touch()
+    if source:
+        project = tmp_path / "pyproject.toml"
+        urls = f'[project.urls]\nSource = "{source}"\n\n[project.scripts]'
+        project.write_text(project.read_text().replace("[project.scripts]", urls))
+    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", "."]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    shown, written = (re.findall(LINK, x.read_text()) for x in (metadata, ROOT / "README.md"))
+    assert len(written) > 10
+    assert shown == [
+        f"{source}/{link}" + "?raw=true" * (".png" in link) for link in written if source
+    ]
+    assert "## Install" in metadata.read_text()
+
+
+LINK = r"\]\(([^)#]+)"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {fm.__version__}\n" in cited
+    assert "\nlicense: Apache-2.0\n" in cited
+    assert f"version = {{{fm.__version__}}}" in (DOCS / "citing.md").read_text()
 
 
 def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,13 @@ def test_blocks_name_a_language_and_marks_a_reason(name: str) -> None:
     assert not re.search(r"\n\n    \S(?!.*\n\n? {0,3}[-*])", outside), "fence the indented block"
 
 
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_lines_are_short(page: Path) -> None:
+    """But for tables, and what is generated."""
+    text = re.sub(r"<!-- results: .*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    assert [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"] == []
+
+
 def test_most_code_runs() -> None:
     """What does not is marked, and little."""
     code = [b for found in PAGES.values() for b in found if b.language == "python"]
