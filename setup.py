@@ -26,7 +26,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -181,10 +181,38 @@ class Build(build_ext):
             raise CompileError("Compiling csrc/ failed (the errors are above).")
 
 
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
+"""A link or a picture of the README that leads into the repository."""
+
+
+class Package(Distribution):
+    """The README of the package index has no links that lead nowhere.
+
+    They become absolute where pyproject.toml names the repository's address on the web
+    (``[project.urls]``, ``Source = "https://.../blob/main"``); until then their text stays, and
+    pictures go.
+    """
+
+    def parse_config_files(self, *args: object, **kwargs: object) -> None:
+        """Read pyproject.toml, then put the README right."""
+        super().parse_config_files(*args, **kwargs)
+        source = (self.metadata.project_urls or {}).get("Source", "").rstrip("/")
+
+        def shown(link: re.Match[str]) -> str:
+            picture, text, path = link.groups()
+            if not source:
+                return "" if picture else text
+            raw = "?raw=true" if picture else ""
+            return f"{picture}[{text}]({source}/{path}{raw})"
+
+        self.metadata.long_description = LINK.sub(shown, self.metadata.long_description or "")
+
+
 build = choice("FASTMAML_BUILD")
 asked = "1" in {build, choice("FASTMAML_CUDA")}
 native = Extension("fastmaml._C", sources=[], optional=not asked)
 setup(
+    distclass=Package,
     packages=[*find_packages(include=["fastmaml", "fastmaml.*"]), "fastmaml.kernels"],
     package_dir={"fastmaml.kernels": "kernels/triton"},
     ext_modules=[] if build == "0" else [native],

@@ -14,10 +14,14 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+__all__ = ["Head", "Prototype", "Zero"]
+
 
 @dataclass(frozen=True)
 class Head(ABC):
-    """The first weights of a task's own linear layer.
+    """The first weights of a task's own linear layer; a subclass says which.
+
+    It is differentiated with the rest of the meta-step: compute with tensors alone.
 
     Attributes:
         needs_features: whether they depend on what the model makes of the support set.
@@ -48,7 +52,7 @@ class Zero(Head):
     """All classes equally likely: weight and bias are zero.
 
     Inner step 1 then moves the head alone where all that adapts lies before it (its gradient is
-    zero while the weight is), so give the inner loop at least two steps.
+    zero while the weight is), so give the inner loop at least two steps. Costs nothing.
     """
 
     def start(self, weight: Tensor, features: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
@@ -70,6 +74,9 @@ class Prototype(Head):
 
     Args:
         scale: of the squared distances; smaller is softer. 1 is the paper's.
+
+    Raises:
+        ValueError: a scale that is not positive.
     """
 
     scale: float = 1.0

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["Targets", "classification", "logits_of", "masked"]
+
 Targets = Tensor | Mapping[str, Tensor]
 """Labels, or those of a mixture of data sets; see `classification`."""
 
@@ -52,13 +54,20 @@ def masked(logits: Tensor, classes: Tensor) -> Tensor:
     Args:
         logits: ``[..., examples, classes]``.
         classes: ``[..., 1]``, how many are the task's; one logit at least stays.
+
+    Returns:
+        The same shape and dtype.
     """
     there = torch.arange(logits.shape[-1], device=logits.device) < classes.unsqueeze(-1)
     return torch.where(there, logits, torch.finfo(logits.dtype).min)
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits of a model's output, whatever holds them; None if nothing does."""
+    """The logits of a model's output, whatever holds them; None if nothing does.
+
+    Args:
+        output: a tensor, or a mapping or an object with ``logits``.
+    """
     if isinstance(output, Tensor):
         return output
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)

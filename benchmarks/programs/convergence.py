@@ -10,7 +10,7 @@ meta-batch. All methods are compared in float64 with a loop written by hand firs
 
 Omniglot is looked for in FASTMAML_DATA, else in ../shared/data; where it is absent the result says
 so. `digits` are always there. Writes benchmarks/results/DEVICE/convergence.json and
-docs/convergence.png.
+docs/figures/convergence.png.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def main() -> None:
             result["differences"] = differences
             save(path, {**head, "settings": [*done, result]})
         done.append(result)
-    docs = ROOT / "docs" / "convergence.png"
+    docs = ROOT / "docs" / "figures" / "convergence.png"
     plot(path, options.png or (path.with_suffix(".png") if options.quick else docs), draw)
 
 

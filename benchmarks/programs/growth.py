@@ -8,7 +8,7 @@ turns at every point: the median and quartiles of a few meta-steps, and the peak
 live tensor bytes on the CPU (`LiveMemory`) and as the allocator tells on CUDA.
 All tasks run at once, else chunks would hide what a task costs. Lines are fitted to steps and
 tasks, a power to the width, each with its largest relative residual.
-Writes benchmarks/results/DEVICE/growth.json and docs/growth.png.
+Writes benchmarks/results/DEVICE/growth.json and docs/figures/growth.png.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def main() -> None:
         for result in measured(work, options):
             save(path, {**head, "workloads": [*done, result]})
         done.append(result)
-    docs = ROOT / "docs" / "growth.png"
+    docs = ROOT / "docs" / "figures" / "growth.png"
     plot(path, options.png or (path.with_suffix(".png") if options.quick else docs), draw)
 
 

@@ -8,8 +8,8 @@ and as query. Every point is a process of its own: its peak resident memory over
 before the first meta-step, of the first call (which records) and of later ones, the seconds of
 those, and the peak of live tensor bytes of one more. Meta-gradients are compared first, in float64
 and on fewer tokens.
-Writes benchmarks/results/DEVICE/language_memory.json and docs/language_memory.png; contestants that
-are not asked for keep what the file holds of them for the same settings.
+Writes benchmarks/results/DEVICE/language_memory.json and docs/figures/language_memory.png;
+contestants that are not asked for keep what the file holds of them for the same settings.
 """
 
 from __future__ import annotations
@@ -269,7 +269,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--json", type=Path, help="where the results go")
-    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "language_memory.png")
+    figure = ROOT / "docs" / "figures" / "language_memory.png"
+    parser.add_argument("--png", type=Path, default=figure)
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.point:

@@ -6,7 +6,7 @@ The unit is one copy of the adapted parameters for every task; the figure of int
 copies one more inner step costs. On the CPU the peak is counted in live tensor bytes
 (`LiveMemory`) and checked against the peak resident memory of a fresh process
 for each point; on CUDA the allocator tells. Writes benchmarks/results/DEVICE/memory_growth.json
-and docs/memory_growth.png.
+and docs/figures/memory_growth.png.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--no-resident", action="store_true", help="skip the fresh processes")
     parser.add_argument("--json", type=Path, help="where the results go")
-    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "memory_growth.png")
+    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "figures" / "memory_growth.png")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:

@@ -4,8 +4,8 @@
     python -m benchmarks.programs.training runs/omniglot
 
 Writes benchmarks/results/DEVICE/train_DATA.json (result, configuration, the learning curve at up to
-100 points, the evaluation of the untrained network) and docs/train_DATA.png (of another device than
-the CPU, docs/train_DATA_DEVICE.png).
+100 points, the evaluation of the untrained network) and docs/figures/train_DATA.png (of another
+device than the CPU, docs/figures/train_DATA_DEVICE.png).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     }
     kept["config"] = {k: v for k, v in kept["config"].items() if k not in {"out", "root"}}
     (folder(options.device) / f"train_{data}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    figure = ROOT / "docs" / figure_name(f"train_{data}", options.device)
+    figure = ROOT / "docs" / "figures" / figure_name(f"train_{data}", options.device)
     shutil.copy(options.run / "curves.png", figure)
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/choosing.md: what each gradient method costs and brings, as measured.
+"""The tables of docs/concepts/choosing.md: what each gradient method costs and brings, as measured.
 
 Each function takes a result as its script wrote it.
 """
@@ -14,7 +14,7 @@ FIRST = "FirstOrder"
 
 
 def headline(found: Result, learning: Result | None) -> str:
-    """The README's: a row a method, its price beside first order's and what it brought."""
+    """A row a method, its price beside first order's and what it brought."""
     names = dict.fromkeys(n for one in found["workloads"] for n in one["methods"])
     header, columns = ["", *(one["workload"]["short"] for one in found["workloads"])], []
     for one in found["workloads"]:

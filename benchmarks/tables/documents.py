@@ -117,7 +117,7 @@ def learned_row(figure: str, found: dict[str, Any]) -> list[str]:
         return f"MSE {mean:.2f} ± {interval:.2f}"
 
     return [
-        f"[{found['title']}](docs/{figure})",
+        f"[{found['title']}](../figures/{figure})",
         f"**{show(test[metric], test['interval_95'])}**",
         show(test["no_adaptation"], test["no_adaptation_interval_95"]),
         show(untrained[metric], untrained["interval_95"]) if untrained else "not measured",
@@ -146,47 +146,50 @@ PROGRAMS = {"suites": "run_suites", "migration": "meta_step", "intents_pooler": 
 """What measures a result that does not have its name."""
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
+    "README.md": {"headline": measured("meta_step", time_tables.headline)},
+    "docs/measurements/index.md": {
         "learned": learned,
-        "memory": measured("memory_growth", memory),
-        "time": measured("meta_step", time_tables.times),
-        "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
         "price": measured("growth", choosing.headline, beside="convergence"),
         "gpu": measured("gpu", gpu_tables.measured, absent=gpu_tables.ABSENT),
     },
-    "docs/migrating.md": {"migration": measured("migration", time_tables.speed)},
-    "docs/text.md": {
+    "docs/measurements/time.md": {
+        "time": measured("meta_step", time_tables.times),
+        "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
+    },
+    "docs/measurements/memory.md": {
+        "memory": measured("memory_growth", memory),
+        "partial-scopes": measured("partial_scopes", evidence_tables.partial_scopes),
+    },
+    "docs/measurements/ops.md": {"ops": measured("ops", rate_tables.ops)},
+    "docs/how_to/migrating.md": {"migration": measured("migration", time_tables.speed)},
+    "docs/how_to/text.md": {
         "intents": measured("intents", language_tables.intents),
         "intents-pooler": measured("intents_pooler", language_tables.intents),
         "glue": measured("glue", language_tables.glue),
         "language-memory": measured("language_memory", language_tables.memory),
     },
-    "docs/choosing.md": {
+    "docs/concepts/choosing.md": {
         "price": measured("growth", choosing.price),
         "convergence": measured("convergence", choosing.convergence),
         "laws": measured("growth", choosing.laws),
         "suites": measured("suites", choosing.suites),
         "cold-start": measured("cold_start", choosing.cold_start),
     },
-    "docs/profiling.md": {
+    "docs/how_to/profiling.md": {
         "profile-example": measured("profiles", evidence_tables.example("profiles")),
         "profiles": measured("profiles", evidence_tables.profiles),
     },
-    "docs/bench.md": {
+    "docs/how_to/bench.md": {
         "bench-example": measured("vs_first_order", evidence_tables.example("vs_first_order")),
         "vs-first-order": measured("vs_first_order", evidence_tables.vs_first_order),
     },
-    "docs/guide.md": {
-        "sampling": measured("sampling", rate_tables.sampling),
-        "partial-scopes": measured("partial_scopes", evidence_tables.partial_scopes),
-    },
-    "docs/execution.md": {"ops": measured("ops", rate_tables.ops)},
+    "docs/concepts/episodes.md": {"sampling": measured("sampling", rate_tables.sampling)},
 }
 
 PLOTS: dict[str, tuple[str, figures.Draw]] = {
-    "docs/memory_growth.png": ("cpu/memory_growth.json", memory_figure.draw),
-    "docs/growth.png": ("cpu/growth.json", growth_figure.draw),
-    "docs/convergence.png": ("cpu/convergence.json", convergence_figure.draw),
+    "docs/figures/memory_growth.png": ("cpu/memory_growth.json", memory_figure.draw),
+    "docs/figures/growth.png": ("cpu/growth.json", growth_figure.draw),
+    "docs/figures/convergence.png": ("cpu/convergence.json", convergence_figure.draw),
 }
 
 

@@ -162,6 +162,6 @@ def example(name: str) -> Callable[[Result], str]:
     def shown(found: Result) -> str:
         one = found["subjects"].get(EXAMPLES[name], {})
         text = (one["runs"][0] if "runs" in one else one).get("text", "Not measured here.")
-        return "\n".join(["```", *(line.rstrip() for line in text.splitlines()), "```"])
+        return "\n".join(["```text", *(line.rstrip() for line in text.splitlines()), "```"])
 
     return shown

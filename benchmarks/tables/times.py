@@ -8,6 +8,8 @@ from benchmarks.tables.cells import table
 
 Result = dict[str, Any]
 LEFT_OUT = {"skipped": "it was not asked for"}
+HEADLINE = ("hand-written loop", "learn2learn", "torch.func vmap", "JAX jit of vmap", "fastmaml")
+"""The contestants of the README, all of second order."""
 
 
 def times(found: Result) -> str:
@@ -19,6 +21,19 @@ def speed(found: Result) -> str:
     """Milliseconds alone."""
     first, _, note = parts_of(found)
     return f"{first}\n\n{note}"
+
+
+def headline(found: Result) -> str:
+    """Milliseconds of a few, for the README."""
+    works = found["workloads"]
+    rows = [
+        [name, *(speed_of(work["rows"], name) for work in works)]
+        for name in HEADLINE
+        if any("skipped" not in work["rows"].get(name, LEFT_OUT) for work in works)
+    ]
+    shorts = [work["workload"]["short"] for work in works]
+    about = f"{found['device']}, threads: {found['threads']}, torch {found['torch']}."
+    return f"{table(['median ms (times as fast as the loop)', *shorts], rows)}\n\n{about}"
 
 
 def slow(found: Result) -> str:

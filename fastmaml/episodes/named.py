@@ -19,7 +19,11 @@ class NamedEpisodes(Episodes):
     """A meta-batch that says what each task is called, for example its data set.
 
     Attributes:
+        support, query: as of `Episodes`.
         names: one a task.
+
+    Raises:
+        ValueError: another number of names than of tasks, or as `Episodes`.
     """
 
     names: tuple[str, ...]
@@ -47,6 +51,9 @@ class InTurn:
 
     Args:
         sources: by name.
+
+    Raises:
+        ValueError: there are no sources.
     """
 
     def __init__(self, sources: Mapping[str, EpisodeSource]) -> None:

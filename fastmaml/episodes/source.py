@@ -16,7 +16,11 @@ class EpisodeSource(ABC):
 
     Every random number comes from a `torch.Generator` of its own, on the device of the episodes, so
     that nothing else in the program changes which episodes are drawn and drawing never waits for
-    the device.
+    the device. A source of your own draws from ``self.generator`` in `sample`.
+
+    Args:
+        seed: of the generator.
+        device: where episodes are made.
     """
 
     def __init__(self, seed: int, device: torch.device | str) -> None:

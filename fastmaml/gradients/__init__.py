@@ -1,4 +1,8 @@
-"""How the inner loop is differentiated: a value that one chooses."""
+"""How the inner loop is differentiated: a value that one chooses.
+
+Each is a frozen dataclass. "A gradient" is one backward pass over a support set; "a copy" is one of
+the parameters that adapt, with the rule's state, of the tasks that run at a time.
+"""
 
 from fastmaml.gradients.base import GradientMethod
 from fastmaml.gradients.checkpointed import Checkpointed

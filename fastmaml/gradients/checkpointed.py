@@ -27,6 +27,13 @@ class Checkpointed(AdjointScan):
     segment), and the second-order graph of one step. Needs nothing of the model but second
     derivatives. Not for a loop that fits as `Unrolled`, which takes a quarter less time.
     Gradient checkpointing (Chen et al., 2016) over the inner loop.
+
+    Args:
+        segments: how many parts of the loop to keep the start of; None keeps every step's. About
+            √steps need the least memory, 2·√steps copies, for one more gradient a step.
+
+    Raises:
+        ValueError: segments is not positive.
     """
 
     def step_back(

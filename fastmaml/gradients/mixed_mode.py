@@ -45,6 +45,13 @@ class MixedMode(AdjointScan):
     with reverse mode's when a kind of call is first seen), `MissingDerivative` names the function.
     A model or loss that reads values (``item()``) is refused, as it may call other functions later.
     MixFlow-MG (Kemaev et al., ICML 2025, arXiv 2505.00793).
+
+    Args:
+        segments: how many parts of the loop to keep the start of; None keeps every step's. About
+            √steps need the least memory, 2·√steps copies, for one more gradient a step.
+
+    Raises:
+        ValueError: segments is not positive.
     """
 
     tried_once: ClassVar[bool] = True

@@ -28,6 +28,9 @@ class Reptile(GradientMethod):
     the gradient of the query loss: with several steps it points from θ towards the tasks' optima.
     Only parameters that adapt move, and learned rates get nothing, so both are refused. Time: 1
     gradient a step; memory does not grow with steps.
+
+    Raises:
+        ValueError: when a `MAML` is made with it whose scope is not "all", or whose rule learns.
     """
 
     exact: ClassVar[bool] = False

@@ -61,6 +61,9 @@ class Truncated(_Recorded):
 
     Args:
         last: how many steps, counted from the end, at least 0 (0 is `FirstOrder`).
+
+    Raises:
+        ValueError: last is no such number.
     """
 
     last: int

@@ -74,7 +74,7 @@ class MAML(Clones):
         executor: how the meta-step runs. "captured": recorded at its first call, then replayed
             (what the model's Python code does besides computing happens once); "eager"; "compiled":
             the recording compiled by Inductor, slow to begin; None: captured where that is
-            possible. See the guide, "Captured execution".
+            possible (docs/concepts/execution.md).
         backend: what runs the model's layers: "cpp", "cuda", "triton" (`fastmaml.ops`) or
             "reference" (PyTorch); None for FASTMAML_BACKEND (environment), else the fastest one.
         tasks_chunk: how many tasks run at a time; None chooses. The numbers do not depend on it.
@@ -93,7 +93,7 @@ class MAML(Clones):
     Raises:
         ValueError: an argument that cannot be obeyed, named in the message.
 
-    Example:
+    Examples:
         >>> maml = MAML(model, lr=0.4, steps=1, loss=torch.nn.functional.cross_entropy)
         >>> out = maml(episodes)
         >>> out.loss.backward()

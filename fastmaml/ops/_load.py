@@ -75,7 +75,14 @@ class Kernels:
 
 
 def kernels(backend: str) -> Kernels:
-    """The raw ops of ``cpp``, ``cuda`` or ``triton``; a `ValueError` says what is missing."""
+    """The raw ops of a backend, which know nothing of autograd.
+
+    Args:
+        backend: ``cpp``, ``cuda`` or ``triton``.
+
+    Raises:
+        ValueError: there is no such backend, or it is not there; the message says why.
+    """
     found = _found(backend) if backend in _FINDERS else f"no such backend; choose from {BACKENDS}"
     if isinstance(found, str):
         raise ValueError(f"backend={backend!r}: {found}.")

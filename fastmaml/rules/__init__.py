@@ -1,4 +1,4 @@
-"""How parameters move in the inner loop."""
+"""How parameters move in the inner loop: a value that one chooses, or composes with `chain`."""
 
 from fastmaml.rules.adam import Adam, AdamW
 from fastmaml.rules.base import Rule

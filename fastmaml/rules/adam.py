@@ -79,6 +79,9 @@ class Adam(_Adam):
         lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
+
+    Raises:
+        ValueError: a rate as of `SGD`, betas outside of [0, 1), or eps that is not positive.
     """
 
     def update(
@@ -103,6 +106,9 @@ class AdamW(_Adam):
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: θ is also multiplied by 1 − lr·weight_decay at each step.
+
+    Raises:
+        ValueError: as of `Adam`, or a decay that is negative or not finite.
     """
 
     weight_decay: float = 0.01

@@ -14,7 +14,14 @@ from fastmaml.rules.base import Rule, State, Tensors
 @final
 @dataclass(frozen=True)
 class Chain(Rule):
-    """Each rule's output is the next one's gradient; the last one moves the parameters."""
+    """Each rule's output is the next one's gradient; the last one moves the parameters.
+
+    Args:
+        rules: in the order in which they are applied; `chain` takes them one by one.
+
+    Raises:
+        ValueError: the last rule does not move the parameters, or another one does.
+    """
 
     rules: tuple[Rule, ...]
 
@@ -76,6 +83,9 @@ class Chain(Rule):
 
 def chain(*rules: Rule) -> Chain:
     """Compose rules: ``chain(ClipNorm(1.0), WeightDecay(1e-4), SGD(0.1))``.
+
+    Args:
+        rules: in the order in which they are applied. What they learn and carry adds up.
 
     Raises:
         ValueError: the last rule does not move the parameters, or another one does.

@@ -20,6 +20,9 @@ class ClipNorm(Rule):
 
     Args:
         max_norm: the largest norm that passes unchanged.
+
+    Raises:
+        ValueError: a norm that is negative or not finite.
     """
 
     max_norm: float
@@ -56,7 +59,8 @@ class ClipValue(Rule):
         limit: the largest magnitude that passes unchanged.
 
     Raises:
-        ValueError: when used for a complex parameter, whose elements have no order.
+        ValueError: a limit that is negative or not finite; when used for a complex parameter,
+            whose elements have no order.
     """
 
     limit: float

@@ -21,7 +21,10 @@ class LSLR(Rule):
     test time) use the last step's rates.
 
     Args:
-        lr: what every rate starts from.
+        lr: what every rate starts from. Learned are ``[steps]`` numbers for each tensor.
+
+    Raises:
+        ValueError: a rate that is negative or not finite.
     """
 
     lr: float

@@ -21,6 +21,9 @@ class MetaSGD(Rule):
 
     Args:
         lr: what every rate starts from.
+
+    Raises:
+        ValueError: a rate that is negative or not finite.
     """
 
     lr: float

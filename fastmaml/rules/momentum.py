@@ -21,6 +21,9 @@ class Momentum(WithRate):
         lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
         momentum: in [0, 1).
         nesterov: look ahead (Sutskever et al., 2013).
+
+    Raises:
+        ValueError: a rate as of `SGD`, or a momentum out of range.
     """
 
     momentum: float = 0.9

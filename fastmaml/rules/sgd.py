@@ -11,10 +11,13 @@ from fastmaml.rules.base import State, Tensors, WithRate
 @final
 @dataclass(frozen=True)
 class SGD(WithRate):
-    """θ' = θ − lr·g.
+    """θ' = θ − lr·g, as in MAML (Finn et al., 2017). Carries nothing from step to step.
 
     Args:
         lr: the inner learning rate; a scalar `nn.Parameter` is meta-learned.
+
+    Raises:
+        ValueError: a rate that is negative, not finite, or a tensor that is no scalar parameter.
     """
 
     linear: ClassVar[bool] = True

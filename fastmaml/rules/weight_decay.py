@@ -17,6 +17,9 @@ class WeightDecay(Rule):
 
     Args:
         coefficient: how strongly parameters are drawn to zero.
+
+    Raises:
+        ValueError: a coefficient that is negative or not finite.
     """
 
     coefficient: float

@@ -42,7 +42,7 @@ class MetaTrainer:
         test: episodes of other unseen classes, for the end.
         screen: whether to print.
 
-    Example:
+    Examples:
         >>> trainer = MetaTrainer(maml, fm.episodes.digits(), test=fm.episodes.digits("test"))
         >>> print(trainer.fit().text())
     """

@@ -310,7 +310,7 @@ def test_the_example_runs(
 
 
 def test_a_learner_for_new_texts(place: Path) -> None:
-    """What docs/text.md ends with."""
+    """What docs/how_to/text.md ends with."""
     words = tokenizer()
     model = sequence_classifier(str(place / "model"), classes=3, dropout=0.0)
     maml = fm.MAML(model, lr=0.1, steps=2, loss=fm.losses.classification, head=fm.heads.Zero())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from places import DOCS
 
 from fastmaml.cli import main
 
@@ -138,12 +136,3 @@ def test_bad_flags(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--repeats", "0", "--threads", "1", "--out", str(tmp_path)]
     assert main(["profile", "digits", *flags]) == 2
     assert "repeats=0: give how many steps to time" in capfd.readouterr().err
-
-
-def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn")
-    guide = DOCS / "profiling.md"
-    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    exec(blocks[0], {})
-    assert "meta-backward" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hand_loop import hand_loop, sgd_step
-from places import DOCS, EXAMPLES
+from places import EXAMPLES
 from problems import Tied, relative, tensor
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -341,15 +340,6 @@ def test_the_example_of_learned_rates_equals_a_hand_written_loop() -> None:
         expected.append(loss.item())
     assert found == pytest.approx(expected, rel=1e-12)
     assert [*rates, *momenta] == pytest.approx(learned.tolist(), rel=1e-12)
-
-
-def test_the_guides_code_runs() -> None:
-    text = (DOCS / "migrating_higher.md").read_text()
-    scope: dict[str, Any] = {}
-    torch.manual_seed(0)
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(code, scope)
-    assert scope["one_by_one"]
 
 
 @pytest.mark.parametrize("tracks", [True, False])

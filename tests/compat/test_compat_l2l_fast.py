@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
-from typing import Any
 
 import pytest
 import torch
 from l2l_script import LR, episodes, gradient, mlp, script
-from places import DOCS
 from problems import relative, tensor
 from torch import nn
 from torch.nn import functional as F
@@ -80,13 +77,3 @@ def test_the_default_depends_on_running_statistics() -> None:
     assert maml.fast(F.mse_loss).batch_norm == "batch"
     tracking = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     assert l2l.algorithms.MAML(tracking, LR).fast(F.mse_loss).batch_norm == "module"
-
-
-def test_the_guide_runs() -> None:
-    guide = DOCS / "migrating_learn2learn.md"
-    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    assert len(blocks) == 6
-    torch.manual_seed(0)
-    scope: dict[str, Any] = {}
-    for block in blocks:
-        exec(block, scope)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from bench_learner import LR, QUICK, episodes, learner, model
 from hand_loop import hand_loop
-from places import DOCS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -362,12 +360,3 @@ def test_second_order_against_first_order(tmp_path: Path) -> None:
     assert len(saved["cells"][0]["turns_s"]) == 2
     assert saved["fits"]["budget"] == 10**6
     assert written[1].read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (DOCS / "bench.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(code, {})
-    printed = capsys.readouterr().out
-    assert "second order against first order" in printed
-    assert "with 100.0 MB for a meta-step" in printed

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pages import DOCS, name_of, pages
 from places import EXAMPLES, ROOT
 from torch import nn
 from torch.nn import functional as F
@@ -44,10 +50,69 @@ def test_the_readme_example_runs() -> None:
     assert not torch.equal(before, next(model.parameters()))
 
 
-@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=str)
-def test_links_lead_somewhere(path: Path) -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
-        assert (path.parent / link).exists(), f"{path.name} links to {link}"
+def messages() -> str:
+    """Every text in the package's code, ``{}`` standing for what is put in."""
+    found = []
+    for path in (ROOT / "fastmaml").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (x.value if isinstance(x, ast.Constant) else "{}" for x in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_questions_quote_what_the_package_raises() -> None:
+    headings = re.findall(r"^### (.*)$", (DOCS / "faq.md").read_text(), re.MULTILINE)
+    quoted = [x for heading in headings for x in re.findall(r"(?<!\()`([^`]+)`", heading)]
+    assert len(quoted) > 10
+    said = messages()
+    for text in quoted:
+        assert text in said, f"nothing says {text!r}"
+    for error in re.findall(r"\(`(\w+)`\)", "".join(headings)):
+        assert issubclass(getattr(fm, error), Exception)
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Their anchors are checked where the site is built."""
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("source", ["", "https://example.org/code/blob/main"])
+def test_links_of_the_package_index_lead_somewhere(source: str, tmp_path: Path) -> None:
+    """As text where no address is configured, else to that address."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "fastmaml/_version.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for package in ("fastmaml", "kernels/triton"):
+        (tmp_path / package).mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / "__init__.py").touch()
+    if source:
+        project = tmp_path / "pyproject.toml"
+        urls = f'[project.urls]\nSource = "{source}"\n\n[project.scripts]'
+        project.write_text(project.read_text().replace("[project.scripts]", urls))
+    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", "."]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    shown, written = (re.findall(LINK, x.read_text()) for x in (metadata, ROOT / "README.md"))
+    assert len(written) > 10
+    assert shown == [
+        f"{source}/{link}" + "?raw=true" * (".png" in link) for link in written if source
+    ]
+    assert "## Install" in metadata.read_text()
+
+
+LINK = r"\]\(([^)#]+)"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {fm.__version__}\n" in cited
+    assert "\nlicense: Apache-2.0\n" in cited
+    assert f"version = {{{fm.__version__}}}" in (DOCS / "citing.md").read_text()
 
 
 def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:

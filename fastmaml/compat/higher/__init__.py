@@ -1,8 +1,8 @@
 """higher's interface: ``import fastmaml.compat.higher as higher``, and the script stays as it is.
 
 `innerloop_ctx` turns a model and a `torch.optim` optimizer into a model whose parameters are
-exchanged and an optimizer that autograd can differentiate. docs/migrating_higher.md puts it side by
-side with `fastmaml.MAML`, which does the same for all tasks at once.
+exchanged and an optimizer that autograd can differentiate. docs/how_to/migrating_higher.md puts it
+side by side with `fastmaml.MAML`, which does the same for all tasks at once.
 """
 
 from fastmaml.compat.higher import optim, patch, utils

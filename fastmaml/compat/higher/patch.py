@@ -68,6 +68,11 @@ def make_functional(
 def buffer_sync(module: nn.Module, fmodule: FunctionalModule, device: Device = None) -> None:
     """Copy the module's buffers once more into a functional model that was made of it.
 
+    Args:
+        module: what the functional model was made of.
+        fmodule: the functional model.
+        device: where the copies go; None for where they are.
+
     Raises:
         ValueError: the model has not the module's structure.
     """

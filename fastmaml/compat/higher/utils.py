@@ -11,7 +11,7 @@ from fastmaml.compat.higher.tree import Device
 
 
 def flatten(x: Any) -> list[Any]:
-    """The leaves of nested dicts (their values), lists, tuples and sets, in order."""
+    """The leaves of `x`: of nested dicts (their values), lists, tuples and sets, in order."""
     if isinstance(x, dict):
         x = x.values()
     elif not isinstance(x, list | tuple | set):

@@ -10,6 +10,8 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818  # it says what happened
         step: the inner step whose support loss was the first not to be finite; the number of inner
             steps for the query loss; None where every loss is finite and only a gradient is not.
         tasks: the tasks concerned, counted from 0 within the meta-batch.
+
+    Its message says what to do about it. No gradient has been set when it is raised.
     """
 
     def __init__(self, message: str, step: int | None, tasks: list[int]) -> None:
@@ -26,4 +28,8 @@ class MissingDerivative(NotImplementedError):  # noqa: N818  # it says what is m
 
 
 class StaleRecordingError(RuntimeError):
-    """A spot check found that a recording does not give what the model gives now."""
+    """A spot check found that a recording does not give what the model gives now.
+
+    The message names the parameter that is furthest off, and by how much. It is raised at calls 2,
+    4, 8, ... of a recording, unless ``MAML(spot_checks=False)``.
+    """

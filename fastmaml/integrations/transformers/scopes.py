@@ -36,7 +36,7 @@ def last_layers(model: nn.Module, count: int) -> Predicate:
 
 
 def bias(model: nn.Module) -> Predicate:
-    """Every bias, and the head: BitFit (Ben Zaken et al., 2022)."""
+    """Every bias of `model`, and its head: BitFit (Ben Zaken et al., 2022)."""
     head = set(_head(model))
     return lambda n, p: n in head or n.rpartition(".")[2] == "bias"
 

@@ -68,6 +68,10 @@ class Fits:
     """What fits in `budget` bytes, besides the model, the data and the optimizer's state.
 
     The first meta-step is to fit too, which plans and records.
+
+    Attributes:
+        budget: bytes.
+        limits: one for each series of configurations, by inner steps and by tasks.
     """
 
     budget: int

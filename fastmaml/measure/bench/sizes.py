@@ -18,7 +18,10 @@ def size_text(size: float) -> str:
 
 
 def bytes_of(text: str | int) -> int:
-    """From "8GB" (8·10⁹), "8GiB" (8·2³⁰), "500 MB" or "1e9"; a number of bytes is one already.
+    """Bytes, from "8GB" (8·10⁹), "8GiB" (8·2³⁰), "500 MB" or "1e9".
+
+    Args:
+        text: such a size, or a number of bytes.
 
     Raises:
         ValueError: that is no size.

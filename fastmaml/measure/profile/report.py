@@ -17,7 +17,13 @@ Cell = float | str
 @final
 @dataclass(frozen=True)
 class Quantiles:
-    """The median of repeated measurements, and their quartiles."""
+    """The median of repeated measurements, and their quartiles, in the unit of these.
+
+    Attributes:
+        median: half of them lie below it.
+        lower: a quarter of them lies below it.
+        upper: a quarter of them lies above it.
+    """
 
     median: float
     lower: float

@@ -11,6 +11,9 @@ from typing import Any
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys and values of a TOML file.
 
+    Args:
+        path: of the file, in UTF-8.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not TOML.

@@ -36,7 +36,7 @@ class TaskTransform(ABC):
 
 
 class LoadData(TaskTransform):
-    """Reads the examples."""
+    """Reads the examples of a task from `dataset`."""
 
     def __init__(self, dataset: MetaDataset) -> None:
         super().__init__(dataset)
@@ -71,7 +71,7 @@ class FilterLabels(TaskTransform):
 
 
 class ConsecutiveLabels(TaskTransform):
-    """Sorts the examples by the data set's labels; those of a class keep their order."""
+    """Sorts a task's examples by the labels of `dataset`; those of a class keep their order."""
 
     def __call__(self, task_description: Description | None) -> Description:
         """The sorted description."""

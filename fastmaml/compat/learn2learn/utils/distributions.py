@@ -12,7 +12,7 @@ from fastmaml.compat.learn2learn.utils.modules import clone_module, detach_modul
 
 
 def clone_distribution(dist: Distribution) -> Distribution:
-    """A copy whose tensors that require a gradient, modules and distributions are clones.
+    """A copy of `dist` whose tensors with a gradient, modules and distributions are clones.
 
     Autograd connects the clones to the originals.
     """

@@ -19,10 +19,10 @@ def magic_box(x: Any) -> Any:
 
 
 def clone_parameters(param_list: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor's clone, connected to it by autograd."""
+    """The clone of each tensor in `param_list`, connected to it by autograd."""
     return [p.clone() for p in param_list]
 
 
 def clone_named_parameters(param_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor's clone by name, connected to it by autograd."""
+    """The clone of each tensor in `param_dict`, by name, connected to it by autograd."""
     return {name: p.clone() for name, p in param_dict.items()}

@@ -31,7 +31,7 @@ Device = torch.device | str | None
 
 
 class BenchmarkTasksets(NamedTuple):
-    """The task sets of a benchmark."""
+    """The task sets of a benchmark: ``train``, ``validation`` and ``test``."""
 
     train: Taskset
     validation: Taskset

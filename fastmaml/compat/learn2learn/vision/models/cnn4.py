@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def fc_init_(module: M) -> M:
-    """Draw ``weight`` from a normal distribution (0.01) cut at 0.02; make ``bias`` zero."""
+    """Draw the ``weight`` of `module` from a normal (0.01), cut at 0.02; make ``bias`` zero."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if weight is not None:
         nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
@@ -26,7 +26,7 @@ def fc_init_(module: M) -> M:
 
 
 def maml_init_(module: M) -> M:
-    """Draw ``weight`` Glorot-uniform; make ``bias`` zero."""
+    """Draw the ``weight`` of `module` Glorot-uniform; make ``bias`` zero."""
     nn.init.xavier_uniform_(module.weight)  # type: ignore[arg-type]
     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     return module
@@ -149,9 +149,10 @@ class OmniglotCNN(Classifier):
 
 
 class CNN4Backbone(ConvBase):
-    """The features of `CNN4`; arguments as there.
+    """The features of `CNN4`, before its last layer.
 
     Args:
+        hidden_size, layers, channels, max_pool: as of `CNN4`.
         max_pool_factor: None for 4 // layers.
     """
 

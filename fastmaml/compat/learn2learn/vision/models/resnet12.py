@@ -87,7 +87,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet12Backbone(nn.Module):
-    """The features of `ResNet12`; arguments as there."""
+    """The features of `ResNet12`, before its last layer.
+
+    Args:
+        avg_pool, wider, channels: as of `ResNet12`.
+        embedding_dropout, dropblock_dropout, dropblock_size: as there.
+    """
 
     def __init__(
         self,

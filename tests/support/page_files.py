@@ -1,0 +1,57 @@
+"""The files that the pages of docs speak of, small, in the folder where their code runs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_language import save_model, tokenizer, write_json_lines
+
+GLUE = {"SST-2": 2, "QNLI": 2, "MNLI": 3, "QQP": 2, "MRPC": 2, "RTE": 2}
+
+
+def photos(place: Path) -> None:
+    """``photos/CLASS/*.png``: 9 classes of 4 images."""
+    image = pytest.importorskip("PIL.Image")
+    draw = random.Random(0)
+    for name in "abcdefghi":
+        folder = place / "photos" / name
+        folder.mkdir(parents=True)
+        for i in range(4):
+            grey = bytes(draw.randrange(256) for _ in range(100))
+            image.frombytes("L", (10, 10), grey).save(folder / f"{i}.png")
+
+
+def sales(place: Path) -> None:
+    """``sales.csv``: 12 shops of 12 rows."""
+    draw = random.Random(0)
+    rows = ["shop,price,weekday,sold"]
+    for shop in range(12):
+        for _ in range(12):
+            price, day = draw.random(), draw.randrange(7)
+            rows.append(f"shop {shop},{price:.3f},{day},{shop * price + day:.3f}")
+    (place / "sales.csv").write_text("\n".join(rows) + "\n")
+
+
+def texts(place: Path) -> None:
+    """A pretrained model ``my-bert``, and data sets of texts: intents, spam and ``glue/``."""
+    save_model(place / "my-bert", max_position_embeddings=128)
+    tokenizer(model_max_length=128).save_pretrained(place / "my-bert")
+    intents = [
+        {"text": f"w{c % 50} w{i}", "intent": f"intent {c}"} for c in range(60) for i in range(6)
+    ]
+    write_json_lines(place / "tickets.jsonl.gz", [*intents, {"text": "w0", "intent": "oos"}])
+    for name in ("spam", "spam-dev"):
+        rows = [f"w{i} w{i + 1},{i % 2}" for i in range(100)]
+        (place / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (place / "glue").mkdir()
+    for name, classes in GLUE.items():
+        pair = {} if name == "SST-2" else {"text_b": "w50"}
+        examples = [{"text_a": f"w{i % 50}", **pair, "label": i % classes} for i in range(99)]
+        for split in ("train", "dev"):
+            write_json_lines(place / "glue" / f"{name}.{split}.jsonl.gz", examples)
+
+
+FILES = {"how_to/images.md": photos, "how_to/table.md": sales, "how_to/text.md": texts}
+"""By page, what makes them."""
