@@ -3,7 +3,7 @@
     python docs/draw_rooms.py            # writes the picture, and the table in docs/architecture.md
     python docs/draw_rooms.py --check    # fails if they are not what the imports say
 
-The floors are those of tests/repository/test_layers.py, which holds the code to them. An arrow goes
+The floors are those of tests/support/rooms.py, to which a test holds the code. An arrow goes
 from a room to one that it imports from, unless others already say so (A to B, B to C: A to C).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import re
 import sys
 from dataclasses import dataclass, field
@@ -20,25 +19,17 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))
+
+import rooms  # noqa: E402
+
 PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
 PAGE = ROOT / "docs" / "architecture.md"
 
 WIDTH, HEIGHT, GAP, FLOOR, MARGIN = 118, 34, 14, 58, 24
 """Of a room; between two of them; from floor to floor; around everything; in pixels."""
-
-
-def layers() -> ModuleType:
-    """The test that knows the floors and reads the imports."""
-    path = ROOT / "tests" / "repository" / "test_layers.py"
-    spec = importlib.util.spec_from_file_location("layers", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -68,18 +59,17 @@ class House:
 
 def read() -> House:
     """The house as the code is now."""
-    known = layers()
-    imports: dict[str, set[str]] = {room: set() for floor in known.FLOORS for room in floor}
+    imports: dict[str, set[str]] = {room: set() for floor in rooms.FLOORS for room in floor}
     about: dict[str, str] = {}
-    for path in known.FILES:
-        module = known.module_of(path)
-        room = known.room_of(module)
+    for path in rooms.FILES:
+        module = rooms.module_of(path)
+        room = rooms.room_of(module)
         if room not in imports:
             continue
-        imports[room] |= known.imported(path) - {room}
+        imports[room] |= rooms.imported(path) - {room}
         if module == room:
             about[room] = first_line(path)
-    return House([list(floor) for floor in known.FLOORS], imports, about)
+    return House([list(floor) for floor in rooms.FLOORS], imports, about)
 
 
 def first_line(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 from tyro.conf import Positional, Suppress, arg, subcommand
 
 from fastmaml.engine.recording.executors import ExecutorName
-from fastmaml.ops import Backend
+from fastmaml.ops._load import Backend
 from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
 
 

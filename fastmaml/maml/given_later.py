@@ -14,7 +14,7 @@ from fastmaml.engine.step.head_layer import HeadLayer
 from fastmaml.gradients import GradientMethod
 from fastmaml.heads import Head
 from fastmaml.maml.settings import Settings
-from fastmaml.ops import Backend
+from fastmaml.ops._load import Backend
 from fastmaml.rules import Rule
 
 

@@ -43,7 +43,7 @@ from fastmaml.maml.settings import (
     require_batch,
     require_count,
 )
-from fastmaml.ops import Backend
+from fastmaml.ops._load import Backend
 from fastmaml.rules import Rule
 
 

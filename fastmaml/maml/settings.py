@@ -15,7 +15,7 @@ from fastmaml.engine.step.forward import Loss
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.heads import Head
-from fastmaml.ops import BACKENDS, Backend
+from fastmaml.ops._load import BACKENDS, Backend
 from fastmaml.rules import SGD, Rule
 
 

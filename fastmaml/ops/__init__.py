@@ -5,7 +5,7 @@ Every op has a PyTorch definition (``backend="reference"``) and kernels that com
 same family, in reverse and forward mode, under vmap and in a trace; there is no third.
 """
 
-from fastmaml.ops._load import BACKENDS, Backend, default_backend, families, kernels, status
+from fastmaml.ops._load import BACKENDS, default_backend, families, kernels, status
 from fastmaml.ops.coverage import alone, covers, parallel_region
 from fastmaml.ops.dropout_mask import dropout_mask
 from fastmaml.ops.inner_momentum import inner_momentum
@@ -22,7 +22,6 @@ from fastmaml.ops.task_mse import task_mse
 
 __all__ = [
     "BACKENDS",
-    "Backend",
     "alone",
     "covers",
     "default_backend",

@@ -12,7 +12,7 @@ from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.inductor import compiled_by_inductor
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Executor
-from fastmaml.ops import Backend
+from fastmaml.ops._load import Backend
 
 ExecutorName = Literal["eager", "captured", "compiled"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastmaml.engine.recording.executors import ExecutorName
 from fastmaml.gradients.names import MethodName
-from fastmaml.ops import Backend
+from fastmaml.ops._load import Backend
 from fastmaml.training.config.loop import LoopConfig
 
 
