@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import raw_reference
+from places import ROOT
 
 from fastmaml.ops.task_act import ACTIVATIONS, RELU, act_code, at_input
 
-ROOT = Path(__file__).parents[2]
 HEADER = (ROOT / "csrc" / "math" / "activation_codes.h").read_text()
 TRITON = ROOT / "kernels" / "triton"
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
-DOCS = Path(__file__).parents[2] / "docs"
+from places import DOCS
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from places import ROOT
+
 DOCS = ROOT / "docs"
 
 _FENCE = re.compile(
