@@ -16,7 +16,7 @@ PEERS ?=
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test test-all fuzz check docs format operators bench bench-quick gpu gpu-rehearsal sanitize clean
+.PHONY: demo test test-all fuzz check docs format operators package bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -45,6 +45,7 @@ operators: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/text_files.py
 	$(BIN)/mypy
 
 # The documentation as a site, in build/site; a warning is an error, and nothing is fetched. To read
@@ -56,6 +57,11 @@ docs: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The source distribution and a wheel made from it, in dist, which is imported where nothing but its
+# dependencies is; in environments of their own.
+package:
+	PYTHON="$(PYTHON)" .ci/package
 
 # What README and docs show, on this machine: about half an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods

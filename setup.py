@@ -213,7 +213,10 @@ asked = "1" in {build, choice("FASTMAML_CUDA")}
 native = Extension("fastmaml._C", sources=[], optional=not asked)
 setup(
     distclass=Package,
-    packages=[*find_packages(include=["fastmaml", "fastmaml.*"]), "fastmaml.kernels"],
+    packages=[
+        *find_packages(include=["fastmaml", "fastmaml.*"], exclude=["fastmaml.kernels"]),
+        "fastmaml.kernels",
+    ],
     package_dir={"fastmaml.kernels": "kernels/triton"},
     ext_modules=[] if build == "0" else [native],
     cmdclass={"build_ext": Build},
