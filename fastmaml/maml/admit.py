@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.recording.executors import ExecutorName
-from fastmaml.engine.step.checks import check_device
-from fastmaml.engine.step.data import TaskArguments
+from fastmaml.engine.step.data import TaskArguments, TaskData
 from fastmaml.engine.step.program import Call
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes, without_inference_mode
@@ -66,3 +67,22 @@ def admit_function(
     program = program_of(maml, held, 1, maml.executor, needs_loss=False)
     weights = task_weights(None, held.dtype, held.device, len(seeds))
     return Call(replace(program, method=function), meta, data, seeds, weights, [0.0, 1.0])
+
+
+def check_device(device: torch.device, data: TaskData) -> None:
+    """Raise ValueError where a tensor of the tasks is not on `device`, the model's.
+
+    RuntimeError, where there is no place at all for a meta-step.
+    """
+    if functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            "a meta-step is no function for torch.func.grad, vmap or jvp: call maml(episodes) "
+            "outside of them, and out.loss.backward() or torch.autograd.grad(out.loss, parameters)."
+        )
+    for name, tensors in data.named().items():
+        for x in tensors:
+            if x.device != device:
+                raise ValueError(
+                    f"the {name} is on {x.device} and the model on {device}: move one of them, "
+                    f"for example with episodes.to({str(device)!r})."
+                )

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.model.buffers import keep_buffers
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.step.checks import check_finite, check_reach, check_reached
+from fastmaml.engine.step.checks import check_finite, check_reached
 from fastmaml.engine.step.program import Call, Executor, MetaResult
 from fastmaml.engine.step.rerun_guard import RerunGuard
 from fastmaml.maml.output import MetaOutput, with_gradient
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 def execute(
     maml: MAML, held: Inventory, call: Call, executor: Executor, targets: Any
 ) -> tuple[MetaOutput, MetaResult]:
-    """The result of a planned call, its losses and outputs tied to the meta-parameters.
-
-    Raises:
-        ValueError: something trainable would get no gradient.
-    """
-    check_reach(call.program, call.data)
+    """The result of a planned call, its losses and outputs tied to the meta-parameters."""
     same = RerunGuard(maml.module, call.data, held, call.program)
 
     def run(cotangents: tuple[Tensor | None, Tensor | None] | None, outputs: Any) -> MetaResult:

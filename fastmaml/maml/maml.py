@@ -221,7 +221,7 @@ class MAML(Clones):
             return self.evaluate(episodes)
         held, method = self._stock.take(self.module), gradient or self.gradient
         call = admit(self, held, episodes, self.steps, self.executor, step_weights)
-        call = plan(self, held, call, method, self.executor)
+        call = plan(self, held, call, method, self.executor, learns=True)
         out, result = execute(self, held, call, self._execute, episodes.query.targets)
         check(self, call, result)
         return out

@@ -24,6 +24,7 @@ from fastmaml.engine.recording.arguments import FlatCall, flattened
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import make_executor
 from fastmaml.engine.recording.tape import UncapturableError
+from fastmaml.engine.step.checks import check_reach
 from fastmaml.engine.step.data import TaskArguments
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call
@@ -123,6 +124,7 @@ class PerTask:
         call = call._replace(program=plan.applied(call.program))
         executor = self._execute if plan.recorded else meta_step
         if learns:
+            check_reach(plan.unreached, data)
             out, result = execute(maml, held, call, executor, None)
             check(maml, call, result)
             return out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.plans import Plans, environment, key_of
 from fastmaml.engine.model.inventory import Inventory
@@ -16,7 +17,8 @@ from fastmaml.engine.model.scope import adapted_names, select
 from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import make_plan
 from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
-from fastmaml.engine.step.checks import check_labels, explain_failure, signature
+from fastmaml.engine.step.checks import check_labels, check_reach, explain_failure
+from fastmaml.engine.step.data import TaskData
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import find_head_layer
 from fastmaml.engine.step.program import Call, Program
@@ -78,12 +80,20 @@ def plan(
     call: Call,
     method: GradientMethod | None,
     executor: ExecutorName | None,
+    learns: bool = False,
 ) -> Call:
-    """The call with how it runs decided; labels are checked by what is known of the model then."""
+    """The call with how it runs decided, and checked by what is known of the model then.
+
+    Raises:
+        ValueError: a label that is no class of the model's; where it learns, something trainable
+            that would get no gradient.
+    """
     found = plan_of(maml, maml._plans, held, call, method, executor)
     if call.seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
         episodes: Any = call.data
         check_labels(maml.loss, found.classes, episodes)
+    if learns:
+        check_reach(found.unreached, call.data)
     return call._replace(program=found.applied(call.program))
 
 
@@ -132,6 +142,13 @@ def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
         raise
     check_labels(maml.loss, found.classes, episodes)
     return found
+
+
+def signature(data: TaskData) -> tuple[Any, ...]:
+    """What must be equal for two meta-batches to run the same way."""
+    leaves, spec = flatten(data.tree())
+    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
+    return (data.kind, spec, *kinds)
 
 
 def shapes(parameters: Tensors) -> tuple[Any, ...]:

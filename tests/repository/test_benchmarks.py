@@ -103,9 +103,9 @@ def test_a_table_without_results_says_what_measures_it(
     others = {"learned", "gpu", "time-slow"}
     for name, make in (row for rows in tables.TABLES.values() for row in rows.items()):
         if name not in others:
-            assert make().startswith("Not measured yet: `python benchmarks/"), name
-            script = make().split("benchmarks/")[1].split("`")[0]
-            assert (BENCHMARKS / script).exists()
+            assert make().startswith("Not measured yet: `python -m benchmarks."), name
+            script = make().split("benchmarks.")[1].split("`")[0].replace(".", "/")
+            assert (BENCHMARKS / f"{script}.py").exists()
     assert tables.TABLES["docs/measurements/time.md"]["time-slow"]() == ""
     assert tables.wanted("cpu/growth.json") is None
 

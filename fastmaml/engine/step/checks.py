@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
 
 from fastmaml.engine.base.errors import NonFiniteLoss
 from fastmaml.engine.base.trees import flatten
@@ -22,29 +21,15 @@ from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta, detached
 
 
-def check_device(device: torch.device, data: TaskData) -> None:
-    """Raise ValueError where a tensor of the tasks is not on `device`, the model's.
+def check_reach(unreached: str, data: TaskData) -> None:
+    """Raise ValueError where something trainable would get no gradient from a meta-step.
 
-    RuntimeError, where there is no place at all for a meta-step.
+    Args:
+        unreached: see `Program`.
+        data: the tasks, whose tensors are to need none.
     """
-    if functorch.maybe_current_level() is not None:
-        raise RuntimeError(
-            "a meta-step is no function for torch.func.grad, vmap or jvp: call maml(episodes) "
-            "outside of them, and out.loss.backward() or torch.autograd.grad(out.loss, parameters)."
-        )
-    for name, tensors in data.named().items():
-        for x in tensors:
-            if x.device != device:
-                raise ValueError(
-                    f"the {name} is on {x.device} and the model on {device}: move one of them, "
-                    f"for example with episodes.to({str(device)!r})."
-                )
-
-
-def check_reach(program: Program, data: TaskData) -> None:
-    """Raise ValueError where something trainable would get no gradient from a meta-step."""
-    if program.unreached:
-        raise ValueError(program.unreached)
+    if unreached:
+        raise ValueError(unreached)
     for name, tensors in data.named().items():
         if any(x.requires_grad for x in tensors):
             raise ValueError(
@@ -215,10 +200,3 @@ def _first_bad_step(loop: InnerLoop, meta: Meta) -> tuple[int, float]:
 
 def _names(dtypes: Any) -> str:
     return " and ".join(sorted(str(d) for d in dtypes))
-
-
-def signature(data: TaskData) -> tuple[Any, ...]:
-    """What must be equal for two meta-batches to run the same way."""
-    leaves, spec = flatten(data.tree())
-    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
-    return (data.kind, spec, *kinds)

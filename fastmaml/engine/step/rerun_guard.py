@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.base.tensor_cores import ONE_RULE
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.step.data import TaskData, tensors_in
+from fastmaml.engine.step.data import TaskData
 from fastmaml.engine.step.program import Program
 
 
@@ -84,7 +84,7 @@ class RerunGuard:
         )
 
     def _versions(self) -> list[int | None]:
-        return [_version(x) for x in tensors_in(self.data)]
+        return [_version(x) for tensors in self.data.named().values() for x in tensors]
 
     def _others(self) -> list[Tensor]:
         """All that is read without getting a gradient; autograd looks after the rest."""
