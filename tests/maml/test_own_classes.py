@@ -36,26 +36,26 @@ METHODS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("where", ["all", "head", "words"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_gradient_method(method: str, where: str, capsys: CaptureFixture) -> None:
+def test_a_gradient_method(method: str, where: str) -> None:
     ours, own = METHODS[method]
     assert type(own).__module__.startswith("outside_")
-    expected = facts(*problem(where, gradient=ours), capsys)
-    facts(*problem(where, gradient=own), capsys).assert_same(expected)
+    expected = facts(*problem(where, gradient=ours))
+    facts(*problem(where, gradient=own)).assert_same(expected)
     assert bool(expected.plan["tables"]) == (where == "words")
 
 
-def test_a_gradient_method_that_gives_no_derivative(capsys: CaptureFixture) -> None:
+def test_a_gradient_method_that_gives_no_derivative() -> None:
     own = outside("gradients/reptile.py").Reptile()
-    expected = facts(*problem("words", gradient=Reptile()), capsys)
-    facts(*problem("words", gradient=own), capsys).assert_same(expected)
+    expected = facts(*problem("words", gradient=Reptile()))
+    facts(*problem("words", gradient=own)).assert_same(expected)
     assert not expected.plan["tables"]
     with pytest.raises(ValueError, match="Reptile learns only what adapts"):
         problem("head", gradient=own)
 
 
-def test_the_example_of_a_gradient_method(capsys: CaptureFixture) -> None:
-    expected = facts(*problem("head", gradient=FirstOrder()), capsys)
-    own = facts(*problem("head", gradient=example("gradient_method").ConstantGradients()), capsys)
+def test_the_example_of_a_gradient_method() -> None:
+    expected = facts(*problem("head", gradient=FirstOrder()))
+    own = facts(*problem("head", gradient=example("gradient_method").ConstantGradients()))
     assert own.plan.pop("gradient") == "ConstantGradients()"
     assert expected.plan.pop("gradient") == "FirstOrder()"
     told = [
@@ -65,7 +65,7 @@ def test_the_example_of_a_gradient_method(capsys: CaptureFixture) -> None:
     own.assert_same(expected)
 
 
-def test_what_a_method_says_of_itself_is_what_is_estimated(capsys: CaptureFixture) -> None:
+def test_what_a_method_says_of_itself_is_what_is_estimated() -> None:
     """Which is how the tests above could fail."""
 
     @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def test_what_a_method_says_of_itself_is_what_is_estimated(capsys: CaptureFixtur
         def meta_gradient(self, loop: Any, meta: Any) -> Any:
             return FirstOrder().meta_gradient(loop, meta)
 
-    expected = facts(*problem("all", gradient=FirstOrder()), capsys)
-    found = facts(*problem("all", gradient=SaysNothing()), capsys)
+    expected = facts(*problem("all", gradient=FirstOrder()))
+    found = facts(*problem("all", gradient=SaysNothing()))
     assert found.plan["bytes_step"] > 1.5 * expected.plan["bytes_step"]
     assert found.operations == expected.operations
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_method_that_calls_gradient_and_update(share: float, capsys: CaptureFixture) -> None:
+def test_a_method_that_calls_gradient_and_update(share: float) -> None:
     """In place of `step`: it is watched all the same, and its memory is no guess."""
 
     @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def test_a_method_that_calls_gradient_and_update(share: float, capsys: CaptureFi
                 found = fm.gradients.base.pull_back(query.value, ones, meta)
             return fm.gradients.base.MetaGradient(*found), [query.detach()]
 
-    found = facts(*problem("all", gradient=Damped(share)), capsys)
-    exact = facts(*problem("all", gradient=Unrolled()), capsys)
-    first = facts(*problem("all", gradient=FirstOrder()), capsys)
+    found = facts(*problem("all", gradient=Damped(share)))
+    exact = facts(*problem("all", gradient=Unrolled()))
+    first = facts(*problem("all", gradient=FirstOrder()))
     assert "guessed" not in " ".join(found.plan["reasons"])
     assert found.plan["law"].per_step >= exact.plan["law"].per_step
     far = [max_difference(found.numbers, x.numbers) for x in (first, exact)]
@@ -146,38 +146,38 @@ def _rate() -> nn.Parameter:
 
 @pytest.mark.parametrize("where", ["all", "words"])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule(rule: str, where: str, capsys: CaptureFixture) -> None:
+def test_a_rule(rule: str, where: str) -> None:
     ours, own = (make() for make in RULES[rule])
     assert type(getattr(own, "rules", [own])[-1]).__module__.startswith("outside_")
-    expected = facts(*problem(where, rule=ours), capsys)
-    facts(*problem(where, rule=own), capsys).assert_same(expected)
+    expected = facts(*problem(where, rule=ours))
+    facts(*problem(where, rule=own)).assert_same(expected)
     assert bool(expected.plan["tables"]) == (where == "words" and ours.by_row)
 
 
 @pytest.mark.parametrize("budget", [2**28, 1])
-def test_the_method_and_the_chunk_that_are_chosen(budget: int, capsys: CaptureFixture) -> None:
+def test_the_method_and_the_chunk_that_are_chosen(budget: int) -> None:
     """Under a budget that fits all, and one that fits nothing."""
-    expected = facts(*problem("all", rule=SGD(0.1), memory_budget=budget), capsys)
-    facts(*problem("all", rule=sgd.SGD(0.1), memory_budget=budget), capsys).assert_same(expected)
+    expected = facts(*problem("all", rule=SGD(0.1), memory_budget=budget))
+    facts(*problem("all", rule=sgd.SGD(0.1), memory_budget=budget)).assert_same(expected)
     assert expected.plan["gradient"].startswith("Unrolled" if budget > 1 else "Checkpointed")
     assert expected.plan["chunk"] == (4 if budget > 1 else 1)
 
 
-def test_the_example_of_a_rule(capsys: CaptureFixture) -> None:
+def test_the_example_of_a_rule() -> None:
     """It has no kernel of its own, as `Momentum` has: it is held to that on plain PyTorch."""
     plain = {"backend": "reference"}
-    expected = facts(*problem("words", rule=Momentum(0.1), **plain), capsys)
+    expected = facts(*problem("words", rule=Momentum(0.1), **plain))
     own = example("rule").HeavyBall(0.1)
-    facts(*problem("words", rule=own, **plain), capsys).assert_same(expected)
+    facts(*problem("words", rule=own, **plain)).assert_same(expected)
 
 
 @pytest.mark.parametrize("method", [None, FirstOrder(), Checkpointed()], ids=str)
 @pytest.mark.parametrize(
     "pair", [(fm.heads.Zero(), Zero()), (fm.heads.Prototype(0.5), Prototype(0.5))], ids=str
 )
-def test_a_head(pair: tuple[Any, Any], method: Any, capsys: CaptureFixture) -> None:
-    expected = facts(*problem("all", head=pair[0], gradient=method), capsys)
-    facts(*problem("all", head=pair[1], gradient=method), capsys).assert_same(expected)
+def test_a_head(pair: tuple[Any, Any], method: Any) -> None:
+    expected = facts(*problem("all", head=pair[0], gradient=method))
+    facts(*problem("all", head=pair[1], gradient=method)).assert_same(expected)
 
 
 class Entropy(nn.Module):
@@ -187,16 +187,16 @@ class Entropy(nn.Module):
         return F.cross_entropy(outputs, labels)
 
 
-def test_a_loss(capsys: CaptureFixture) -> None:
-    expected = facts(*problem("all"), capsys)
-    facts(*problem("all", loss=Entropy()), capsys).assert_same(expected)
+def test_a_loss() -> None:
+    expected = facts(*problem("all"))
+    facts(*problem("all", loss=Entropy())).assert_same(expected)
     assert expected.plan["classes"] == 3
 
 
-def test_a_loss_that_does_not_say_what_targets_are(capsys: CaptureFixture) -> None:
+def test_a_loss_that_does_not_say_what_targets_are() -> None:
     """Its labels are not checked before it runs, and that is all."""
-    expected = facts(*problem("all"), capsys)
-    own = facts(*problem("all", loss=lambda y, t: F.cross_entropy(y, t)), capsys)
+    expected = facts(*problem("all"))
+    own = facts(*problem("all", loss=lambda y, t: F.cross_entropy(y, t)))
     assert own.plan.pop("classes") is None
     assert expected.plan.pop("classes") == 3
     own.assert_same(expected)
