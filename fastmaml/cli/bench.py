@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fastmaml.cli.bench_flags import BenchModule, Swept
-from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
+from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, named
@@ -63,7 +63,7 @@ def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
     console, keep = Console(highlight=False), _Keeper(subject.folder)
     with InterruptGuard(at_once=True) as guard:
         try:
-            with console.status("preparing") as status, own_errors_said_in_a_paragraph():
+            with console.status("preparing") as status, own_user_errors():
                 found = bench(
                     subject.maml,
                     subject.episodes,

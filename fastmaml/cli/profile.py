@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
+from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.profile_flags import Profiled, ProfileModule
 from fastmaml.maml import MAML
@@ -57,7 +57,7 @@ def run(subject: Subject, flags: Profiled) -> int:
     console = Console(highlight=False)
     with InterruptGuard(at_once=True) as guard:
         try:
-            with console.status("profiling"), own_errors_said_in_a_paragraph():
+            with console.status("profiling"), own_user_errors():
                 report = profile(
                     subject.maml,
                     subject.episodes,

@@ -9,14 +9,14 @@ from typing import Any, final
 
 
 @final
-class HeldBack(contextlib.AbstractContextManager["HeldBack"], io.TextIOBase):
+class HeldOutput(contextlib.AbstractContextManager["HeldOutput"], io.TextIOBase):
     """Collects what is printed within. `release` prints it, as an error that leaves it does."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> HeldBack:
+    def __enter__(self) -> HeldOutput:
         self._target = sys.stdout
         self._stack.enter_context(contextlib.redirect_stdout(self))
         return self

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.engine.base.errors import StaleRecordingError
-from fastmaml.engine.base.held_output import HeldBack
+from fastmaml.engine.base.held_output import HeldOutput
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.recording.arguments import FlatCall, Layout, laid_out
 from fastmaml.engine.recording.tape import UncapturableError
@@ -32,11 +32,12 @@ UNSTEADY = 4.0
 STEADY = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Where they differ by more of a result's norm, it is no order of adding, but a draw, say."""
 
-BOTH = 2.0
-"""More room where the other run is unsteady too: what passed once must not fail later."""
-
 COARSE = 2e-2
 """The same for narrower dtypes."""
+
+RECHECK_FACTOR = 2.0
+"""So many times `STEADY` may they differ where the other run is unsteady too: what passed once
+must not fail later."""
 
 TRIES = 4
 """Replays, or new recordings, of which one has to agree where no run repeats another: at a kink
@@ -96,7 +97,7 @@ def spot_check(
     state = foreign_state()
     try:
         # What the model prints was printed when it was recorded.
-        with torch.enable_grad(), HeldBack():
+        with torch.enable_grad(), HeldOutput():
             expected, now = laid_out(flat.run(tensors))
     except Exception as error:
         if not is_out_of_memory(error):
@@ -110,7 +111,7 @@ def spot_check(
         _refuse("it now draws random numbers from Python or numpy")
     if now != layout:
         _refuse("its results are other ones")
-    worst = difference(found, expected, layout, flat, twice, BOTH)
+    worst = difference(found, expected, layout, flat, twice, RECHECK_FACTOR)
     if worst is None:
         return
     why = ""
@@ -123,7 +124,7 @@ def spot_check(
         why = ""
         with torch._C._AutoDispatchBelowAutograd():
             anew = again(*tensors)
-        if difference(found, anew, layout, flat, twice, BOTH) is None:
+        if difference(found, anew, layout, flat, twice, RECHECK_FACTOR) is None:
             return
     _refuse(f"{worst.of} is off by {worst.size:.1e} of its norm{why}")
 
