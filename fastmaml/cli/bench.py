@@ -33,7 +33,7 @@ class Subject:
 
 
 def configured(config: RunConfig) -> Subject:
-    """Of a data set by name."""
+    """The subject that a configuration describes: a data set by name, with its trainer's parts."""
     from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
@@ -116,7 +116,7 @@ class _Keeper:
         self.folder = folder
 
     def __call__(self, sweep: Any) -> None:
-        """The numbers."""
+        """Write the sweep's numbers to the folder."""
         try:
             sweep.save_numbers(self.folder)
         except OSError as error:

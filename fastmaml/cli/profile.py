@@ -20,7 +20,7 @@ from fastmaml.training.interrupts import InterruptGuard
 
 @dataclass(frozen=True)
 class Subject:
-    """What is profiled."""
+    """What is profiled: a MAML, its episodes and optimizer, and the folder for the results."""
 
     title: str
     maml: MAML

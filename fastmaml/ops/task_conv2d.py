@@ -103,7 +103,7 @@ def reference_task_conv2d(
 def native_task_conv2d(
     kernels: Kernels, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_conv2d` by the kernels of a backend."""
     y: Tensor = Conv2d.apply(kernels, x, w, b, geometry)
     return y
 

@@ -52,7 +52,7 @@ class Evaluation:
         return format_metric(self.metric, self.means[step], self.intervals[step])
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The numbers as plain dicts and lists, for JSON."""
         found = {
             self.metric: self.means[-1],
             "interval_95": self.intervals[-1],

@@ -95,7 +95,7 @@ class MetaTrainer:
                 raise
 
     def _train(self, report: Report, guard: InterruptGuard) -> None:
-        """The outer loop."""
+        """Run the outer loop up to the configured number of iterations."""
         config = self.config
         with report.bar("meta-training", self.iteration, config.iterations) as show:
             if self._resumed is None and config.evaluate_every:

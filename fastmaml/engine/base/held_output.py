@@ -28,21 +28,21 @@ class HeldOutput(contextlib.AbstractContextManager["HeldOutput"], io.TextIOBase)
 
     @property
     def printed(self) -> bool:
-        """Whether anything was."""
+        """Whether anything is held that was not released."""
         return bool(self._texts)
 
     def release(self) -> None:
-        """Print it."""
+        """Print what was held so far."""
         self._target.write("".join(self._texts))
         self._texts.clear()
 
     def write(self, text: str) -> int:
-        """As a file does."""
+        """Hold `text`, and return its length, as a text file does."""
         if sys._getframe(1).f_globals.get("__name__") in ("pdb", "cmd"):
             return self._target.write(text)  # somebody waits for a debugger's prompt
         self._texts.append(text)
         return len(text)
 
     def flush(self) -> None:
-        """As a file does."""
+        """Flush the stream that the text will go to."""
         self._target.flush()

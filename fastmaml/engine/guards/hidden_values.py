@@ -39,7 +39,7 @@ def require(nothing: str) -> None:
 
 
 class Visitor(Protocol):
-    """`Dependencies`."""
+    """What these ways need of `Dependencies`."""
 
     guards: Guards
 

@@ -69,7 +69,7 @@ class Candidate:
 
     @property
     def peak(self) -> int:
-        """Bytes."""
+        """The estimated peak of a meta-step, in bytes."""
         return self.law.peak(self.estimator.at_once(self.program.chunk), self.estimator.steps)
 
     @property
@@ -78,7 +78,7 @@ class Candidate:
         return max(self.peak, self.first.peak(self.program.chunk, self.estimator.steps))
 
     def about(self) -> str:
-        """A line."""
+        """A line about the memory, for `Plan.reasons`."""
         tasks = self.estimator.at_once(self.program.chunk)
         each = self.law.peak(tasks, self.estimator.steps + 1) - self.peak
         return (
@@ -92,5 +92,5 @@ class Candidate:
 
 
 def mib(size: int) -> str:
-    """In words."""
+    """A size in bytes as text in MiB."""
     return f"{size / 2**20:,.1f} MiB"

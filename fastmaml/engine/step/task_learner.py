@@ -136,7 +136,7 @@ class TaskLearner:
         return self
 
     def eval(self) -> TaskLearner:
-        """As ``train(False)``."""
+        """Switch to evaluation mode, as ``train(False)`` does."""
         return self.train(False)
 
     def parameters(self) -> Iterator[Tensor]:

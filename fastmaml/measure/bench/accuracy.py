@@ -43,7 +43,7 @@ class Learned:
     failure: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The result as plain dicts and lists, for JSON."""
         return {
             "steps": self.steps,
             "gradient": "exact" if self.exact else "FirstOrder()",

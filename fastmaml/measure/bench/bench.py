@@ -1,4 +1,4 @@
-"""`bench`."""
+"""`bench`: time and memory of a meta-step over a grid of configurations."""
 
 from __future__ import annotations
 

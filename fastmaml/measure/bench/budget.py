@@ -105,7 +105,7 @@ class Fits:
             yield "  at least: where one number was measured, all of its bytes count as growing"
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The limits as plain dicts and lists, for JSON."""
         limits = [
             {
                 **limit.series._asdict(),

@@ -87,7 +87,7 @@ class Sweep:
 
     @property
     def heading(self) -> str:
-        """What ran, and where."""
+        """A line that says what ran, where, and with which PyTorch."""
         title = f"{self.title}: " if self.title else ""
         return f"{title}{self.model}; {self.device}; torch {self.versions['torch']}"
 

@@ -94,7 +94,7 @@ def _middle(marked: Sequence[Spans]) -> tuple[dict[str, float], float]:
 
 
 def timeline_of(watch: Watch) -> Timeline:
-    """The samples, thinned."""
+    """The memory of each phase over the step, in at most `MAX_SAMPLES` samples."""
     chosen = _thinned(watch.samples)
     names = [p for p in PHASES if any(sample.bytes.get(p) for sample in chosen)]
     return Timeline(

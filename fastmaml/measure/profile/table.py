@@ -101,7 +101,7 @@ def _cell(cell: Cell, text: Callable[[float], str], reasons: list[str]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits."""
+    """A time as text: three digits, in ms below a second."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
@@ -111,7 +111,7 @@ def percent(share: float) -> str:
 
 
 def count(number: float) -> str:
-    """With commas."""
+    """A number as text, with a comma every three digits."""
     return f"{number:,.0f}"
 
 
