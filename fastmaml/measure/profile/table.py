@@ -42,11 +42,14 @@ def show(report: Report, console: Any) -> None:
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     for p in report.phases:
         cells = (
-            _cell(p.seconds, milliseconds, reasons), _cell(p.share, percent, reasons),
-            _cell(p.calls, count, reasons), _cell(p.flops, amount, reasons),
-            _cell(p.of_peak, percent, reasons), _cell(p.peak_bytes, size_of, reasons),
+            _cell(p.seconds, milliseconds, reasons),
+            _cell(p.share, percent, reasons),
+            _cell(p.calls, count, reasons),
+            _cell(p.flops, amount, reasons),
+            _cell(p.of_peak, percent, reasons),
+            _cell(p.peak_bytes, size_of, reasons),
             _cell(p.retained_bytes, size_of, reasons),
-        )  # fmt: skip
+        )
         table.add_row(p.name, *cells)
     _whole_cells(table, console)
     for line in [*_whole(report), *(f"({i}) {why}" for i, why in enumerate(reasons, 1))]:
