@@ -21,7 +21,7 @@ from fastmaml.training.interrupts import InterruptGuard
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """What is measured: the arguments of `bench` that the command's flags do not hold."""
 
     title: str
@@ -32,25 +32,25 @@ class Subject:
     folder: Path
 
 
-def configured(config: RunConfig) -> Subject:
+def configured(config: RunConfig) -> BenchSubject:
     """The subject that a configuration describes: a data set by name, with its trainer's parts."""
     from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
-    return Subject(
+    return BenchSubject(
         config.title, trainer.maml, trainer.train, trainer.test, trainer.optimizer, trainer.folder
     )
 
 
-def of_factory(command: BenchModule) -> Subject:
+def of_factory(command: BenchModule) -> BenchSubject:
     """Of a function of the user's own."""
     made = load_factory(command.factory)
-    return Subject(
+    return BenchSubject(
         command.factory, made.maml, made.episodes, made.test, made.optimizer, Path(command.out)
     )
 
 
-def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
+def run(subject: BenchSubject, flags: Swept, test_episodes: int = 200) -> int:
     """Measure, write after every cell and round, print; the exit code.
 
     Raises:
@@ -84,7 +84,7 @@ def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
     return guard.exit_code if found.interrupted else 0
 
 
-def _arguments(subject: Subject, flags: Swept) -> dict[str, Any]:
+def _arguments(subject: BenchSubject, flags: Swept) -> dict[str, Any]:
     """Of `bench`, from the flags.
 
     Raises:

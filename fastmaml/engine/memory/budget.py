@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fastmaml.engine.base.attempt import attempted
-from fastmaml.engine.memory.estimate import Estimator, Sample
+from fastmaml.engine.memory.estimate import Estimator, Measurement
 from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.step.program import Program
 from fastmaml.gradients import GradientMethod
@@ -35,7 +35,11 @@ class Candidate:
 
     @classmethod
     def of(
-        cls, estimator: Estimator, program: Program, kept: tuple[int, int], found: Sample | None
+        cls,
+        estimator: Estimator,
+        program: Program,
+        kept: tuple[int, int],
+        found: Measurement | None,
     ) -> Candidate:
         """Watch a small one of its kind, if that was not done before."""
         doubt = ""

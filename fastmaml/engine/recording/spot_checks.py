@@ -48,7 +48,7 @@ _log = logging.getLogger("fastmaml")
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """Where two runs of one meta-step differ most.
 
     Attributes:
@@ -145,7 +145,7 @@ def difference(
     flat: FlatCall,
     again: Sequence[Tensor],
     steady: float = 1.0,
-) -> Difference | None:
+) -> Deviation | None:
     """The largest one beyond rounding.
 
     Args:
@@ -164,7 +164,7 @@ def difference(
     sizes: list[float] = []
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         if x.shape != y.shape or x.dtype != y.dtype:
-            return Difference(_name(i, layout, flat), torch.inf)
+            return Deviation(_name(i, layout, flat), torch.inf)
         scale = max(_norm([_finite(y)]), whole if i >= layout.split else 0.0)
         sizes.append(_share(_norm([_gap(x, y)]), scale))
         if found is not again and sizes[-1]:
@@ -179,7 +179,7 @@ def difference(
             y.dtype, COARSE if y.is_floating_point() else ROUNDING[torch.float64]
         )
         if not size <= rounding and (worst is None or size > worst.size):
-            worst = Difference(_name(i, layout, flat), size)
+            worst = Deviation(_name(i, layout, flat), size)
     return worst
 
 
