@@ -56,7 +56,7 @@ class Zero(Head):
     """
 
     def start(self, weight: Tensor, features: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Zeros."""
+        """Zeros, in the shapes of the weight and the bias."""
         return torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fastmaml.cli.bench_flags import BenchModule, Swept
-from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
+from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, named
@@ -21,7 +21,7 @@ from fastmaml.training.interrupts import InterruptGuard
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """What is measured: the arguments of `bench` that the command's flags do not hold."""
 
     title: str
@@ -32,25 +32,25 @@ class Subject:
     folder: Path
 
 
-def configured(config: RunConfig) -> Subject:
-    """Of a data set by name."""
+def configured(config: RunConfig) -> BenchSubject:
+    """The subject that a configuration describes: a data set by name, with its trainer's parts."""
     from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
-    return Subject(
+    return BenchSubject(
         config.title, trainer.maml, trainer.train, trainer.test, trainer.optimizer, trainer.folder
     )
 
 
-def of_factory(command: BenchModule) -> Subject:
+def of_factory(command: BenchModule) -> BenchSubject:
     """Of a function of the user's own."""
     made = load_factory(command.factory)
-    return Subject(
+    return BenchSubject(
         command.factory, made.maml, made.episodes, made.test, made.optimizer, Path(command.out)
     )
 
 
-def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
+def run(subject: BenchSubject, flags: Swept, test_episodes: int = 200) -> int:
     """Measure, write after every cell and round, print; the exit code.
 
     Raises:
@@ -63,7 +63,7 @@ def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
     console, keep = Console(highlight=False), _Keeper(subject.folder)
     with InterruptGuard(at_once=True) as guard:
         try:
-            with console.status("preparing") as status, own_errors_said_in_a_paragraph():
+            with console.status("preparing") as status, own_user_errors():
                 found = bench(
                     subject.maml,
                     subject.episodes,
@@ -84,7 +84,7 @@ def run(subject: Subject, flags: Swept, test_episodes: int = 200) -> int:
     return guard.exit_code if found.interrupted else 0
 
 
-def _arguments(subject: Subject, flags: Swept) -> dict[str, Any]:
+def _arguments(subject: BenchSubject, flags: Swept) -> dict[str, Any]:
     """Of `bench`, from the flags.
 
     Raises:
@@ -116,7 +116,7 @@ class _Keeper:
         self.folder = folder
 
     def __call__(self, sweep: Any) -> None:
-        """The numbers."""
+        """Write the sweep's numbers to the folder."""
         try:
             sweep.save_numbers(self.folder)
         except OSError as error:

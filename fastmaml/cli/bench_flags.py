@@ -59,21 +59,21 @@ class Bench(Swept):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchImages(Bench, TrainConfig):
-    """Images and sinusoids."""
+    """The flags of ``fastmaml bench`` for images and sinusoids."""
 
     dataset: Suppress[str] = "digits"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchIntents(Bench, IntentsConfig):
-    """Intents."""
+    """The flags of ``fastmaml bench intents``."""
 
     dataset: Suppress[str] = "intents"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchGlue(Bench, GlueConfig):
-    """GLUE."""
+    """The flags of ``fastmaml bench glue``."""
 
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 

@@ -14,7 +14,7 @@ class BadInputError(ValueError):
 
 
 @contextmanager
-def said_in_a_paragraph() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Whatever goes wrong while a run is prepared, of fastmaml's own parts, is bad input."""
     try:
         yield
@@ -23,7 +23,7 @@ def said_in_a_paragraph() -> Iterator[None]:
 
 
 @contextmanager
-def own_errors_said_in_a_paragraph() -> Iterator[None]:
+def own_user_errors() -> Iterator[None]:
     """While the user's code runs too: a ValueError that fastmaml itself raises is about arguments.
 
     What the user's model, loss or episodes raise, or PyTorch in them, comes through as it is.

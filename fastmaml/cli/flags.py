@@ -37,21 +37,21 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainImages(Train, TrainConfig):
-    """Images and sinusoids."""
+    """The flags of ``fastmaml train`` for images and sinusoids."""
 
     dataset: Suppress[str] = "digits"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainIntents(Train, IntentsConfig):
-    """Intents."""
+    """The flags of ``fastmaml train intents``."""
 
     dataset: Suppress[str] = "intents"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGlue(Train, GlueConfig):
-    """GLUE."""
+    """The flags of ``fastmaml train glue``."""
 
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
-from fastmaml.cli.errors import BadInputError, said_in_a_paragraph
+from fastmaml.cli.errors import BadInputError, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.profile_flags import Profile, ProfileModule
 from fastmaml.training.config import RunConfig, read_toml
@@ -52,7 +52,7 @@ def _train(config: RunConfig, checkpoint: Path | None) -> int:
     from fastmaml.training.interrupts import Interrupted
     from fastmaml.training.recipes import build_trainer
 
-    with said_in_a_paragraph():  # once it runs, an error keeps its traceback
+    with user_errors():  # once it runs, an error keeps its traceback
         trainer = build_trainer(config)
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -75,7 +75,7 @@ def _evaluate(command: Evaluate) -> int:
 
     from fastmaml.training import checkpoint, evaluation, recipes, run_folder
 
-    with said_in_a_paragraph():
+    with user_errors():
         path = _checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = _config_of(path, saved.config).updated({"device": command.device}, "--device")
@@ -97,7 +97,7 @@ def _profile(command: Profile | ProfileModule, arguments: Sequence[str]) -> int:
 
     if isinstance(command, ProfileModule):
         return profile.run(profile.of_factory(command), command)
-    with said_in_a_paragraph():
+    with user_errors():
         command = _over_file(command, arguments)
         subject = profile.configured(command.configuration())
     return profile.run(subject, command)
@@ -108,7 +108,7 @@ def _bench(command: Bench | BenchModule, arguments: Sequence[str]) -> int:
 
     if isinstance(command, BenchModule):
         return bench.run(bench.of_factory(command), command)
-    with said_in_a_paragraph():
+    with user_errors():
         command = _over_file(command, arguments)
         config = command.configuration()
         subject = bench.configured(config)
@@ -159,7 +159,7 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
     """The configuration from preset, checkpoint, TOML file and flags, the later ones winning."""
     from fastmaml.training.checkpoint import load
 
-    with said_in_a_paragraph():
+    with user_errors():
         base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
             given = command.resume[0] if command.resume else Path(command.out)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fastmaml.cli.errors import BadInputError, own_errors_said_in_a_paragraph
+from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.profile_flags import Profiled, ProfileModule
 from fastmaml.maml import MAML
@@ -19,8 +19,8 @@ from fastmaml.training.interrupts import InterruptGuard
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is profiled."""
+class ProfileSubject:
+    """What is profiled: a MAML, its episodes and optimizer, and the folder for the results."""
 
     title: str
     maml: MAML
@@ -29,21 +29,25 @@ class Subject:
     folder: Path
 
 
-def configured(config: RunConfig) -> Subject:
+def configured(config: RunConfig) -> ProfileSubject:
     """Of a data set by name: its training episodes and optimizer."""
     from fastmaml.training.recipes import build_trainer
 
     trainer = build_trainer(config)
-    return Subject(config.title, trainer.maml, trainer.train, trainer.optimizer, trainer.folder)
+    return ProfileSubject(
+        config.title, trainer.maml, trainer.train, trainer.optimizer, trainer.folder
+    )
 
 
-def of_factory(command: ProfileModule) -> Subject:
+def of_factory(command: ProfileModule) -> ProfileSubject:
     """Of a function of the user's own."""
     made = load_factory(command.factory)
-    return Subject(command.factory, made.maml, made.episodes, made.optimizer, Path(command.out))
+    return ProfileSubject(
+        command.factory, made.maml, made.episodes, made.optimizer, Path(command.out)
+    )
 
 
-def run(subject: Subject, flags: Profiled) -> int:
+def run(subject: ProfileSubject, flags: Profiled) -> int:
     """Measure, write, print; the exit code.
 
     Raises:
@@ -57,7 +61,7 @@ def run(subject: Subject, flags: Profiled) -> int:
     console = Console(highlight=False)
     with InterruptGuard(at_once=True) as guard:
         try:
-            with console.status("profiling"), own_errors_said_in_a_paragraph():
+            with console.status("profiling"), own_user_errors():
                 report = profile(
                     subject.maml,
                     subject.episodes,

@@ -14,7 +14,7 @@ from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, Train
 
 @dataclass(frozen=True, kw_only=True)
 class Profiled:
-    """What is measured."""
+    """What ``fastmaml profile`` measures, whatever the subject."""
 
     repeats: int = 10
     """Steps that are timed."""
@@ -43,21 +43,21 @@ class Profile(Profiled):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileImages(Profile, TrainConfig):
-    """Images and sinusoids."""
+    """The flags of ``fastmaml profile`` for images and sinusoids."""
 
     dataset: Suppress[str] = "digits"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileIntents(Profile, IntentsConfig):
-    """Intents."""
+    """The flags of ``fastmaml profile intents``."""
 
     dataset: Suppress[str] = "intents"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileGlue(Profile, GlueConfig):
-    """GLUE."""
+    """The flags of ``fastmaml profile glue``."""
 
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 

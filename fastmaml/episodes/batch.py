@@ -91,7 +91,7 @@ class Episodes:
 
     @property
     def tasks(self) -> int:
-        """The number of tasks."""
+        """The number of tasks, T."""
         return self.support.tensors()[0].shape[0]
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Episodes:
 
     @property
     def kind(self) -> None:
-        """All is said by `tree`."""
+        """None: `tree` says everything about episodes."""
 
     def named(self) -> dict[str, list[Tensor]]:
         """The tensors of each set."""

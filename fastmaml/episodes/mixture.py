@@ -96,7 +96,7 @@ class Mixture(EpisodeSource):
         self._fixed = [pool.fixed_query(query) for pool in self._pools if fixed_query]
 
     def sample(self) -> NamedEpisodes:
-        """The next meta-batch."""
+        """The next meta-batch, with the name of each task's data set."""
         chosen = self._choose()
         drawn = [self._draw(i) for i in chosen.tolist()]
         support, query = (torch.stack(rows) for rows in zip(*drawn, strict=True))

@@ -80,7 +80,7 @@ class EpisodeSampler(EpisodeSource):
         self._starts = self._counts.cumsum(0) - self._counts
 
     def sample(self) -> Episodes:
-        """The next meta-batch."""
+        """The next meta-batch: ``[tasks, ways·shots, ...]`` and ``[tasks, ways·queries, ...]``."""
         total = torch.full((self.tasks,), self.classes, device=self.device)
         classes = draw(total, self.ways, self.generator)  # [tasks, ways]
         within = draw(self._counts[classes], self.shots + self.queries, self.generator)

@@ -23,7 +23,7 @@ class Sinusoid(EpisodeSource):
         self.shots, self.queries, self.tasks = shots, queries, tasks
 
     def sample(self) -> Episodes:
-        """The next meta-batch."""
+        """The next meta-batch, of tensors ``[tasks, shots, 1]`` and ``[tasks, queries, 1]``."""
         amplitude = self._uniform(0.1, 5.0, 1)
         phase = self._uniform(0.0, math.pi, 1)
         x = self._uniform(-5.0, 5.0, self.shots + self.queries)

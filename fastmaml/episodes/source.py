@@ -30,7 +30,7 @@ class EpisodeSource(ABC):
 
     @abstractmethod
     def sample(self) -> Episodes:
-        """The next meta-batch."""
+        """The next meta-batch, drawn from ``self.generator``."""
 
     def __iter__(self) -> Iterator[Episodes]:
         while True:

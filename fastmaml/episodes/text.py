@@ -125,7 +125,7 @@ class TextSampler(EpisodeSampler):
         self._tokens = tokens
 
     def sample(self) -> Episodes:
-        """The next meta-batch."""
+        """The next meta-batch; its texts are padded to one length."""
         rows = super().sample()
         length = self._tokens.padded_length(rows.support.inputs, rows.query.inputs)
 

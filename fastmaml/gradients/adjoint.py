@@ -54,7 +54,7 @@ class AdjointScan(GradientMethod):
         return min(steps, count + math.ceil(steps / count) - 1)
 
     def holding_all(self) -> AdjointScan:
-        """Without segments."""
+        """The same method without segments: it keeps every step."""
         return replace(self, segments=None)
 
     @abstractmethod

@@ -68,7 +68,7 @@ class Loop(Protocol):
 
     @property
     def rule(self) -> Rule:
-        """How parameters move."""
+        """The rule that moves the parameters."""
 
     def start(self, meta: Meta) -> Carry:
         """θ for every task, and the rule's first state."""

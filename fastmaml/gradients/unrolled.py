@@ -96,5 +96,5 @@ class FirstOrder(_Recorded):
     exact: ClassVar[bool] = False
 
     def differentiates(self, step: int, steps: int) -> bool:
-        """No step is."""
+        """False: every step's inner gradient is a constant."""
         return False

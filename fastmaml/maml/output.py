@@ -14,7 +14,7 @@ from fastmaml.engine.base.trees import flatten, unflatten
 from fastmaml.engine.step.meta_step import MetaResult
 from fastmaml.losses import logits_of, masked
 
-AGAIN = {torch.float64: 1e-6, torch.float32: 1e-3}
+SAME_LOSS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Losses of the same meta-step are nearer than this, relative to the largest, on any device."""
 
 
@@ -160,7 +160,7 @@ def _check_same(losses: Tensor, version: int, again: Tensor) -> None:
     if losses._version != version:
         return  # the user has written to them
     largest = float(losses.abs().nan_to_num(posinf=0).max())
-    near = max(AGAIN.get(losses.dtype, 1e-2) * largest, torch.finfo(losses.dtype).eps)
+    near = max(SAME_LOSS_TOLERANCE.get(losses.dtype, 1e-2) * largest, torch.finfo(losses.dtype).eps)
     if not torch.allclose(again, losses, rtol=0, atol=near, equal_nan=True):
         raise RuntimeError(
             "a loss of your own over out.losses or out.outputs runs the meta-step again, which now "

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.engine.base.dynamo import outside_compilers
-from fastmaml.engine.base.held_output import HeldBack
+from fastmaml.engine.base.held_output import HeldOutput
 from fastmaml.engine.base.turns import in_turn
 from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Inventory
@@ -142,7 +142,7 @@ class PerTask:
             call.program.forward, own_statistics=self._own_statistics(), keeps_buffers=False
         )
         call = call.by(forward=forward)
-        with torch.enable_grad(), HeldBack():
+        with torch.enable_grad(), HeldOutput():
             plan = plan_function(call, asked)
         if plan.refusal:
             _log.warning(
@@ -171,7 +171,7 @@ class PerTask:
     def _record(self, execute: Captured, flat: FlatCall) -> None:
         """Record the chunks that such a call needs, and print what the function does, once."""
         size, rest = flat.program.chunk, flat.tasks % flat.program.chunk
-        with HeldBack() as held_back:
+        with HeldOutput() as held_back:
             refusal = _refusal(execute, flat.chunk(0, size))
         if refusal is not None:
             raise refusal
@@ -182,7 +182,7 @@ class PerTask:
                 "want to see, or use executor='eager'."
             )
         if rest:
-            with HeldBack():
+            with HeldOutput():
                 _refusal(execute, flat.chunk(flat.tasks - rest, flat.tasks))
 
     def _own_statistics(self) -> bool:

@@ -63,9 +63,16 @@ def program_of(
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
     backend = chosen_backend(maml.backend, executor, held.device)
     forward = TaskForward(
-        maml.module, maml.loss or _no_loss, frozen, buffers, own, keeps, batched=False,
-        backend=backend, host=find_host(maml.module),
-    )  # fmt: skip
+        maml.module,
+        maml.loss or _no_loss,
+        frozen,
+        buffers,
+        own,
+        keeps,
+        batched=False,
+        backend=backend,
+        host=find_host(maml.module),
+    )
     method = maml.gradient or Unrolled()
     return Program(forward, maml.rule, method, steps, 1, head=maml.head_layer, call=held.call)
 
@@ -119,10 +126,16 @@ def plan_of(
     """
     program, parallel = call.program, lanes(executor, call.seeds.device)
     key = (
-        signature(call.data), held.training, key_of(method), program.steps,
-        shapes(call.meta.adapted), program.forward.backend, parallel,
-        environment(call.seeds.device.type), settings_key(program),
-    )  # fmt: skip
+        signature(call.data),
+        held.training,
+        key_of(method),
+        program.steps,
+        shapes(call.meta.adapted),
+        program.forward.backend,
+        parallel,
+        environment(call.seeds.device.type),
+        settings_key(program),
+    )
     if (found := plans.find(key, held.call)) is not None:
         return found
     check_as_made(maml, call.meta)

@@ -92,7 +92,7 @@ def mixed(x: Tensor) -> Tensor:
 def native_dropout_mask(
     kernels: Kernels, key: Tensor, shape: Sequence[int], p: float, dtype: torch.dtype
 ) -> Tensor:
-    """The op of a backend."""
+    """`dropout_mask` by the kernels of a backend."""
     flat: Tensor = DropoutMask.apply(kernels, key, math.prod(shape), p, dtype)
     return flat.view(len(key), *shape)
 

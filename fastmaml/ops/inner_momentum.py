@@ -74,7 +74,7 @@ def native_inner_momentum(
     momentum: float,
     nesterov: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The op of a backend."""
+    """`inner_momentum` by the kernels of a backend."""
     n = len(p)
     if not n:
         return [], []

@@ -66,7 +66,7 @@ def native_inner_update(
     rate: Sequence[Tensor],
     scale: float,
 ) -> list[Tensor]:
-    """The op of a backend."""
+    """`inner_update` by the kernels of a backend."""
     return list(InnerUpdate.apply(kernels, scale, len(p), *p, *g, *rate)) if p else []
 
 

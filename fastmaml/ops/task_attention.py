@@ -137,7 +137,7 @@ def native_task_attention(
     scale: float = 1.0,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_attention` by the kernels of a backend."""
     mask = None if mask is None else mask.expand(*q.shape[:4], k.shape[3])
     key = key if dropout > 0 else None
     o: Tensor = Attention.apply(kernels, q, k, v, mask, key, causal, scale, dropout)[0]

@@ -18,7 +18,7 @@ Pair = tuple[int, int]
 
 @final
 @dataclass(frozen=True)
-class Geometry:
+class ConvGeometry:
     """What a convolution's members share, each ``(vertical, horizontal)``."""
 
     stride: Pair
@@ -66,7 +66,7 @@ def task_conv2d(
     shape(op, "x", x, "tasks", "examples", "in", "height", "width")
     shape(op, "w", w, "tasks", "out", x.shape[2], "kernel height", "kernel width")
     shape(op, "b", b, "tasks", w.shape[1])
-    geometry = Geometry(
+    geometry = ConvGeometry(
         _pair("stride", stride, least=1),
         _pair("padding", padding, least=0),
         _pair("dilation", dilation, least=1),
@@ -101,9 +101,9 @@ def reference_task_conv2d(
 
 
 def native_task_conv2d(
-    kernels: Kernels, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry
+    kernels: Kernels, x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_conv2d` by the kernels of a backend."""
     y: Tensor = Conv2d.apply(kernels, x, w, b, geometry)
     return y
 
@@ -117,7 +117,7 @@ def _pair(name: str, value: int | Pair, least: int) -> Pair:
     return pair
 
 
-def _check_covers(geometry: Geometry) -> None:
+def _check_covers(geometry: ConvGeometry) -> None:
     """A kernel that is larger than the padded image, or has no pixels, has no output."""
     for axis, name in enumerate(("height", "width")):
         padded = geometry.size[axis] + 2 * geometry.padding[axis]
@@ -139,7 +139,7 @@ class Conv2d(TaskFunction):
 
     @staticmethod
     def forward(
-        kernels: Kernels, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry
+        kernels: Kernels, x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         y: Tensor = kernels.task_conv2d(x, w, b, *geometry.steps)
         return y
@@ -184,7 +184,7 @@ class Conv2dDgrad(TaskFunction):
     """The gradient of x, ``[tasks, examples, in, height, width]``."""
 
     @staticmethod
-    def forward(kernels: Kernels, g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    def forward(kernels: Kernels, g: Tensor, w: Tensor, geometry: ConvGeometry) -> Tensor:
         gx: Tensor = kernels.task_conv2d_dgrad(g, w, *geometry.steps, geometry.size)
         return gx
 
@@ -220,7 +220,7 @@ class Conv2dWgrad(TaskFunction):
 
     @staticmethod
     def forward(
-        kernels: Kernels, g: Tensor, x: Tensor, geometry: Geometry, bias: bool
+        kernels: Kernels, g: Tensor, x: Tensor, geometry: ConvGeometry, bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         gw, gb = kernels.task_conv2d_wgrad(g, x, *geometry.steps, geometry.kernel, bias)
         return gw, gb if bias else None

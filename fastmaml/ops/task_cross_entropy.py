@@ -59,7 +59,7 @@ def reference_task_cross_entropy(x: Tensor, target: Tensor, ignore_index: int = 
 def native_task_cross_entropy(
     kernels: Kernels, x: Tensor, target: Tensor, ignore_index: int = -100
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_cross_entropy` by the kernels of a backend."""
     losses: Tensor = CrossEntropy.apply(kernels, x, target, ignore_index)[0]
     return losses
 

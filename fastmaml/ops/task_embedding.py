@@ -61,7 +61,7 @@ def reference_task_embedding(w: Tensor, ids: Tensor, padding_idx: int | None = N
 def native_task_embedding(
     kernels: Kernels, w: Tensor, ids: Tensor, padding_idx: int | None = None
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_embedding` by the kernels of a backend."""
     varies = None if padding_idx is None else _varies(w, ids, padding_idx)
     y: Tensor = Embedding.apply(kernels, w, ids, varies)
     return y

@@ -66,7 +66,7 @@ def native_task_layer_norm(
     b: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The op of a backend."""
+    """`task_layer_norm` by the kernels of a backend."""
     y: Tensor = LayerNorm.apply(kernels, x, w, b, eps)[0]
     return y
 

@@ -40,7 +40,7 @@ def reference_task_mse(x: Tensor, target: Tensor) -> Tensor:
 
 
 def native_task_mse(kernels: Kernels, x: Tensor, target: Tensor) -> Tensor:
-    """The op of a backend."""
+    """`task_mse` by the kernels of a backend."""
     losses: Tensor = Mse.apply(kernels, x, target)
     return losses
 
@@ -50,7 +50,7 @@ def native_task_mse(kernels: Kernels, x: Tensor, target: Tensor) -> Tensor:
 
 @final
 class Mse(TaskFunction):
-    """The losses."""
+    """The losses ``[tasks]``: each task's mean of (x − target)²."""
 
     @staticmethod
     def forward(kernels: Kernels, x: Tensor, target: Tensor) -> Tensor:

@@ -48,12 +48,12 @@ class Chain(Rule):
 
     @property
     def feeds_rows(self) -> bool:  # type: ignore[override]  # as above
-        """Whether any rule does."""
+        """Whether any rule gives an update to rows without a gradient."""
         return any(rule.feeds_rows for rule in self.rules)
 
     @property
     def mixes_rows(self) -> bool:  # type: ignore[override]  # as above
-        """Whether any rule does."""
+        """Whether in any rule what a row gets depends on the other rows' gradients."""
         return any(rule.mixes_rows for rule in self.rules)
 
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:

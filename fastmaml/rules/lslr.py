@@ -53,5 +53,5 @@ class LSLR(Rule):
     def scaling(
         self, step: int, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, float] | None:
-        """−α[step]."""
+        """The rates α[step] of this step, and the factor −1."""
         return {n: rates[n][min(step, len(rates[n]) - 1)] for n in parameters}, -1.0

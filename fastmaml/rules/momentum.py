@@ -37,7 +37,7 @@ class Momentum(WithRate):
             raise ValueError(f"Momentum(momentum={self.momentum!r}): give a number in [0, 1).")
 
     def init(self, parameters: Tensors) -> State:
-        """Zero velocities."""
+        """The velocities before the first step: zeros like the parameters."""
         return zeros_like(parameters)
 
     def update(

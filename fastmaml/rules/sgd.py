@@ -26,12 +26,12 @@ class SGD(WithRate):
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
-        """−lr·g, and no state."""
+        """The update −lr·g of each parameter, and no state."""
         lr = self.rate(rates)
         return {name: -lr * g for name, g in gradients.items()}, state
 
     def scaling(
         self, step: int, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, float] | None:
-        """−lr."""
+        """The learned rate, if there is one, and the factor −lr or −1."""
         return self.factor(parameters, rates)

@@ -52,7 +52,7 @@ class Evaluation:
         return format_metric(self.metric, self.means[step], self.intervals[step])
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The numbers as plain dicts and lists, for JSON."""
         found = {
             self.metric: self.means[-1],
             "interval_95": self.intervals[-1],
@@ -95,7 +95,7 @@ def evaluate(
         steps: inner steps.
         after_batch: called with the number of episodes done, after each meta-batch.
     """
-    parts: list[_Measured] = []
+    parts: list[_Scores] = []
     done = 0
     with _evaluating(maml):
         while done < count:
@@ -105,7 +105,7 @@ def evaluate(
             parts.append(_measure(maml, batch, steps))
             done = min(done + len(batch), count)
             after_batch(done)
-    found = _Measured(
+    found = _Scores(
         torch.cat([part.losses for part in parts])[:count],
         torch.cat([part.accuracies for part in parts])[:count],
         torch.cat([part.chances for part in parts])[:count],
@@ -117,7 +117,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Scores:
     """Of every episode: losses and accuracies (nan: none) ``[episodes, steps + 1]``, and more."""
 
     losses: Tensor
@@ -125,9 +125,9 @@ class _Measured:
     chances: Tensor
     names: list[str]
 
-    def only(self, name: str) -> _Measured:
+    def only(self, name: str) -> _Scores:
         rows = torch.tensor([x == name for x in self.names])
-        return _Measured(self.losses[rows], self.accuracies[rows], self.chances[rows], [])
+        return _Scores(self.losses[rows], self.accuracies[rows], self.chances[rows], [])
 
     def summary(self) -> Evaluation:
         """The accuracy of the episodes that have one, or else the loss of all."""
@@ -138,14 +138,14 @@ class _Measured:
         return _mean("accuracy", self.accuracies[classified], chance)
 
 
-def _measure(maml: MAML, batch: Episodes, steps: int) -> _Measured:
+def _measure(maml: MAML, batch: Episodes, steps: int) -> _Scores:
     outputs = maml.evaluate_each_step(batch, steps)
     losses = torch.stack([x.losses.detach().double().cpu() for x in outputs], dim=1)
     accuracies, found = torch.full_like(losses, math.nan), [x.accuracies for x in outputs]
     if found[0] is not None:
         accuracies = torch.stack([x.detach().double().cpu() for x in found if x is not None], dim=1)
     names = list(batch.names) if isinstance(batch, NamedEpisodes) else []
-    return _Measured(losses, accuracies, _chances(batch), names)
+    return _Scores(losses, accuracies, _chances(batch), names)
 
 
 def _chances(batch: Episodes) -> Tensor:

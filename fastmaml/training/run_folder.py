@@ -16,7 +16,7 @@ _OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "tensorbo
 _PLOT_EXTRA = 'pip install "fastmaml[plot]"'
 
 
-class Report:
+class RunReport:
     """The folder of a run and the screen.
 
     Args:
@@ -94,7 +94,7 @@ class Report:
         """Say that a signal has arrived."""
         self.say(f"{name}: stopping after this iteration; once more to stop without saving.")
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> RunReport:
         return self
 
     def __exit__(self, *error: object) -> None:

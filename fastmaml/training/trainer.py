@@ -21,7 +21,7 @@ from fastmaml.training.checkpoint import Checkpoint
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.evaluation import Evaluation, evaluate
 from fastmaml.training.interrupts import Interrupted, InterruptGuard
-from fastmaml.training.run_folder import CHECKPOINT, Report
+from fastmaml.training.run_folder import CHECKPOINT, RunReport
 from fastmaml.training.schedules import cosine, multi_step_weights
 
 
@@ -84,7 +84,7 @@ class MetaTrainer:
         """
         continued = self._resumed is not None and self._resumed.parent == self.folder
         last = self.iteration if continued else None
-        report = Report(self.folder, last, self.config.plots, self.screen)
+        report = RunReport(self.folder, last, self.config.plots, self.screen)
         self._since = time.perf_counter()
         with report, InterruptGuard(report.stopping) as guard:
             try:
@@ -94,8 +94,8 @@ class MetaTrainer:
                 self.save()
                 raise
 
-    def _train(self, report: Report, guard: InterruptGuard) -> None:
-        """The outer loop."""
+    def _train(self, report: RunReport, guard: InterruptGuard) -> None:
+        """Run the outer loop up to the configured number of iterations."""
         config = self.config
         with report.bar("meta-training", self.iteration, config.iterations) as show:
             if self._resumed is None and config.evaluate_every:
@@ -214,7 +214,7 @@ class MetaTrainer:
         found = self._evaluate(self.validation, self.config.validation_episodes)
         return {"validation": found.as_dict()}
 
-    def _test(self, report: Report, guard: InterruptGuard) -> Evaluation | None:
+    def _test(self, report: RunReport, guard: InterruptGuard) -> Evaluation | None:
         if self.test is None:
             return None
         count = self.config.test_episodes

@@ -20,7 +20,7 @@ from fastmaml.ops.inner_momentum import native_inner_momentum, reference_inner_m
 from fastmaml.ops.inner_update import native_inner_update, reference_inner_update
 from fastmaml.ops.task_act import ACTIVATIONS, native_task_act, reference_task_act
 from fastmaml.ops.task_batch_norm import native_task_batch_norm, reference_task_batch_norm
-from fastmaml.ops.task_conv2d import Geometry, native_task_conv2d, reference_task_conv2d
+from fastmaml.ops.task_conv2d import ConvGeometry, native_task_conv2d, reference_task_conv2d
 from fastmaml.ops.task_cross_entropy import native_task_cross_entropy, reference_task_cross_entropy
 from fastmaml.ops.task_layer_norm import native_task_layer_norm, reference_task_layer_norm
 from fastmaml.ops.task_linear import native_task_linear, reference_task_linear
@@ -148,7 +148,7 @@ def convolutions(cases: Cases) -> None:
         ((2, 1, 1, 3, 3), (1, 5, 5), (1, 1), (2, 2), (1, 1)),
     ]
     for shape, (outputs, *kernel), stride, padding, dilation in problems:
-        geometry = Geometry(stride, padding, dilation, shape[-2:], tuple(kernel))
+        geometry = ConvGeometry(stride, padding, dilation, shape[-2:], tuple(kernel))
         op = (
             lambda x, w, b, g=geometry: native_task_conv2d(k, x, w, b, g),
             lambda x, w, b, g=geometry: reference_task_conv2d(x, w, b, *g.steps),

@@ -24,7 +24,7 @@ from fastmaml.gradients import (
     Unrolled,
 )
 from fastmaml.measure.bench import Sweep, exact, measure
-from fastmaml.measure.bench.reasons import reason_of
+from fastmaml.measure.bench.failure_text import reason_of
 from fastmaml.measure.profile import LiveMemory
 from fastmaml.ops import parallel_region
 from fastmaml.rules import LSLR

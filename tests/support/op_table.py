@@ -15,7 +15,7 @@ from fastmaml.ops.inner_momentum import native_inner_momentum, reference_inner_m
 from fastmaml.ops.inner_update import native_inner_update, reference_inner_update
 from fastmaml.ops.task_act import ACTIVATIONS, act_code, native_task_act, reference_task_act
 from fastmaml.ops.task_batch_norm import native_task_batch_norm, reference_task_batch_norm
-from fastmaml.ops.task_conv2d import Geometry, native_task_conv2d, reference_task_conv2d
+from fastmaml.ops.task_conv2d import ConvGeometry, native_task_conv2d, reference_task_conv2d
 from fastmaml.ops.task_cross_entropy import native_task_cross_entropy, reference_task_cross_entropy
 from fastmaml.ops.task_layer_norm import native_task_layer_norm, reference_task_layer_norm
 from fastmaml.ops.task_linear import native_task_linear, reference_task_linear
@@ -72,7 +72,7 @@ def conv_rows() -> Iterator[Row]:
             return (a, v) if how.get("no_bias") else (a, v, b)
 
         pairs = [s if isinstance(s, tuple) else (s, s) for s in step]
-        geometry = Geometry(*pairs, size=x[3:], kernel=w[1:])
+        geometry = ConvGeometry(*pairs, size=x[3:], kernel=w[1:])
         return Row(
             "task_conv2d",
             case,

@@ -66,7 +66,7 @@ class FunctionalModule:
         return called(self._copy.module, self._tracks, self._copy.module, *args, **kwargs)
 
     def forward(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
-        """As a call."""
+        """The module's output: the same as calling it."""
         return self(*args, params=params, **kwargs)
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Tensor]:

@@ -9,14 +9,14 @@ from typing import Any, final
 
 
 @final
-class HeldBack(contextlib.AbstractContextManager["HeldBack"], io.TextIOBase):
+class HeldOutput(contextlib.AbstractContextManager["HeldOutput"], io.TextIOBase):
     """Collects what is printed within. `release` prints it, as an error that leaves it does."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> HeldBack:
+    def __enter__(self) -> HeldOutput:
         self._target = sys.stdout
         self._stack.enter_context(contextlib.redirect_stdout(self))
         return self
@@ -28,21 +28,21 @@ class HeldBack(contextlib.AbstractContextManager["HeldBack"], io.TextIOBase):
 
     @property
     def printed(self) -> bool:
-        """Whether anything was."""
+        """Whether anything is held that was not released."""
         return bool(self._texts)
 
     def release(self) -> None:
-        """Print it."""
+        """Print what was held so far."""
         self._target.write("".join(self._texts))
         self._texts.clear()
 
     def write(self, text: str) -> int:
-        """As a file does."""
+        """Hold `text`, and return its length, as a text file does."""
         if sys._getframe(1).f_globals.get("__name__") in ("pdb", "cmd"):
             return self._target.write(text)  # somebody waits for a debugger's prompt
         self._texts.append(text)
         return len(text)
 
     def flush(self) -> None:
-        """As a file does."""
+        """Flush the stream that the text will go to."""
         self._target.flush()

@@ -97,7 +97,7 @@ class CodeReads:
 
 @functools.lru_cache(maxsize=4096)
 def code_reads(code: types.CodeType) -> CodeReads:
-    """Of `code`."""
+    """The names that `code` and the code within it read, by how they are read."""
     found: dict[str, set[str]] = {name: set() for name in (*_LOADS, *_OTHERS)}
     strings: set[str] = set()
     fields: list[str] = []

@@ -43,8 +43,7 @@ from fastmaml.engine.guards.namespaces import (
 from fastmaml.engine.guards.outside_world import about_call, about_names, asks_environment
 from fastmaml.engine.guards.sight import Pool, Sight, own_code, root
 
-MOST = 2**16
-"""So many entries may be looked at in every call."""
+MAX_SETTINGS = 2**16  # that are looked at in every call
 
 
 @final
@@ -238,9 +237,10 @@ class Dependencies:
         return self._wanted.setdefault(id(of), (of, label, set(), set()))[2]
 
     def _count(self) -> None:
-        if len(self.guards) > MOST:
+        if len(self.guards) > MAX_SETTINGS:
             raise UnguardableError(
-                f"it depends on more than {MOST:,} settings, too many to look at in every call"
+                f"it depends on more than {MAX_SETTINGS:,} settings, too many to look at in every "
+                "call"
             )
 
     # ------------------------------------------------------------------------------- by kind

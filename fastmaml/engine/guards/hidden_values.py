@@ -22,7 +22,7 @@ from fastmaml.engine.guards.attributes import array_content, content, drawn
 from fastmaml.engine.guards.guards import Guards
 from fastmaml.engine.guards.library_objects import of_the_process
 
-LARGEST = 2**16
+MAX_BYTES = 2**16
 """An array of more bytes than this is not compared at every call."""
 
 Names = frozenset[str] | None
@@ -39,7 +39,7 @@ def require(nothing: str) -> None:
 
 
 class Visitor(Protocol):
-    """`Dependencies`."""
+    """What these ways need of `Dependencies`."""
 
     guards: Guards
 
@@ -75,7 +75,7 @@ def _bytes(to: Visitor, x: Any, names: Names, label: str) -> None:
 
 
 def _array(to: Visitor, x: Any, names: Names, label: str) -> None:
-    if x.nbytes > LARGEST:
+    if x.nbytes > MAX_BYTES:
         raise UnguardableError(
             f"{label} is a numpy array of {x.nbytes:,} bytes, too large to look at in every call: "
             "make it a buffer"

@@ -38,7 +38,7 @@ class LeftBehind(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`."""
+        """Run `func`, and note the first such tensor that it is given."""
         for x in found_in((args, kwargs), Tensor):
             self.read = self.read or self._labels.get(id(x), "")
         return func(*args, **(kwargs or {}))

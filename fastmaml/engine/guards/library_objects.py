@@ -32,8 +32,11 @@ _CONSTANT = frozenset(
 
 
 PARTS_OF_LIBRARIES = (
-    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, os._Environ,
-)  # fmt: skip
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    os._Environ,
+)
 """They are theirs, and not a user's that hangs there."""
 
 SCRIPTS = (torch.jit.ScriptFunction, torch._C.ScriptMethod)

@@ -24,7 +24,7 @@ _FUNCTIONS = ("forward", "_call_impl", "__getattr__")
 
 
 class Visitor(Protocol):
-    """`Dependencies`."""
+    """What the guards of modules need of `Dependencies`."""
 
     guards: Guards
     inputs: set[int]

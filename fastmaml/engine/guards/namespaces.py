@@ -22,7 +22,7 @@ _OF_NO_USER = frozenset({"torch", "builtins", "abc", "typing"})
 
 
 class Visitor(Protocol):
-    """`Dependencies`."""
+    """What the guards of namespaces need of `Dependencies`."""
 
     guards: Guards
     _wanted: dict[int, tuple[Mapping[str, Any], str, set[str], set[str]]]

@@ -15,12 +15,13 @@ from fastmaml.engine.guards.attributes import own_dict
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.guards import PLAIN
 
-PLANS_KEPT = 16
+MAX_PLANS = 16
+"""The plans that are kept, of all kinds of calls together; the oldest one goes."""
 
-WORN_OUT = 8
+MAX_MISSES = 8
 """After so many calls in a row for which a plan had to be made anew, a former one has to do."""
 
-LOOK_AGAIN = 64
+RETRY_INTERVAL = 64
 """Of such calls each one with this number plans anew: what changed may have come to rest."""
 
 
@@ -84,7 +85,7 @@ class Plans(Generic[P]):
                 self._missed.pop(key, None)
                 return plan
         missed = self._missed[key] = self._missed.get(key, 0) + 1
-        if missed <= WORN_OUT or missed % LOOK_AGAIN == 0 or key not in self._variants:
+        if missed <= MAX_MISSES or missed % RETRY_INTERVAL == 0 or key not in self._variants:
             return None
         return self._kept[key, self._variants[key][-1]].worn_out()
 
@@ -94,7 +95,7 @@ class Plans(Generic[P]):
         number = variants[-1] + 1 if variants else 0
         variants.append(number)
         self._kept[key, number] = plan
-        while len(self._kept) > PLANS_KEPT:
+        while len(self._kept) > MAX_PLANS:
             (other, gone), _ = self._kept.popitem(last=False)
             self._variants[other].remove(gone)
             if not self._variants[other]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fastmaml.engine.base.attempt import attempted
-from fastmaml.engine.memory.estimate import Estimator, Sample
+from fastmaml.engine.memory.estimate import Estimator, Measurement
 from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.step.program import Program
 from fastmaml.gradients import GradientMethod
@@ -35,7 +35,11 @@ class Candidate:
 
     @classmethod
     def of(
-        cls, estimator: Estimator, program: Program, kept: tuple[int, int], found: Sample | None
+        cls,
+        estimator: Estimator,
+        program: Program,
+        kept: tuple[int, int],
+        found: Measurement | None,
     ) -> Candidate:
         """Watch a small one of its kind, if that was not done before."""
         doubt = ""
@@ -69,7 +73,7 @@ class Candidate:
 
     @property
     def peak(self) -> int:
-        """Bytes."""
+        """The estimated peak of a meta-step, in bytes."""
         return self.law.peak(self.estimator.at_once(self.program.chunk), self.estimator.steps)
 
     @property
@@ -78,7 +82,7 @@ class Candidate:
         return max(self.peak, self.first.peak(self.program.chunk, self.estimator.steps))
 
     def about(self) -> str:
-        """A line."""
+        """A line about the memory, for `Plan.reasons`."""
         tasks = self.estimator.at_once(self.program.chunk)
         each = self.law.peak(tasks, self.estimator.steps + 1) - self.peak
         return (
@@ -92,5 +96,5 @@ class Candidate:
 
 
 def mib(size: int) -> str:
-    """In words."""
+    """A size in bytes as text in MiB."""
     return f"{size / 2**20:,.1f} MiB"

@@ -22,7 +22,7 @@ TASKS = 2
 """Of the small meta-step: one alone runs plainly, and all others under vmap."""
 
 
-class Sample(NamedTuple):
+class Measurement(NamedTuple):
     """What a small meta-step needed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
     peak: Peak
     growth: float
     outputs: float
-    eagerly: Sample | None = None
+    eagerly: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Estimator:
         """How many tasks run at the same time."""
         return min(self.tasks, chunk * max(self.lanes, 1))
 
-    def sample(self, program: Program, chunk: int) -> Sample:
+    def sample(self, program: Program, chunk: int) -> Measurement:
         """Run one of at most two inner steps and two tasks, and watch it.
 
         Args:
@@ -90,7 +90,7 @@ class Estimator:
 
         marks = [loop.marks[step] for step in range(steps + 1)]
         each = growth([m.live for m in marks])
-        eagerly = Sample(some, method.held_steps(steps), meter.peak, each, left)
+        eagerly = Measurement(some, method.held_steps(steps), meter.peak, each, left)
         if not recorded:
             return eagerly
         lives, peak = meter.replayed([*tensors_of(found), *outputs])
@@ -99,7 +99,7 @@ class Estimator:
         before[steps] += marks[0].state
         return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
 
-    def law(self, found: Sample, method: GradientMethod, chunk: int) -> MemoryLaw:
+    def law(self, found: Measurement, method: GradientMethod, chunk: int) -> MemoryLaw:
         """The law of chunks of such a size, whose sample has one task if they have one."""
         chunks = math.ceil(self.tasks / chunk)
         common = 0 if found.tasks == 1 else found.peak.marked
@@ -117,7 +117,7 @@ class Estimator:
         missing = least - law.peak(self.at_once(chunk), self.steps)
         return replace(law, shared=law.shared + max(0, missing))
 
-    def first_law(self, found: Sample, program: Program) -> MemoryLaw:
+    def first_law(self, found: Measurement, program: Program) -> MemoryLaw:
         """The law of the first call, which runs one chunk eagerly, on copies, and records that."""
         chunk = program.chunk
         if found.eagerly is None:
@@ -137,7 +137,7 @@ class Estimator:
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)
 
 
-class _Mark(NamedTuple):
+class _Moment(NamedTuple):
     """A moment: how many events the meter had seen, the bytes then alive, and the rule's state."""
 
     events: int
@@ -150,7 +150,7 @@ class _Marked(InnerLoop):
     """Notes where each inner step first begins, and the query pass after them."""
 
     meter: Meter = field(default_factory=Meter)
-    marks: dict[int, _Mark] = field(default_factory=dict)
+    marks: dict[int, _Moment] = field(default_factory=dict)
 
     def gradient(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Tensors:
         self._mark(step, carry.state)
@@ -163,4 +163,4 @@ class _Marked(InnerLoop):
     def _mark(self, step: int, state: Any) -> None:
         if step not in self.marks:
             size = sum(x.numel() * x.element_size() for x in tensors_of(state))
-            self.marks[step] = _Mark(len(self.meter.events), self.meter.live, size)
+            self.marks[step] = _Moment(len(self.meter.events), self.meter.live, size)

@@ -32,7 +32,7 @@ class Inventory(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The device of the model's first parameter."""
         return self.first.device
 
     @property
@@ -72,7 +72,7 @@ class _Walk:
         )
 
     def now(self) -> Iterator[Any]:
-        """What the parts hold."""
+        """The names and values that the parts hold now; compare with `entries`."""
         return chain(chain.from_iterable(self.parts), *map(dict.values, self.parts))
 
 
@@ -99,7 +99,7 @@ class Stock:
 
 
 def take_inventory(model: nn.Module) -> Inventory:
-    """As `Stock.take`, once."""
+    """The inventory of a model that is asked for once; `Stock.take` is for many times."""
     return Stock().take(model)
 
 

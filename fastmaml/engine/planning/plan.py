@@ -68,7 +68,7 @@ class Plan:
     __repr__ = __str__
 
     def worn_out(self) -> Plan | None:
-        """See `Depending`."""
+        """This plan for eager, watched runs, or None; see `Depending`."""
         if self.gradient.tried_once:
             return None
         depends, recorded = Dependencies.worn_out(), self.gradient.runs_loop and self.recorded

@@ -27,7 +27,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.scripted_functions import check_scripts
 from fastmaml.engine.planning.table_search import about_tables, find_tables
 from fastmaml.engine.planning.trials import batches, run, runs
-from fastmaml.engine.step.audit import Watch
+from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
 from fastmaml.engine.step.checks import class_count
 from fastmaml.engine.step.data import TaskData, mapped
@@ -64,13 +64,13 @@ def make_plan(call: Call, asked: Asked) -> Plan:
     some = call.part(0, min(tasks, 2))
     some = some._replace(data=mapped(some.data, torch.clone))
     some = some.by(chunk=1, method=asked.method or Unrolled(), steps=min(steps, 1))
-    one, outputs, backend_why, watch, sight = _tried(some, asked, explaining)
+    one, outputs, backend_why, audit, sight = _tried(some, asked, explaining)
     values, depends = _value_reads(one), call.program.depends
     # Whoever reads values may take another way the next time, on which a table is used otherwise.
     tables = () if values.seen else find_tables(one)
     depends.settle(first=True)
     _reads_left_behind(one)
-    drew = _unrepeatable(watch.drew(), depends)
+    drew = _unrepeatable(audit.drew(), depends)
     tables = () if drew or depends.unguardable or depends.scripted else tables
     if not drew:
         check_method(one, values.numbers)
@@ -117,7 +117,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
             *([] if forward.host is None else forward.host.notes()),
         ),
         tables=alone.tables,
-        unreached=watch.unreached(),
+        unreached=audit.unreached(),
         depends=depends,
         restless=depends.restless,
         uncertain=bool(values.seen or drew),
@@ -136,7 +136,7 @@ def plan_function(call: Call, asked: Asked) -> Plan:
     assert isinstance(function, UserFunction)
     some = call.part(0, min(tasks, 2))
     some = some._replace(data=mapped(some.data, torch.clone))
-    one, _, backend_why, watch, sight = _tried(some, asked, lambda _: naming())
+    one, _, backend_why, audit, sight = _tried(some, asked, lambda _: naming())
     values, depends = _value_reads(one), call.program.depends
     with LeftBehind(depends.left) as behind:
         some = some._replace(program=one.program)
@@ -176,10 +176,10 @@ def plan_function(call: Call, asked: Asked) -> Plan:
             "gradient: of the function as it is written",
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
         ),
-        unreached=watch.unreached(),
+        unreached=audit.unreached(),
         depends=depends,
         restless=depends.restless,
-        uncertain=bool(values.seen or watch.drew()),
+        uncertain=bool(values.seen or audit.drew()),
         refusal=refusal,
     )
 
@@ -190,18 +190,18 @@ def _targets(data: TaskData) -> Any:
 
 def _tried(
     some: Call, asked: Asked, naming: Callable[[Call], AbstractContextManager[None]]
-) -> tuple[Call, Any, str, Watch, Sight]:
+) -> tuple[Call, Any, str, Audit, Sight]:
     """One task after a first, watched run: its call, outputs, and why another backend."""
     one = some.part(0, 1)
-    copied, watch = watched(one)
-    with naming(one), watch, Sight() as sight:
+    copied, audit = watched(one)
+    with naming(one), audit, Sight() as sight:
         alone, outputs, why = runs(copied, asked.fixed_backend)
-    watch.check_unchanged()
+    audit.check_unchanged()
     del copied
     some.program.watched(sight)
     one = one._replace(program=alone)
     check_scripts(one)
-    return one, outputs, why, watch, sight
+    return one, outputs, why, audit, sight
 
 
 def _chunk(tasks: int, asked: Asked, bytes_task: int, device: torch.device, free: int) -> int:

@@ -60,11 +60,11 @@ class FlatCall:
         return [self.chunk(i, min(i + size, tasks)) for i in range(0, tasks, size)]
 
     def tensors(self) -> list[Tensor]:
-        """All tensors, in order."""
+        """All tensors of the call: the shared ones, then those of ``[tasks, ...]``."""
         return [x for x in (*self.shared, *self.own) if isinstance(x, Tensor)]
 
     def meta(self) -> Meta:
-        """The meta-parameters."""
+        """The meta-parameters, as a tree again."""
         meta: Meta = unflatten(self.shared, self.specs[0])[0]
         return meta
 
@@ -148,7 +148,7 @@ class Layout:
         return sum(self.by_task[0])
 
     def result(self, tensors: Sequence[Tensor]) -> MetaResult:
-        """The tree again."""
+        """The `MetaResult` whose tensors these are, in order."""
         rest, plain = iter(tensors), iter(self.plain)
         trees = [
             unflatten([next(rest) if tensor else next(plain) for tensor in mask], spec)

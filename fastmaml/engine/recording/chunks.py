@@ -43,7 +43,7 @@ class Sum:
                 self._next += 1
 
     def results(self) -> list[Tensor]:
-        """The whole."""
+        """The results of all chunks: by task, then the sums."""
         if len(self._by_task) == 1:
             return self._by_task[0] + self._total
         joined = [torch.cat(xs) for xs in zip(*self._by_task, strict=True)]

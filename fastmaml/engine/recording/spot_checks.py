@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.engine.base.errors import StaleRecordingError
-from fastmaml.engine.base.held_output import HeldBack
+from fastmaml.engine.base.held_output import HeldOutput
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.recording.arguments import FlatCall, Layout, laid_out
 from fastmaml.engine.recording.tape import UncapturableError
@@ -32,11 +32,12 @@ UNSTEADY = 4.0
 STEADY = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Where they differ by more of a result's norm, it is no order of adding, but a draw, say."""
 
-BOTH = 2.0
-"""More room where the other run is unsteady too: what passed once must not fail later."""
-
 COARSE = 2e-2
 """The same for narrower dtypes."""
+
+RECHECK_FACTOR = 2.0
+"""So many times `STEADY` may they differ where the other run is unsteady too: what passed once
+must not fail later."""
 
 TRIES = 4
 """Replays, or new recordings, of which one has to agree where no run repeats another: at a kink
@@ -47,7 +48,7 @@ _log = logging.getLogger("fastmaml")
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """Where two runs of one meta-step differ most.
 
     Attributes:
@@ -96,7 +97,7 @@ def spot_check(
     state = foreign_state()
     try:
         # What the model prints was printed when it was recorded.
-        with torch.enable_grad(), HeldBack():
+        with torch.enable_grad(), HeldOutput():
             expected, now = laid_out(flat.run(tensors))
     except Exception as error:
         if not is_out_of_memory(error):
@@ -110,7 +111,7 @@ def spot_check(
         _refuse("it now draws random numbers from Python or numpy")
     if now != layout:
         _refuse("its results are other ones")
-    worst = difference(found, expected, layout, flat, twice, BOTH)
+    worst = difference(found, expected, layout, flat, twice, RECHECK_FACTOR)
     if worst is None:
         return
     why = ""
@@ -123,7 +124,7 @@ def spot_check(
         why = ""
         with torch._C._AutoDispatchBelowAutograd():
             anew = again(*tensors)
-        if difference(found, anew, layout, flat, twice, BOTH) is None:
+        if difference(found, anew, layout, flat, twice, RECHECK_FACTOR) is None:
             return
     _refuse(f"{worst.of} is off by {worst.size:.1e} of its norm{why}")
 
@@ -144,7 +145,7 @@ def difference(
     flat: FlatCall,
     again: Sequence[Tensor],
     steady: float = 1.0,
-) -> Difference | None:
+) -> Deviation | None:
     """The largest one beyond rounding.
 
     Args:
@@ -163,7 +164,7 @@ def difference(
     sizes: list[float] = []
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         if x.shape != y.shape or x.dtype != y.dtype:
-            return Difference(_name(i, layout, flat), torch.inf)
+            return Deviation(_name(i, layout, flat), torch.inf)
         scale = max(_norm([_finite(y)]), whole if i >= layout.split else 0.0)
         sizes.append(_share(_norm([_gap(x, y)]), scale))
         if found is not again and sizes[-1]:
@@ -178,7 +179,7 @@ def difference(
             y.dtype, COARSE if y.is_floating_point() else ROUNDING[torch.float64]
         )
         if not size <= rounding and (worst is None or size > worst.size):
-            worst = Difference(_name(i, layout, flat), size)
+            worst = Deviation(_name(i, layout, flat), size)
     return worst
 
 

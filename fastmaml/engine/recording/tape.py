@@ -53,7 +53,7 @@ class Geometry(NamedTuple):
 
     @staticmethod
     def of(x: Tensor) -> Geometry:
-        """That of a tensor."""
+        """The geometry of a tensor."""
         return Geometry(tuple(x.shape), tuple(x.stride()), x.dtype)
 
 

@@ -40,9 +40,16 @@ def attention(
         draws = mode.next_key().unsqueeze(0) if dropout_p > 0 else None
         mask = None if attn_mask is None else _added(attn_mask, query.dtype).unsqueeze(0)
         return ops.task_attention(
-            query[None], key[None], value[None], mask, causal=is_causal, scale=scale,
-            dropout=dropout_p, key=draws, backend=backend,
-        ).squeeze(0)  # fmt: skip
+            query[None],
+            key[None],
+            value[None],
+            mask,
+            causal=is_causal,
+            scale=scale,
+            dropout=dropout_p,
+            key=draws,
+            backend=backend,
+        ).squeeze(0)
     if dropout_p == 0:
         with sdpa_kernel(SDPBackend.MATH):
             return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)

@@ -82,9 +82,18 @@ def embedding_bag(
         or input.dtype.is_floating_point
     ):
         return F.embedding_bag(
-            input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
-            per_sample_weights, include_last_offset, padding_idx,
-        )  # fmt: skip
+            input,
+            weight,
+            offsets,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            mode,
+            sparse,
+            per_sample_weights,
+            include_last_offset,
+            padding_idx,
+        )
     bags, count = _bags(input, offsets, include_last_offset)
     ids = input.reshape(-1)
     # No F.embedding, whose tables may hold some rows only: these indices are not told of them.

@@ -85,9 +85,12 @@ def _linear(mode: OpRouting, input: Any, weight: Any, bias: Any = None) -> Any:
 def _affine(mode: OpRouting, *, x: Tensor, w: Tensor, b: Any, activation: str | None) -> Tensor:
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y = ops.task_linear(
-        rows[None], w[None], None if b is None else b[None], activation=activation,
+        rows[None],
+        w[None],
+        None if b is None else b[None],
+        activation=activation,
         backend=mode.backend,
-    ).squeeze(0)  # fmt: skip
+    ).squeeze(0)
     y = y if x.ndim == 2 else y.view(*x.shape[:-1], -1)
     return mode.made(y, _affine, x=x, w=w, b=b, activation=activation)
 
@@ -114,9 +117,14 @@ def _conv2d(
         if size + 2 * pad < gap * (kernel - 1) + 1:
             return NotImplemented
     return ops.task_conv2d(
-        input[None], weight[None], None if bias is None else bias[None], stride=_pair(stride),
-        padding=_pair(padding), dilation=_pair(dilation), backend=mode.backend,
-    ).squeeze(0)  # fmt: skip
+        input[None],
+        weight[None],
+        None if bias is None else bias[None],
+        stride=_pair(stride),
+        padding=_pair(padding),
+        dilation=_pair(dilation),
+        backend=mode.backend,
+    ).squeeze(0)
 
 
 def _sized(size: int, *vectors: Tensor | None) -> bool:
@@ -155,9 +163,14 @@ def _normalised(
 ) -> Tensor:
     image = x if x.ndim == 4 else x.reshape(*x.shape, *[1] * (4 - x.ndim))
     y = ops.task_batch_norm(
-        image[None], None if w is None else w[None], None if b is None else b[None],
-        eps=eps, relu=relu, pool=pool, backend=mode.backend,
-    ).squeeze(0)  # fmt: skip
+        image[None],
+        None if w is None else w[None],
+        None if b is None else b[None],
+        eps=eps,
+        relu=relu,
+        pool=pool,
+        backend=mode.backend,
+    ).squeeze(0)
     y = y if x.ndim == 4 else y.reshape(x.shape)
     return mode.made(y, _normalised, x=x, w=w, b=b, eps=eps, relu=relu, pool=pool)
 

@@ -26,7 +26,7 @@ class Adaptation(GradientMethod):
     at: tuple[int, ...]
 
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
-        """None for everything."""
+        """No gradients (None for each), and the queries after the steps in `at`."""
         with torch.no_grad():
             meta = detached(meta)
             carry, found = loop.start(meta), []

@@ -16,7 +16,7 @@ from fastmaml.engine.base.storages import address, parts
 from fastmaml.engine.base.trees import found_in
 
 
-class Watch(TorchFunctionMode):
+class Audit(TorchFunctionMode):
     """Notices activation checkpointing, changed inputs and parameters, draws that nothing can
     draw again, and trainable tensors that are not the model's.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastmaml.engine.step.audit import Watch
+from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.data import mapped, tensors_in
 from fastmaml.gradients.base import detached
 
@@ -34,18 +34,18 @@ def careful(call: Call) -> Iterator[Call]:
     if not program.uncertain:
         yield call
         return
-    copied, watch = watched(call)
+    copied, audit = watched(call)
     try:
-        with watch:
+        with audit:
             yield copied
     except RuntimeError:
-        watch.check_unchanged()  # what autograd says of it in its own words
+        audit.check_unchanged()  # what autograd says of it in its own words
         raise
-    watch.check_unchanged()
-    program.depends.unreached = program.depends.unreached or watch.unreached()
+    audit.check_unchanged()
+    program.depends.unreached = program.depends.unreached or audit.unreached()
     if not program.method.steps_once:
         changed = program.depends.changed()
-        why = drawing(watch.drew(), f"{changed}, which changes whenever it runs" if changed else "")
+        why = drawing(audit.drew(), f"{changed}, which changes whenever it runs" if changed else "")
         check_steps(program.method, why)
 
 
@@ -68,7 +68,7 @@ def drawing(drew: bool, restless: str) -> str:
     return f"the model reads {restless}" if restless else ""
 
 
-def watched(call: Call) -> tuple[Call, Watch]:
+def watched(call: Call) -> tuple[Call, Audit]:
     """The same of copies, which a model may write to, and what notices that it does."""
     program, meta = call.program, call.meta
     own = [x for x in tree_leaves(tuple(meta)) if isinstance(x, Tensor)]
@@ -78,4 +78,4 @@ def watched(call: Call) -> tuple[Call, Watch]:
         data=mapped(call.data, torch.clone),
     )
     parameters = {**copied.meta.adapted, **copied.meta.shared, **program.forward.frozen}
-    return copied, Watch(tensors_in(copied.data), call.seeds.device, own, parameters)
+    return copied, Audit(tensors_in(copied.data), call.seeds.device, own, parameters)

@@ -19,7 +19,7 @@ class TaskData(Protocol):
 
     @property
     def tasks(self) -> int:
-        """The number of tasks."""
+        """The number of tasks, T."""
 
     @property
     def kind(self) -> Any:
@@ -60,12 +60,12 @@ class TaskArguments:
         return cls(leaves, spec, sets)
 
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """The leaves that are tensors, each ``[tasks, ...]``."""
         return [x for x in self.leaves if isinstance(x, Tensor)]
 
     @property
     def tasks(self) -> int:
-        """The number of tasks."""
+        """The number of tasks, from the first tensor."""
         return len(self.tensors()[0])
 
     @property

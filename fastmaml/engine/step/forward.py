@@ -180,7 +180,7 @@ class TaskForward:
         rows: Tensors,
         buffers: Tensors,
     ) -> tuple[Tensor, Any, Tensors]:
-        """One task."""
+        """One task's loss (a scalar), outputs and buffers."""
         tensors = {**self.constants(buffers), **shared}
         same = tensors, inputs, targets
         with self.surroundings(key, adapted, rows, kept, same):
@@ -205,7 +205,7 @@ class TaskForward:
         key: Tensor,
         rows: Tensors,
     ) -> Tensors:
-        """One task's."""
+        """What the head begins one task with, by name."""
         own = {n: self.frozen[n].detach() for n in layer.names}
         weight = own[layer.weight]
         features = weight.new_empty(0, weight.shape[1])

@@ -31,7 +31,7 @@ class HeadLayer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Both names."""
+        """The names of the layer's parameters: its weight, and its bias if it has one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def start(self, own: Tensors, features: Tensor, targets: Any) -> Tensors:
@@ -113,7 +113,7 @@ class Listener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`."""
+        """Run `func`, and note the input of the linear layer with this weight."""
         kwargs = kwargs or {}
         if func is F.linear and (args[1] if len(args) > 1 else kwargs.get("weight")) is self.weight:
             self.inputs.append(args[0] if args else kwargs["input"])

@@ -84,7 +84,7 @@ class InnerLoop:
         }
 
     def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
-        """``[tasks]``."""
+        """Every task's support loss, ``[tasks]``."""
         given = (parameters, shared, self.episodes.support, self.seeds, step)
         return self.forward(*given, rows=self.rows, kept=self._kept(shared))[0]
 
@@ -134,7 +134,7 @@ class InnerLoop:
         return Carry(*self.rule.move(*given, self.forward.backend))
 
     def step(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Carry:
-        """One inner step."""
+        """One inner step of every task: its gradient, then the update."""
         gradient = self.gradient(step, carry, meta, create_graph=create_graph)
         if self.passes and step == self.steps - 1:
             self.passes.clear()

@@ -79,8 +79,10 @@ class _Run:
         self.draws = self.routing.draws
         device = next(x.device.type for x in self.leaves if isinstance(x, Tensor))
         self.autocast = (
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        )  # fmt: skip
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
+        )
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors that the layer returns."""

@@ -96,9 +96,12 @@ class TaskLearner:
             )
         second = not (self._first_order if first_order is None else first_order)
         found = torch.autograd.grad(
-            every.sum(), [self._carry.parameters[n] for n in names], create_graph=second,
-            retain_graph=True, materialize_grads=True,
-        )  # fmt: skip
+            every.sum(),
+            [self._carry.parameters[n] for n in names],
+            create_graph=second,
+            retain_graph=True,
+            materialize_grads=True,
+        )
         gradient = dict(zip(names, found, strict=True))
         self._carry = self._loop.update(self._steps, self._carry, gradient, self._meta)
         self._steps += 1
@@ -136,7 +139,7 @@ class TaskLearner:
         return self
 
     def eval(self) -> TaskLearner:
-        """As ``train(False)``."""
+        """Switch to evaluation mode, as ``train(False)`` does."""
         return self.train(False)
 
     def parameters(self) -> Iterator[Tensor]:

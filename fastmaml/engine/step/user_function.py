@@ -49,7 +49,7 @@ class UserFunction(GradientMethod):
 
     @property
     def code(self) -> Any:
-        """The function."""
+        """The user's function, whose code this method runs."""
         return self.function
 
     def differentiates(self, step: int, steps: int) -> bool:

@@ -14,9 +14,9 @@ from fastmaml.engine.derivatives.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
+from fastmaml.measure.bench.configured import in_configuration
+from fastmaml.measure.bench.failure_text import reason_of
 from fastmaml.measure.bench.measure import SEED
-from fastmaml.measure.bench.reasons import reason_of
-from fastmaml.measure.bench.twins import in_configuration
 from fastmaml.measure.profile.steps import needs_closure
 from fastmaml.training.evaluation import Evaluation, evaluate
 
@@ -43,7 +43,7 @@ class Learned:
     failure: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The result as plain dicts and lists, for JSON."""
         return {
             "steps": self.steps,
             "gradient": "exact" if self.exact else "FirstOrder()",
@@ -54,8 +54,8 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """How much is learned, from what, and how it is tested.
+class Comparison:
+    """How both meta-gradients are compared: how much is learned, from what, and how it is tested.
 
     Attributes:
         iterations: meta-steps of each learner.
@@ -71,10 +71,10 @@ class Lesson:
     episodes: int
     optimizer: Optimizer | None
 
-    def learn(self, twin: MAML, steps: int) -> Iterator[Learned]:
+    def run(self, twin: MAML, steps: int) -> Iterator[Learned]:
         """Both learners in turn on each meta-batch, then their tests; what fails says how."""
         torch.manual_seed(SEED)
-        students = [_Student(self, twin, steps, exact) for exact in (True, False)]
+        learners = [_Learner(self, twin, steps, exact) for exact in (True, False)]
         for done in range(self.iterations):
             try:
                 episodes = next(self.train, None)
@@ -83,54 +83,54 @@ class Lesson:
             else:
                 why = f"the episodes ended after {done} of {self.iterations} meta-batches"
                 why *= episodes is None
-            for student in students:
-                student.failure = student.failure or why
-                student.attempt(f"iteration {done + 1}", student.study, episodes)
+            for learner in learners:
+                learner.failure = learner.failure or why
+                learner.attempt(f"iteration {done + 1}", learner.train, episodes)
             if why:
                 break
-        for student in students:
-            student.attempt("its test", student.sit)
-            yield Learned(steps, student.exact, self.iterations, student.found, student.failure)
+        for learner in learners:
+            learner.attempt("its test", learner.evaluate)
+            yield Learned(steps, learner.exact, self.iterations, learner.found, learner.failure)
 
 
-class _Student:
+class _Learner:
     """One of the two learners, and how it failed, if it did."""
 
-    def __init__(self, lesson: Lesson, twin: MAML, steps: int, exact: bool) -> None:
-        self.lesson, self.steps, self.exact = lesson, steps, exact
+    def __init__(self, comparison: Comparison, twin: MAML, steps: int, exact: bool) -> None:
+        self.comparison, self.steps, self.exact = comparison, steps, exact
         self.failure = ""
         self.found: Evaluation | None = None
         self.attempt("its beginning", self._begin, twin)
 
     def attempt(self, what: str, run: Callable[..., None], *arguments: Any) -> None:
-        """Unless it has failed before."""
+        """Run a part, unless an earlier one failed; what fails is noted."""
         if not self.failure:
             try:
                 run(*arguments)
             except Exception as error:
                 self.failure = f"{what}: {reason_of(error)}"
 
-    def study(self, episodes: Episodes) -> None:
-        """One meta-step."""
+    def train(self, episodes: Episodes) -> None:
+        """One meta-step on `episodes`, and a step of the optimizer."""
         self.optimizer.zero_grad()
         self.maml(episodes).loss.backward()
         self.optimizer.step()
 
-    def sit(self) -> None:
-        """The test."""
-        lesson = self.lesson
-        self.found = evaluate(self.maml, iter(lesson.test), lesson.episodes, self.steps)
+    def evaluate(self) -> None:
+        """Its accuracy, or loss, on the held-out meta-batches."""
+        comparison = self.comparison
+        self.found = evaluate(self.maml, iter(comparison.test), comparison.episodes, self.steps)
 
     def _begin(self, twin: MAML) -> None:
         own = deep_copy(twin)
         method = None if self.exact else FirstOrder()
         self.maml = in_configuration(own, method, self.steps, own.backend, own.executor)
         wanted = [p for p in self.maml.parameters() if p.requires_grad]
-        self.optimizer = _like(self.lesson.optimizer, wanted)
+        self.optimizer = _like(self.comparison.optimizer, wanted)
 
 
 def _like(optimizer: Optimizer | None, parameters: list[Any]) -> Optimizer:
-    """One of the same class and settings, of other parameters."""
+    """An optimizer of the same class and settings, of other parameters."""
     if optimizer is None:
         return Adam(parameters, META_LR)
     kind = type(optimizer)
@@ -140,14 +140,14 @@ def _like(optimizer: Optimizer | None, parameters: list[Any]) -> Optimizer:
     return made(parameters, **settings)
 
 
-def lesson(
+def comparison(
     iterations: int,
     train: Iterator[Episodes],
     test: Iterable[Episodes] | None,
     episodes: int,
     optimizer: Optimizer | None,
-) -> Lesson:
-    """With the test's meta-batches taken, so that all learners meet the same.
+) -> Comparison:
+    """A `Comparison` with the test's meta-batches taken, so that all learners meet the same.
 
     Raises:
         ValueError: there are none, or the optimizer's steps need a closure.
@@ -170,4 +170,4 @@ def lesson(
     count = min(episodes, sum(map(len, batches)))
     if not count:
         raise ValueError("test= has no episodes.")
-    return Lesson(iterations, train, tuple(batches), count, optimizer)
+    return Comparison(iterations, train, tuple(batches), count, optimizer)

@@ -1,4 +1,4 @@
-"""`bench`."""
+"""`bench`: time and memory of a meta-step over a grid of configurations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastmaml.engine.derivatives.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.maml import MAML
-from fastmaml.measure.bench.accuracy import Learned, Lesson, lesson
+from fastmaml.measure.bench.accuracy import Comparison, Learned, comparison
 from fastmaml.measure.bench.batches import enough, opened
+from fastmaml.measure.bench.configured import in_configuration, starts_rates_anew, undisturbed
 from fastmaml.measure.bench.grid import METHODS, configurations
 from fastmaml.measure.bench.measure import step_seconds
 from fastmaml.measure.bench.measuring import Measuring, Progress
 from fastmaml.measure.bench.sizes import bytes_of
 from fastmaml.measure.bench.sweep import Sweep
-from fastmaml.measure.bench.twins import in_configuration, starts_rates_anew, undisturbed
 
 
 def bench(
@@ -95,9 +95,9 @@ def bench(
     first, more = opened(episodes)
     wanted = configurations(maml, first.tasks, methods, steps, tasks, backends, executors, vs)
     whole, note = enough(first, more, wanted[-1].tasks)
-    task = None
+    compared = None
     if accuracy is not None:
-        task = lesson(accuracy, more, test, test_episodes, optimizer)
+        compared = comparison(accuracy, more, test, test_episodes, optimizer)
     empty = Sweep(
         title=title,
         model=_described(maml),
@@ -127,7 +127,7 @@ def bench(
         )
         try:
             measuring.run()
-            for found in _learned(task, twin, sorted({c.steps for c in wanted}), progress):
+            for found in _learned(compared, twin, sorted({c.steps for c in wanted}), progress):
                 learned.append(found)
                 changed(so_far())
         except KeyboardInterrupt:
@@ -136,12 +136,14 @@ def bench(
 
 
 def _learned(
-    task: Lesson | None, twin: MAML, steps: Iterable[int], progress: Progress
+    compared: Comparison | None, twin: MAML, steps: Iterable[int], progress: Progress
 ) -> Iterator[Learned]:
-    for k in steps if task is not None else ():
-        assert task is not None
-        progress(f"meta-training with and without second order, {k} steps, {task.iterations} times")
-        yield from task.learn(twin, k)
+    for k in steps if compared is not None else ():
+        assert compared is not None
+        progress(
+            f"meta-training with and without second order, {k} steps, {compared.iterations} times"
+        )
+        yield from compared.run(twin, k)
 
 
 def _bytes(budget: int | str) -> int:

@@ -12,7 +12,7 @@ from fastmaml.measure.bench.cells import Cell, Series
 from fastmaml.measure.bench.fit import by_series, law_points, memory_law, needed
 from fastmaml.measure.bench.sizes import size_text
 
-MOST = 100_000
+MAX_SIZE = 100_000
 """A law of some growth, however little, is not believed beyond this."""
 
 Basis = Literal["measured", "interpolated", "extrapolated"]
@@ -105,7 +105,7 @@ class Fits:
             yield "  at least: where one number was measured, all of its bytes count as growing"
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The limits as plain dicts and lists, for JSON."""
         limits = [
             {
                 **limit.series._asdict(),
@@ -188,4 +188,4 @@ def _largest(peaks: Mapping[int, int], predicted: int | None, budget: int) -> _A
         return _Answer(int(found), "measured" if measured else "extrapolated")
     if fitting > 0 and over < math.inf:
         return _Answer(int(found), "interpolated")
-    return _Answer(int(min(found, max(MOST, fitting))), "extrapolated", found > MOST)
+    return _Answer(int(min(found, max(MAX_SIZE, fitting))), "extrapolated", found > MAX_SIZE)

@@ -124,12 +124,12 @@ class Cell:
 
     @property
     def tasks_per_second(self) -> float | None:
-        """At the median time."""
+        """Tasks per second, at the median time; None where it was not measured."""
         found = self.seconds
         return None if found is None else self.configuration.tasks / found.median
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The configuration and its numbers as plain dicts and lists, for JSON."""
         c, seconds = self.configuration, self.seconds
         row: dict[str, Any] = {"method": c.method, "exact": c.gradient.exact, **asdict(c)}
         row["gradient"] = repr(c.gradient)

@@ -12,9 +12,9 @@ from torch import Tensor
 from fastmaml.engine.derivatives.copying import deep_copy
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
+from fastmaml.measure.bench.configured import in_configuration
+from fastmaml.measure.bench.failure_text import reason_of
 from fastmaml.measure.bench.measure import check_room, gradient
-from fastmaml.measure.bench.reasons import reason_of
-from fastmaml.measure.bench.twins import in_configuration
 
 FLOAT64, OWN = "float64", "own precision"
 

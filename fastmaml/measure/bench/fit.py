@@ -27,7 +27,7 @@ class Line:
     points: int
 
     def at(self, x: float) -> float:
-        """The height there."""
+        """The line's value at `x`."""
         return self.start + x * self.slope
 
 
@@ -117,7 +117,7 @@ class TimeLaw(NamedTuple):
     line: Line
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The law as a plain dict, for JSON."""
         return {
             **self.series._asdict(),
             "axis": self.axis,

@@ -38,7 +38,7 @@ class Explained(NamedTuple):
     tasks_at_once: int
 
 
-class Peak(NamedTuple):
+class MeasuredPeak(NamedTuple):
     """Peak memory of a meta-step and of the first one, and how it was measured, or why not."""
 
     size: int | None
@@ -109,7 +109,7 @@ def check_room(maml: MAML, episodes: Episodes) -> None:
         raise LeftOutError(f"needs about {need / 1e9:.2g} GB, {free / 1e9:.2g} GB free")
 
 
-def peak_allocated(maml: MAML, episodes: Episodes, first: int, held: int) -> Peak:
+def peak_allocated(maml: MAML, episodes: Episodes, first: int, held: int) -> MeasuredPeak:
     """Of one meta-step on CUDA, the model and the data not counted.
 
     Args:
@@ -125,10 +125,10 @@ def peak_allocated(maml: MAML, episodes: Episodes, first: int, held: int) -> Pea
     torch.cuda.reset_peak_memory_stats(device)
     step_seconds(maml, episodes)
     size = torch.cuda.max_memory_allocated(device) - before + held
-    return Peak(size, first, "allocated on the GPU" + ", with its CUDA graph" * (held > 0))
+    return MeasuredPeak(size, first, "allocated on the GPU" + ", with its CUDA graph" * (held > 0))
 
 
-def peak(fresh: MAML, episodes: Episodes, how: Explained) -> Peak:
+def peak(fresh: MAML, episodes: Episodes, how: Explained) -> MeasuredPeak:
     """The same on the CPU.
 
     Args:
@@ -139,28 +139,28 @@ def peak(fresh: MAML, episodes: Episodes, how: Explained) -> Peak:
     gc.collect()
     if fresh.executor == "compiled":
         why = "not measured: what Inductor's code allocates is not seen on the CPU"
-        return Peak(None, None, why)
+        return MeasuredPeak(None, None, why)
     try:
         return _live_peak(fresh, episodes, how)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         # It has run before: this is about being watched.
-        return Peak(None, None, f"not measured: {' '.join(str(error).split())}")
+        return MeasuredPeak(None, None, f"not measured: {' '.join(str(error).split())}")
 
 
-def _live_peak(maml: MAML, episodes: Episodes, how: Explained) -> Peak:
+def _live_peak(maml: MAML, episodes: Episodes, how: Explained) -> MeasuredPeak:
     chunk = how.plan.chunk
     if how.tasks_at_once <= chunk:
         first, size = _counted(maml, episodes), _counted(maml, episodes)
-        return Peak(size, first, "live tensors counted")
+        return MeasuredPeak(size, first, "live tensors counted")
     # Chunks on other threads are not seen from here: one chunk of this kind, on this thread. The
     # first call records one, and then replays as many as later ones do.
     maml.tasks_chunk = chunk
     first, size = _counted(maml, episodes[:chunk]), _counted(maml, episodes[:chunk])
     times = math.ceil(how.tasks_at_once / chunk)
     said = f"live tensors counted of one of {times} chunks at the same time"
-    return Peak(times * size, max(first, times * size), said)
+    return MeasuredPeak(times * size, max(first, times * size), said)
 
 
 def _counted(maml: MAML, episodes: Episodes) -> int:

@@ -13,7 +13,9 @@ from typing import Any
 from fastmaml.episodes.batch import Episodes
 from fastmaml.maml import MAML
 from fastmaml.measure.bench.cells import Cell, Configuration
+from fastmaml.measure.bench.configured import in_configuration
 from fastmaml.measure.bench.exact import Exact, Reference, distance
+from fastmaml.measure.bench.failure_text import reason_of
 from fastmaml.measure.bench.measure import (
     check_room,
     explained,
@@ -24,8 +26,6 @@ from fastmaml.measure.bench.measure import (
     reserved,
     turn,
 )
-from fastmaml.measure.bench.reasons import reason_of
-from fastmaml.measure.bench.twins import in_configuration
 
 LEAST_TURNS = 3
 """Turns of every configuration, however long they take."""

@@ -38,7 +38,7 @@ class Price:
     missing: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The ratios as a plain dict, for JSON."""
         c = self.exact
         return {
             **c.series._asdict(),

@@ -87,7 +87,7 @@ class Sweep:
 
     @property
     def heading(self) -> str:
-        """What ran, and where."""
+        """A line that says what ran, where, and with which PyTorch."""
         title = f"{self.title}: " if self.title else ""
         return f"{title}{self.model}; {self.device}; torch {self.versions['torch']}"
 
@@ -118,21 +118,23 @@ class Sweep:
             for of, size in (("later calls", later), ("the largest call", needed))
             if (law := memory_law(own, size)) is not None
         ]
-        found: dict[str, Any] = finite({
-            "title": self.title,
-            "model": self.model,
-            "device": self.device,
-            "versions": dict(self.versions),
-            "interrupted": self.interrupted,
-            "exact_gradient": self.precision,
-            "cells": [cell.as_dict() for cell in self.cells],
-            "second_order": [price.as_dict() for price in self.second_order],
-            "learned": [learned.as_dict() for learned in self.learned],
-            "memory_laws": laws,
-            "time_laws": [law.as_dict() for law in time_laws(self.cells)],
-            "fits": None if self.budget is None else self.fits(self.budget).as_dict(),
-            "notes": list(self.notes),
-        })  # fmt: skip
+        found: dict[str, Any] = finite(
+            {
+                "title": self.title,
+                "model": self.model,
+                "device": self.device,
+                "versions": dict(self.versions),
+                "interrupted": self.interrupted,
+                "exact_gradient": self.precision,
+                "cells": [cell.as_dict() for cell in self.cells],
+                "second_order": [price.as_dict() for price in self.second_order],
+                "learned": [learned.as_dict() for learned in self.learned],
+                "memory_laws": laws,
+                "time_laws": [law.as_dict() for law in time_laws(self.cells)],
+                "fits": None if self.budget is None else self.fits(self.budget).as_dict(),
+                "notes": list(self.notes),
+            }
+        )
         return found
 
     def save(self, folder: Path | str) -> list[Path]:

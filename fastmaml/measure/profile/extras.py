@@ -22,19 +22,19 @@ HISTORY = 200_000
 
 
 class Measured(Protocol):
-    """What is profiled."""
+    """What the extras need of a profile: the MAML, a step of it, and the device."""
 
     @property
     def maml(self) -> MAML:
-        """The learner."""
+        """The `MAML` that is profiled."""
 
     @property
     def step(self) -> Step:
-        """A step of it."""
+        """A training step of it, to run."""
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The device of the model's parameters."""
 
 
 @final
@@ -51,7 +51,7 @@ class Labels(Sink):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Ranges of a thread."""
+        """Within it, this thread's phases open and close their ranges."""
         with ExitStack() as ranges:
             before, self._local.ranges = getattr(self._local, "ranges", None), ranges
             yield

@@ -48,7 +48,7 @@ class Product:
         self._attempt(self._product)  # libraries set up
 
     def take(self, times: int = 10) -> None:
-        """Run and time some."""
+        """Run and time the product `times` times, and on several threads one on each as often."""
         region = parallel_region() if self.threads > 1 else None
         for _ in range(times):
             self._attempt(lambda: self._rates.append(self._timed(self._product)))

@@ -40,7 +40,7 @@ class PhasedExecutor:
         self._replays: dict[int, Recording] = {}
 
     def __call__(self, call: Call) -> MetaResult:
-        """As `meta_step`."""
+        """The result of the meta-step, as `meta_step` gives it, with its phases marked."""
         if self.opaque:
             with self.sink.chunk():
                 self.sink.switch(WHOLE)
@@ -111,7 +111,7 @@ class Tags(Sink):
     phases: list[str] = field(default_factory=list)
 
     def switch(self, phase: str) -> None:
-        """As of the next value."""
+        """The values from the next one on are of this phase."""
         self.begins.append(len(self.tape.owner))
         self.phases.append(phase)
 

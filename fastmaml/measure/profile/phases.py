@@ -57,10 +57,10 @@ class Sink(ABC):
 
 @final
 class Silence(Sink):
-    """Nobody listens."""
+    """A sink that ignores the phases."""
 
     def switch(self, phase: str) -> None:
-        """Nothing."""
+        """Ignore it."""
 
 
 @final
@@ -106,7 +106,7 @@ class PhasedLoop(InnerLoop):
             return super().start(meta)
 
     def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
-        """Support forward."""
+        """The support loss, in the phase of the support forward."""
         with self.marks.inside(SUPPORT):
             return super().support_loss(step, parameters, shared)
 
@@ -116,7 +116,7 @@ class PhasedLoop(InnerLoop):
             return super().gradient(step, carry, meta, create_graph=create_graph)
 
     def update(self, step: int, carry: Carry, gradient: Tensors, meta: Meta) -> Carry:
-        """Update."""
+        """The next carry, in the phase of the update."""
         with self.marks.inside(UPDATE):
             return super().update(step, carry, gradient, meta)
 

@@ -135,8 +135,10 @@ def _check(maml: MAML, episodes: Any, optimizer: Any, repeats: Any) -> None:
                 "phase is left out."
             )
     if not torch.is_grad_enabled():
-        raise RuntimeError("gradients are disabled here, and a meta-step computes them: call "
-                           "profile outside torch.no_grad().")  # fmt: skip
+        raise RuntimeError(
+            "gradients are disabled here, and a meta-step computes them: call "
+            "profile outside torch.no_grad()."
+        )
 
 
 def _measure(measured: _Measured) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Report:
         return as_text(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The numbers as plain dicts and lists, for JSON."""
         found = {k: v for k, v in asdict(self).items() if k != "files"}
         return found | {"overhead": self.overhead, "marked_seconds": self.marked_seconds}
 

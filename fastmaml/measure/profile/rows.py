@@ -19,7 +19,7 @@ from fastmaml.measure.profile.spans import Spans
 from fastmaml.measure.profile.steps import Step
 from fastmaml.measure.profile.watch import Counts, Sample, Watch
 
-KEPT = 600
+MAX_SAMPLES = 600
 """Moments of a timeline; of those in between, the ones with most memory stay."""
 
 NO_SOURCE = "not measured: a fixed meta-batch was given"
@@ -94,7 +94,7 @@ def _middle(marked: Sequence[Spans]) -> tuple[dict[str, float], float]:
 
 
 def timeline_of(watch: Watch) -> Timeline:
-    """The samples, thinned."""
+    """The memory of each phase over the step, in at most `MAX_SAMPLES` samples."""
     chosen = _thinned(watch.samples)
     names = [p for p in PHASES if any(sample.bytes.get(p) for sample in chosen)]
     return Timeline(
@@ -105,6 +105,6 @@ def timeline_of(watch: Watch) -> Timeline:
 
 
 def _thinned(samples: Sequence[Sample]) -> list[Sample]:
-    width = -(-len(samples) // KEPT)
+    width = -(-len(samples) // MAX_SAMPLES)
     groups = [samples[i : i + width] for i in range(0, len(samples), width)]
     return [max(group, key=lambda sample: sample.total) for group in groups]

@@ -22,14 +22,14 @@ class HostClock:
     """The host's time, in moments of nanoseconds."""
 
     def now(self) -> int:
-        """This moment."""
+        """This moment, in nanoseconds."""
         return time.perf_counter_ns()
 
     def settle(self) -> None:
-        """Nothing is under way."""
+        """Return at once: the host has nothing under way."""
 
     def between(self, a: int, b: int) -> float:
-        """Seconds."""
+        """The seconds from moment `a` to moment `b`."""
         return (b - a) / 1e9
 
 
@@ -51,7 +51,7 @@ class DeviceClock:
         torch.cuda.synchronize(self.device)
 
     def between(self, a: torch.cuda.Event, b: torch.cuda.Event) -> float:
-        """Seconds."""
+        """The seconds from event `a` to event `b`."""
         return float(a.elapsed_time(b)) / 1e3
 
 
@@ -82,7 +82,7 @@ class Spans(Sink):
         self._chunks: list[tuple[int, Switches]] = []
 
     def switch(self, phase: str) -> None:
-        """Note the time."""
+        """Note the moment at which this phase begins."""
         self._local.now.append((self.clock.now(), phase))
 
     @contextmanager
@@ -111,7 +111,7 @@ class Spans(Sink):
 
     @property
     def wall(self) -> float:
-        """Seconds of the step."""
+        """The seconds of the whole step."""
         return self.clock.between(self._outer[0][0], self._outer[-1][0])
 
     @property

@@ -42,11 +42,14 @@ def show(report: Report, console: Any) -> None:
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     for p in report.phases:
         cells = (
-            _cell(p.seconds, milliseconds, reasons), _cell(p.share, percent, reasons),
-            _cell(p.calls, count, reasons), _cell(p.flops, amount, reasons),
-            _cell(p.of_peak, percent, reasons), _cell(p.peak_bytes, size_of, reasons),
+            _cell(p.seconds, milliseconds, reasons),
+            _cell(p.share, percent, reasons),
+            _cell(p.calls, count, reasons),
+            _cell(p.flops, amount, reasons),
+            _cell(p.of_peak, percent, reasons),
+            _cell(p.peak_bytes, size_of, reasons),
             _cell(p.retained_bytes, size_of, reasons),
-        )  # fmt: skip
+        )
         table.add_row(p.name, *cells)
     _whole_cells(table, console)
     for line in [*_whole(report), *(f"({i}) {why}" for i, why in enumerate(reasons, 1))]:
@@ -101,7 +104,7 @@ def _cell(cell: Cell, text: Callable[[float], str], reasons: list[str]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits."""
+    """A time as text: three digits, in ms below a second."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
@@ -111,7 +114,7 @@ def percent(share: float) -> str:
 
 
 def count(number: float) -> str:
-    """With commas."""
+    """A number as text, with a comma every three digits."""
     return f"{number:,.0f}"
 
 

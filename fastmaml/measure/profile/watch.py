@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Live bytes."""
+        """The live bytes of all phases together."""
         return sum(self.bytes.values())
 
 

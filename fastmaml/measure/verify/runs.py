@@ -48,9 +48,10 @@ def of_fastmaml(maml: MAML, episodes: Episodes, precise: float) -> tuple[Run, Ru
         layers = [
             f"{name} ({type(m).__name__})"
             for name, m in maml.module.named_modules()
-            if m.training and isinstance(m, _DropoutNd | nn.RNNBase | nn.MultiheadAttention)
+            if m.training
+            and isinstance(m, _DropoutNd | nn.RNNBase | nn.MultiheadAttention)
             and (m.p if isinstance(m, _DropoutNd) else m.dropout)
-        ]  # fmt: skip
+        ]
         raise ValueError(
             f"two runs of maml(episodes) give the losses {first:.6g} and {out.loss:.6g}: the model "
             "draws random numbers, and no two loops draw the same. Switch that off to compare them "

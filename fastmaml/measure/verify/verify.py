@@ -1,4 +1,4 @@
-"""`verify`."""
+"""`verify`: a meta-gradient beside that of a loop of the user's own."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def loss(self) -> Callable[[Any, Any], Tensor]:
-        """The loss of one task."""
+        """The loss of one task: a function of outputs and targets that gives a scalar."""
 
     @abstractmethod
     def scope(self, model: nn.Module) -> Scope:
-        """What adapts."""
+        """What adapts in the inner loop; see `MAML`'s argument of this name."""
 
     @abstractmethod
     def head(self) -> Head | None:
@@ -53,10 +53,10 @@ class Converted:
         return (batch.to(dtype=self.dtype) for batch in self.source)
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The source's."""
+        """The state of the source."""
         found: Mapping[str, Any] = self.source.state_dict()
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Into the source."""
+        """Give the source its state back."""
         self.source.load_state_dict(state)

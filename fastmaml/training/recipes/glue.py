@@ -17,7 +17,7 @@ from fastmaml.training.recipes.text import Text
 @final
 @dataclass(frozen=True)
 class Glue(Text):
-    """Tasks of GLUE."""
+    """A transformer on the tasks of GLUE, with as many logits as the largest has classes."""
 
     config: GlueConfig
 

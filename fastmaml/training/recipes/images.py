@@ -36,11 +36,11 @@ class Images(Recipe):
         return mean_square if self.config.dataset == "sinusoid" else F.cross_entropy
 
     def scope(self, model: nn.Module) -> str:
-        """As configured."""
+        """What adapts, as the configuration says."""
         return self.config.scope
 
     def head(self) -> Head | None:
-        """The model's own."""
+        """None: the model keeps its own last layer."""
         return None
 
     @property
@@ -51,7 +51,7 @@ class Images(Recipe):
         return True
 
     def episodes(self, split: str, seed: int, device: torch.device) -> episodes.EpisodeSource:
-        """Of the data set."""
+        """The meta-batches of a split of the configured data set."""
         config = self.config
         sizes: dict[str, Any] = {
             "shots": config.shots,

@@ -23,7 +23,7 @@ class Intents(Text):
 
     @property
     def classes(self) -> int:
-        """As many as ways."""
+        """The number of logits: as many as a task has ways."""
         return self.config.ways
 
     @property

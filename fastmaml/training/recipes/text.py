@@ -28,7 +28,7 @@ class Text(Recipe):
     @property
     @abstractmethod
     def classes(self) -> int:
-        """The number of logits."""
+        """The number of the model's logits."""
 
     def model(self) -> nn.Module:
         """The pretrained model, with adapters where these adapt."""
@@ -53,7 +53,7 @@ class Text(Recipe):
         return transformers.lora(model) if scope == "lora" else scope
 
     def head(self) -> heads.Head | None:
-        """As configured."""
+        """The head that the configuration names; None for "shared"."""
         config = self.config
         if config.head == "shared":
             return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.guards.plans import LOOK_AGAIN
+from fastmaml.engine.guards.plans import RETRY_INTERVAL
 
 
 class Named(nn.Module):
@@ -103,7 +103,7 @@ def test_a_number_that_changes_with_every_call(caplog: pytest.LogCaptureFixture)
         model.k *= 0.9
     assert any("changes with every call" in record.message for record in caplog.records)
     assert len(maml._plans) <= 10
-    for seed in range(LOOK_AGAIN + 2):
+    for seed in range(RETRY_INTERVAL + 2):
         call(seed)
     as_by_hand(maml, vectors())
     assert recordings(maml) >= 1

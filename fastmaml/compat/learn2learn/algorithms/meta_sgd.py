@@ -158,11 +158,11 @@ class SharedRates(Rule):
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
-        """−α∘g, and no state."""
+        """The update −α∘g of each parameter, and no state."""
         return {name: -rates[name] * g for name, g in gradients.items()}, state
 
     def scaling(
         self, step: int, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, float] | None:
-        """−α."""
+        """The rates α, and the factor −1."""
         return rates, -1.0

@@ -59,7 +59,7 @@ class Taskset(Dataset[Any]):
         return self[random.randint(0, len(self) - 1)]
 
     def sample_task_description(self) -> Description:
-        """A new description."""
+        """A new task's description, made by the task transforms."""
         transforms = self.task_transforms
         if callable(transforms):
             return transforms(None)

@@ -32,7 +32,7 @@ class TaskTransform(ABC):
 
     @abstractmethod
     def __call__(self, task_description: Description | None) -> Description:
-        """The new description."""
+        """The description of a task after this transform; None begins a new one."""
 
 
 class LoadData(TaskTransform):
@@ -226,7 +226,7 @@ class Load:
         self.dataset = dataset
 
     def __call__(self, index: int) -> Any:
-        """The item."""
+        """The data set's item at `index`."""
         return self.dataset[index]
 
     def many(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -248,7 +248,7 @@ class Rename:
         return [x, self.names[label.item() if isinstance(label, Tensor) else label], *more]
 
     def many(self, batch: tuple[Tensor, Any]) -> list[Any]:
-        """The same for a batch."""
+        """A batch ``(inputs, labels)`` with its labels renamed."""
         x, labels = batch
         known = labels.tolist() if isinstance(labels, Tensor) else labels
         return [x, [self.names[label] for label in known]]

@@ -58,6 +58,6 @@ class CIFARFS(Images):
         super().__init__(labels, transform, target_transform)
 
     def source(self, index: int) -> Any:
-        """An image of Pillow."""
+        """The image at `index`, as an RGB image of Pillow."""
         with need("PIL.Image").open(self.paths[index]) as picture:
             return picture.convert("RGB")

@@ -52,5 +52,5 @@ class FC100(Images):
         super().__init__([int(y) for y in data["labels"]], transform, target_transform)
 
     def source(self, index: int) -> Any:
-        """An image of Pillow."""
+        """The image at `index`, as an image of Pillow."""
         return need("PIL.Image").fromarray(self.images[index])

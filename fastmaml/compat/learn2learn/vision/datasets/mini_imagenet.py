@@ -63,5 +63,5 @@ class MiniImagenet(Images):
         return self.x[index].float()
 
     def tensor(self, index: int) -> Tensor:
-        """The same."""
+        """The image, as `source` gives it: float32 ``[3, 84, 84]`` from 0 to 255."""
         return self.source(index)

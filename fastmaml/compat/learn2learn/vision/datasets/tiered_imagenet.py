@@ -57,6 +57,6 @@ class TieredImagenet(Images):
         super().__init__(labels, transform, target_transform)
 
     def source(self, index: int) -> Any:
-        """An image of Pillow."""
+        """The image at `index`, as an RGB image of Pillow."""
         with need("PIL.Image").open(io.BytesIO(bytes(self.images[index]))) as picture:
             return picture.convert("RGB")

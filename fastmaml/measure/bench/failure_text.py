@@ -6,7 +6,7 @@ from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.measure.bench.cells import OUT_OF_MEMORY
 from fastmaml.measure.bench.measure import LeftOutError
 
-LONGEST = 300
+MAX_CHARACTERS = 300
 
 
 def reason_of(error: Exception) -> str:
@@ -17,4 +17,4 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, LeftOutError):
         return f"left out: {line}"
     how = "refused" if isinstance(error, ValueError | RuntimeError) else "failed"
-    return f"{how}: {line[:LONGEST]}"
+    return f"{how}: {line[:MAX_CHARACTERS]}"
