@@ -31,7 +31,7 @@ if not __package__:  # run by its path, which has its folder alone
 from benchmarks.gpu_parts import PARTS, Part
 from benchmarks.gpu_parts.health import BROKEN
 from benchmarks.gpu_parts.junit import junit
-from benchmarks.support.origin import ROOT, commit, cpu_name, save
+from benchmarks.support.origin import PATHS, ROOT, commit, cpu_name, save
 
 KEPT = ROOT / "build" / "gpu"
 ENVIRONMENT = ROOT / ".venv-gpu"
@@ -116,9 +116,7 @@ class Run:
         """Of every part: what is compiled lies in the tree, and JAX leaves room for others."""
         given = os.environ.get("PYTHONPATH", "")  # of packages that were brought along, say
         mine = {
-            "PYTHONPATH": os.pathsep.join(
-                map(str, (ROOT, ROOT / "tests" / "support", *filter(None, given.split(os.pathsep))))
-            ),
+            "PYTHONPATH": os.pathsep.join([*PATHS, *filter(None, given.split(os.pathsep))]),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
             "TRITON_CACHE_DIR": str(KEPT / "triton"),

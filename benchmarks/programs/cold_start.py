@@ -30,7 +30,7 @@ from benchmarks.contestants import CONTESTANTS, LOOP
 from benchmarks.programs.growth import METHODS
 from benchmarks.support.exactness import ROUNDED, read
 from benchmarks.support.reference import meta_gradient, problem_of
-from benchmarks.support.results import ROOT, about, place, quartiles, save
+from benchmarks.support.results import PATHS, about, place, quartiles, save
 from benchmarks.support.workloads import WORKLOADS, Workload
 
 NAMES = (
@@ -56,10 +56,9 @@ PARTS = (
 
 def fresh(name: str, work: Workload, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """One process: its seconds, or what went wrong."""
-    paths = [str(ROOT), str(ROOT / "tests" / "support")]
     gradient = place / "gradient.npz"
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join(PATHS),
         "OMP_NUM_THREADS": str(options.threads),
         "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=place),
         "TRITON_CACHE_DIR": tempfile.mkdtemp(dir=place),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.support.results import ROOT
+from benchmarks.support.origin import PATHS
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Environment in which glibc hands freed tensors back to the system at once, so that resident
@@ -21,8 +21,7 @@ def fresh(program: str, *arguments: str, threads: int, environment: dict[str, st
     Raises:
         SystemExit: it failed; with the end of what it said.
     """
-    paths = [str(ROOT), str(ROOT / "tests" / "support")]
-    settings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+    settings = {"PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": str(threads)}
     inherited = {k: v for k, v in os.environ.items() if k not in GIVES_BACK}
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.programs.{program}", *arguments],

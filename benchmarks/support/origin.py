@@ -13,6 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+PATHS = (str(ROOT), str(ROOT / "tests" / "support"))
+"""Where a process that is begun finds this package, fastmaml, and the tests' yardsticks."""
+
 CARRIED = ROOT / ".commit"
 """Where the tree travels without its history: what ``git describe --always --abbrev=40 --dirty``
 printed before."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.support.origin import ROOT, commit, cpu_name, save
+from benchmarks.support.origin import PATHS, ROOT, commit, cpu_name, save
 
 __all__ = [
+    "PATHS",
     "ROOT",
     "about",
     "commit",

@@ -13,13 +13,11 @@ import time
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS, LOOP, LOOP_FIRST
-from benchmarks.support.results import ROOT
+from benchmarks.support.origin import PATHS
 from benchmarks.support.worker_lines import Lines
 
 BESIDE = (LOOP, LOOP_FIRST, "torch.func vmap", "fastmaml")
 """What those that take minutes to begin are timed beside."""
-
-PATHS = (ROOT, ROOT / "tests" / "support")
 
 
 class WorkerError(Exception):
@@ -45,7 +43,7 @@ class Process:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # until the process ends
         known = [os.environ["PYTHONPATH"]] if inherit and "PYTHONPATH" in os.environ else []
         counts = dict.fromkeys(("OMP_NUM_THREADS", "NPROC", "PJRT_NPROC"), str(threads))
-        path = os.pathsep.join([*map(str, PATHS), *known])
+        path = os.pathsep.join([*PATHS, *known])
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.contestants.worker", *arguments, "--threads", str(threads)],
             stdin=subprocess.PIPE,
