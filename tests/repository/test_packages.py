@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import setuptools
+from places import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 TRITON = ROOT / "kernels" / "triton"
 LINK = ROOT / "fastmaml" / "kernels"  # to TRITON, where a tree is used that is not installed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = [
     *sorted(set(ROOT.glob("*.md")) - {ROOT / "CHANGELOG.md"}),  # which names what was there
     *sorted(ROOT.glob("docs/**/*.md")),

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from places import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 FORMS.remove(ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml")

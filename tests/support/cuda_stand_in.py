@@ -12,7 +12,7 @@ from problems import PROBLEMS, RULES
 from torch import Tensor
 
 import fastmaml as fm
-from fastmaml.engine.recording import cuda_graph
+from fastmaml.engine.recording import captured, cuda_graph
 
 
 class Stream:
@@ -99,7 +99,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     def synchronize() -> None:
         Graph.told.append(("synchronizes",))
 
-    def captured(function: Any, inputs: list[Tensor], room: Any) -> Any:
+    def graphed(function: Any, inputs: list[Tensor], room: Any) -> Any:
         def run(*given: Tensor) -> list[Tensor]:
             if Generator.state == "capturing" and Graph.refuses:
                 raise RuntimeError("operation not permitted when stream is capturing")
@@ -112,7 +112,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
     real, pools = cuda_graph._captured, [(0, i) for i in range(9)]
     Graph.recording.clear()
     Graph.told.clear()
-    monkeypatch.setattr(cuda_graph, "_captured", captured)
+    monkeypatch.setattr(cuda_graph, "_captured", graphed)
     monkeypatch.setattr(captured, "has_graphs", lambda device: True)
     for name, value in {
         "Stream": Stream, "stream": stream, "Event": Event, "CUDAGraph": Graph, "device": device,

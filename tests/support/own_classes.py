@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from places import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ import fastmaml as fm
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.heads import Head
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/extending/*.py"))
 
 
