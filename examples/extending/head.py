@@ -37,12 +37,11 @@ class LeastSquares(Head):
 
     def start(self, weight: Tensor, features: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """The solution, times `scale`, as logits are no probabilities."""
-        classes = torch.arange(len(weight), device=weight.device)
+        classes = torch.arange(len(weight), device=weight.device)  # `F.one_hot` reads a value
         labels = (targets.unsqueeze(-1) == classes).to(features.dtype)  # [examples, classes]
         x = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         square = x @ x.T + self.strength * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        factor = torch.linalg.cholesky_ex(square).L  # `cholesky` reads a value, to check it
-        solved = self.scale * x.T @ torch.cholesky_solve(labels, factor)
+        solved = self.scale * x.T @ torch.linalg.solve(square, labels)
         return solved[:-1].T, solved[-1]
 
 

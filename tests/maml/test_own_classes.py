@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -200,3 +201,45 @@ def test_a_loss_that_does_not_say_what_targets_are() -> None:
     assert own.plan.pop("classes") is None
     assert expected.plan.pop("classes") == 3
     own.assert_same(expected)
+
+
+def entropy(outputs: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    return F.cross_entropy(outputs, labels, ignore_index=ignore_index)
+
+
+LABELLED: dict[str, Callable[..., Tensor]] = {
+    "PyTorch's": F.cross_entropy,
+    "a module": example("loss").Focal(),
+    "a partial function": partial(entropy, ignore_index=-100),
+}
+
+
+@pytest.mark.parametrize("loss", LABELLED)
+def test_labels_of_a_loss_that_says_they_are(loss: str) -> None:
+    maml, episodes = problem("all", loss=LABELLED[loss])
+    maml(episodes)
+    episodes.query.targets[1, 2] = -100  # left out
+    assert maml(episodes).losses.isfinite().all()
+    for label in (3, -1):
+        episodes.support.targets[2, 4] = label
+        with pytest.raises(ValueError, match=rf"support.* label {label} \(task 2, example 4\)"):
+            maml(episodes)
+
+
+def test_whole_numbers_of_another_loss_are_no_labels() -> None:
+    maml, episodes = problem("all", loss=lambda y, t: (y.sum(1) - t).square().mean())
+    episodes.query.targets[1, 2] = 17
+    assert maml(episodes).losses.isfinite().all()
+
+
+def test_the_example_of_a_loss_is_the_cross_entropy_without_its_focus() -> None:
+    def found(loss: Callable[..., Tensor]) -> list[Tensor]:
+        maml, episodes = problem("all", loss=loss)
+        maml, episodes = maml.double(), episodes.to(torch.float64)
+        episodes.support.targets[:, 1] = -100
+        out = maml(episodes)
+        return [out.losses.detach(), *torch.autograd.grad(out.loss, list(maml.parameters()))]
+
+    expected, focal = found(F.cross_entropy), example("loss").Focal
+    assert max_difference(found(focal(0.0)), expected) < 1e-13
+    assert max_difference(found(focal(2.0)), expected) > 1e-2

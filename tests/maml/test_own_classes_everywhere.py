@@ -88,6 +88,11 @@ class Centred(fm.rules.Rule):
 
 
 @dataclass(frozen=True)
+class SaysApart(Normalised):  # type: ignore[misc, valid-type]
+    mixes_rows: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
 class SaysAll(Constant):  # type: ignore[misc, valid-type]
     def differentiates(self, step: int, steps: int) -> bool:
         return True
@@ -96,8 +101,11 @@ class SaysAll(Constant):  # type: ignore[misc, valid-type]
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "a rule that is not linear": ("all", {"rule": SaysLinear(0.1), "gradient": MixedMode()}),
     "a rule that is not by row": ("words", {"rule": Centred()}),
+    "a rule that mixes rows which another one feeds": (
+        "words", {"rule": fm.rules.chain(fm.rules.WeightDecay(0.5), SaysApart(0.1))},
+    ),
     "a method that differentiates less": ("all", {"gradient": SaysAll()}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)
