@@ -226,9 +226,9 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("own", OWN)
-def test_what_is_profiled_is_what_runs(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_profiled_is_what_runs(own: str) -> None:
     where, options = OWN[own]
-    expected = facts(*problem(where, **options), capsys)
+    expected = facts(*problem(where, **options))
     report = fm.profile(*problem(where, **options), repeats=1)
     assert f"captured, {expected.operations} operations" in " ".join(str(report).split())
 

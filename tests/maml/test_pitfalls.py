@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastmaml as fm
+from fastmaml.engine.model.inventory import take_inventory
 from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Unrolled
+from fastmaml.maml.plan import meta_of
 from fastmaml.rules import LSLR, Adam, MetaSGD, Momentum
 
 
@@ -263,7 +265,10 @@ def test_constant_buffers_are_not_rounded_away() -> None:
 
 def test_head_and_body_with_a_parametrised_last_layer() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
-    head, body = (set(fm.MAML(net, 0.1, scope=s)._meta().adapted) for s in ("head", "body"))
+    head, body = (
+        set(meta_of(fm.MAML(net, 0.1, scope=s), take_inventory(net)).adapted)
+        for s in ("head", "body")
+    )
     assert {n.split(".")[0] for n in head} == {"1"}
     assert len(head) == 3
     assert {n.split(".")[0] for n in body} == {"0"}
