@@ -64,7 +64,7 @@ class Clones(GivenLater):
         changes: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
         if first_order is not None:
             changes["gradient"] = FirstOrder() if first_order else None
-        learner = self.twin()  # `_progress` goes on from here
+        learner = self._twin()  # `_progress` goes on from here
         learner._modules["module"] = clone_module(self.module)
         learner.settings = replace(self.settings, **changes) if changes else self.settings
         learner._forget()
@@ -90,7 +90,7 @@ class Clones(GivenLater):
                 message says which argument allows it. The loss's graph is left intact.
         """
         if first_order is None:
-            first_order = self.gradient is not None and not self.gradient.second_order(1)
+            first_order = self._first_order
         meta = meta_of(self, self._stock.take(self.module))
         self._progress = adapt_in_place(
             self.module,
@@ -113,7 +113,13 @@ class Clones(GivenLater):
                 raise
             return getattr(self.module, name)
 
-    def twin(self: M) -> M:
+    @property
+    def _first_order(self) -> bool:
+        """Whether an inner gradient of a step by hand is a constant, unless told otherwise."""
+        method = self.gradient
+        return method is not None and method.one_graph and not method.second_order(1)
+
+    def _twin(self: M) -> M:
         """The same learner with the same parameters, whose attributes may be set apart."""
         found = copy.copy(self)
         found.__dict__ = {**self.__dict__, "_modules": dict(self._modules)}

@@ -28,6 +28,12 @@ def _refused(name: str, way: str) -> property:
     return property(None, refuse)
 
 
+def _loss_of(maml: Any) -> Loss | None:
+    """The module that is registered, if one is: it may have been exchanged there."""
+    found = maml._modules.get("loss")
+    return maml.settings.loss if found is None else found
+
+
 def _setting(name: str) -> Any:
     return property(lambda maml: getattr(maml.settings, name))
 
@@ -40,14 +46,14 @@ class GivenLater(nn.Module):
 
     settings: Settings
     module: nn.Module
-    head_layer: HeadLayer | None
+    _head_layer: HeadLayer | None
     rates: nn.ParameterDict
     _rate_names: list[str]
 
     rule: Rule = _setting("rule")
     gradient: GradientMethod | None = _setting("gradient")
     steps: int = _setting("steps")
-    loss: Loss | None = _setting("loss")
+    loss: Loss | None = property(_loss_of)  # type: ignore[assignment]
     scope: Scope = _setting("scope")
     head: Head | None = _setting("head")
     executor: ExecutorName | None = _setting("executor")
@@ -64,6 +70,14 @@ class GivenLater(nn.Module):
     first_order = _refused(
         "first_order", "maml.gradient = fastmaml.gradients.FirstOrder(), or None for an exact one"
     )
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if hidden := sorted(SETTINGS & vars(cls).keys()):
+            raise TypeError(
+                f"{cls.__name__}.{hidden[0]} would stand in the place of a setting: give it to "
+                "the constructor."
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, or a setting."""
@@ -82,9 +96,10 @@ class GivenLater(nn.Module):
 
     def _register_loss(self) -> None:
         """Among the modules, where it is one, so that its buffers move with the model."""
-        self._modules.pop("loss", None)
+        modules = {n: m for n, m in self._modules.items() if n != "loss"}
         if isinstance(self.settings.loss, nn.Module):
-            self._modules["loss"] = self.settings.loss
+            modules["loss"] = self.settings.loss
+        self.__dict__["_modules"] = modules  # not in place: a shallow copy has the same dict
 
     def _choose_executors(self) -> None:
         """Make those of the settings."""

@@ -159,10 +159,10 @@ class MAML(Clones):
         """Take a model and settings, and find what in the model they are about."""
         self.settings = settings
         self._register_loss()
-        self.head_layer = find_head_layer(model, settings.head)
+        self._head_layer = find_head_layer(model, settings.head)
         adapted = adapted_names(model, settings.scope)
-        if self.head_layer is not None:
-            adapted = list(dict.fromkeys([*adapted, *self.head_layer.names]))
+        if self._head_layer is not None:
+            adapted = list(dict.fromkeys([*adapted, *self._head_layer.names]))
         self.module = model
         named = dict(model.named_parameters())
         rates = settings.rule.rates({n: named[n].detach() for n in adapted}, settings.steps)
@@ -207,8 +207,9 @@ class MAML(Clones):
         """
         if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
-        second_order = self.gradient is None or self.gradient.second_order(1)
-        return self._turns.call(called, self.module, second_order, self.module, *args, **kwargs)
+        return self._turns.call(
+            called, self.module, not self._first_order, self.module, *args, **kwargs
+        )
 
     @in_turn
     def _meta_step(

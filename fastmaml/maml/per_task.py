@@ -114,9 +114,9 @@ class PerTask:
 
     @in_turn
     def _run(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> MetaOutput:
-        maml, learns, method = self.maml, torch.is_grad_enabled(), self.maml.gradient
+        maml, learns = self.maml, torch.is_grad_enabled()
         held, data = maml._stock.take(maml.module), _data(arguments, keywords)
-        first_order = not learns or (method is not None and not method.second_order(1))
+        first_order = not learns or maml._first_order
         function = UserFunction(self.function, first_order, learns)
         call = admit_function(maml, held, data, function)
         make = partial(self._planned, held)

@@ -37,7 +37,7 @@ def meta_of(maml: GivenLater, held: Inventory) -> Meta:
     """The meta-parameters as they are now; frozen ones are not among them."""
     named = held.parameters
     chosen = select(named, maml.scope) or adapted_names(maml.module, maml.scope)
-    own = () if maml.head_layer is None else maml.head_layer.names
+    own = () if maml._head_layer is None else maml._head_layer.names
     adapted = {n: named[n] for n in chosen if n not in own}
     shared = {
         n: p for n, p in named.items() if p.requires_grad and n not in adapted and n not in own
@@ -55,7 +55,7 @@ def program_of(
             "this MAML has no loss: give loss= when you make it, for example "
             "MAML(model, lr=0.4, loss=torch.nn.functional.cross_entropy)."
         )
-    heads = () if maml.head_layer is None else maml.head_layer.names
+    heads = () if maml._head_layer is None else maml._head_layer.names
     named = held.parameters.items()
     frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
     own = maml.batch_norm == "batch"
@@ -74,7 +74,7 @@ def program_of(
         host=find_host(maml.module),
     )
     method = maml.gradient or Unrolled()
-    return Program(forward, maml.rule, method, steps, 1, head=maml.head_layer, call=held.call)
+    return Program(forward, maml.rule, method, steps, 1, head=maml._head_layer, call=held.call)
 
 
 def _no_loss(*_: Any) -> Tensor:
@@ -171,7 +171,7 @@ def shapes(parameters: Tensors) -> tuple[Any, ...]:
 
 def check_as_made(maml: MAML, meta: Meta) -> None:
     """Raise ValueError where the model is no more the one for which the `MAML` was made."""
-    layer = maml.head_layer
+    layer = maml._head_layer
     if layer is not None and find_head_layer(maml.module, layer.head) != layer:
         raise ValueError(
             f"head={layer.head} was made for the last layer {layer.weight!r}, which is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -113,3 +114,48 @@ def test_more_steps_than_learned_rates() -> None:
     maml.steps = 3
     expected = outcome(fm.MAML(net(), lr=0.3, steps=3, loss=F.mse_loss), vectors()).losses
     torch.testing.assert_close(outcome(maml, vectors()).losses, expected, rtol=1e-12, atol=0)
+
+
+def test_settings_are_checked_when_they_are_set() -> None:
+    maml = fm.MAML(net(), lr=0.3, loss=F.mse_loss)
+    for name, value in (("steps", -1), ("executor", "fast"), ("batch_norm", None)):
+        with pytest.raises(ValueError, match=f"{name}="):
+            setattr(maml, name, value)
+    with pytest.raises(AttributeError, match="chosen when the MAML is made"):
+        maml.head = fm.heads.Zero()
+    maml.executor = "eager"
+    assert "executor: eager, as asked" in str(maml.explain(vectors()))
+
+
+def test_a_loss_module_that_is_exchanged_where_it_is_registered() -> None:
+    maml = fm.MAML(net(), lr=0.3, loss=nn.MSELoss())
+    maml(vectors())
+    maml.add_module("loss", nn.L1Loss())
+    expected = outcome(fm.MAML(net(), lr=0.3, loss=F.l1_loss), vectors())
+    assert outcome(maml, vectors()).same_bits(expected)
+
+
+def test_a_shallow_copy_has_a_loss_of_its_own() -> None:
+    maml = fm.MAML(net(), lr=0.3, loss=nn.CrossEntropyLoss(torch.ones(2)))
+    other = copy.copy(maml)
+    other.loss = F.mse_loss
+    assert "loss.weight" in maml.state_dict()
+    assert "loss.weight" not in other.state_dict()
+
+
+def test_a_class_that_would_hide_a_setting() -> None:
+    with pytest.raises(TypeError, match=r"Sub\.steps would stand in the place of a setting"):
+        type("Sub", (fm.MAML,), {"steps": 4})
+
+
+def test_reptile_by_hand_takes_second_derivatives() -> None:
+    """Its own way of learning is that of whole meta-steps alone."""
+    found = []
+    for gradient in (None, fm.gradients.Reptile(), fm.gradients.FirstOrder()):
+        maml = fm.MAML(net(), lr=0.3, loss=F.mse_loss, gradient=gradient)
+        learner, x = maml.clone(), tensor(4, 3)
+        learner.adapt(learner(x).square().mean())
+        learner(x).square().mean().backward()
+        found.append(maml.module[0].weight.grad)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, final
 
 import torch
 from torch.utils import _device
 
 from fastmaml.engine.base.tensor_cores import allows_tf32
-from fastmaml.engine.guards.attributes import own_dict
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.guards import PLAIN
+from fastmaml.engine.guards.sight import root
 
 MAX_PLANS = 16
 """The plans that are kept, of all kinds of calls together; the oldest one goes."""
@@ -121,30 +121,25 @@ class Identity:
 
 
 def key_of(x: Any) -> Any:
-    """What stands for a setting in a key: a frozen dataclass counts by its fields.
+    """What stands for a setting in a key: our own dataclasses count by value, others by identity.
 
-    So a method that is made anew for every call is the same method, whoever wrote it. Others count
-    by identity: they may say that they are equal and do different things.
+    Two of a user's own may have equal fields, or say that they are equal, and do different things.
     """
     kind: Any = type(x)
     if kind in PLAIN or kind is float:
         return kind, repr(x)  # -0.0 is not 0.0, nor is True 1
     if kind is tuple:
         return kind, *map(key_of, x)
-    own, names = own_dict(x) or {}, _frozen_fields(kind)
-    if names is None or own.keys() != set(names):
-        return Identity(x)
-    return kind, *[key_of(own[name]) for name in names]
+    names = _own_fields(kind)
+    return Identity(x) if names is None else (kind, *[key_of(getattr(x, n)) for n in names])
 
 
 @functools.lru_cache(maxsize=512)
-def _frozen_fields(kind: Any) -> tuple[str, ...] | None:
-    """The names of the fields of a frozen dataclass that holds nothing beside its `__dict__`."""
-    frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
-    slots = any(vars(base).get("__slots__") for base in kind.__mro__)
-    if not frozen or slots or kind.__new__ is not object.__new__:  # a kind of dict, say
-        return None
-    return tuple(f.name for f in fields(kind))
+def _own_fields(kind: type) -> tuple[str, ...] | None:
+    """The names of the fields of one of our own dataclasses; None of any other class."""
+    if is_dataclass(kind) and root(kind.__module__) == "fastmaml":
+        return tuple(f.name for f in fields(kind))
+    return None
 
 
 def environment(device: str) -> tuple[Any, ...]:

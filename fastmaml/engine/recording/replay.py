@@ -82,7 +82,8 @@ class Recording:
 def replay(
     chunks: Sequence[FlatCall],
     recordings: Sequence[Recording],
-    spread: bool,
+    own: bool,
+    parallel: bool = True,
     around: Callable[[], AbstractContextManager[None]] | None = None,
     total: Sum | None = None,
 ) -> MetaResult:
@@ -91,7 +92,8 @@ def replay(
     Args:
         chunks: all of them.
         recordings: one for each.
-        spread: run them on several threads at a time.
+        own: whether they are operations of PyTorch on the CPU, which run on threads of our choice.
+        parallel: run chunks on several threads at a time, where that is so.
         around: a context for each chunk's replay, on its thread.
         total: adds up the results.
     """
@@ -103,5 +105,5 @@ def replay(
             return recordings[number].run(*chunks[number].tensors())
 
     layout = recordings[0].layout
-    small = chunks[0].seeds.device.type == "cpu" and recordings[0].small
+    spread, small = own and parallel, own and recordings[0].small
     return layout.result(run_chunks(run, len(chunks), layout.split, spread, small, total))

@@ -28,6 +28,7 @@ def in_configuration(
     """
     settings = replace(
         twin.settings,
+        loss=twin.loss,
         gradient=gradient,
         steps=steps,
         backend=backend,

@@ -77,9 +77,9 @@ class PhasedExecutor:
     def _replayed(self, flat: FlatCall) -> MetaResult:
         chunks = flat.chunks()
         replays = [self._replay(chunk) for chunk in chunks]
-        spread = self.parallel and flat.seeds.device.type == "cpu"
+        own = flat.seeds.device.type == "cpu"
         total = _PhasedSum(replays[0].layout.split, self.sink)
-        return replay(chunks, replays, spread, self.sink.chunk, total)
+        return replay(chunks, replays, own, self.parallel, self.sink.chunk, total)
 
     def _replay(self, flat: FlatCall) -> Recording:
         if flat.tasks not in self._replays:

@@ -26,7 +26,7 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 def executed_by(maml: MAML, execute: Executor) -> MAML:
     """The same learner, with the same parameters, whose meta-steps another executor runs."""
-    twin = maml.twin()
+    twin = maml._twin()
     twin._execute = execute
     return twin
 
