@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 def meta_of(maml: GivenLater, held: Inventory) -> Meta:
     """The meta-parameters as they are now; frozen ones are not among them."""
+    given = maml.settings  # its properties would look there one by one
     named = held.parameters
-    chosen = select(named, maml.scope) or adapted_names(maml.module, maml.scope)
+    chosen = select(named, given.scope) or adapted_names(maml.module, given.scope)
     own = () if maml._head_layer is None else maml._head_layer.names
     adapted = {n: named[n] for n in chosen if n not in own}
     shared = {
@@ -50,6 +51,7 @@ def program_of(
     maml: MAML, held: Inventory, steps: int, executor: ExecutorName | None, needs_loss: bool = True
 ) -> Program:
     """The meta-step before anything is planned; `executor` is the one that will run it."""
+    given = maml.settings
     if maml.loss is None and needs_loss:
         raise ValueError(
             "this MAML has no loss: give loss= when you make it, for example "
@@ -58,10 +60,10 @@ def program_of(
     heads = () if maml._head_layer is None else maml._head_layer.names
     named = held.parameters.items()
     frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
-    own = maml.batch_norm == "batch"
+    own = given.batch_norm == "batch"
     keeps = not own and any(held.training)
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
-    backend = chosen_backend(maml.backend, executor, held.device)
+    backend = chosen_backend(given.backend, executor, held.device)
     forward = TaskForward(
         maml.module,
         maml.loss or _no_loss,
@@ -73,8 +75,8 @@ def program_of(
         backend=backend,
         host=find_host(maml.module),
     )
-    method = maml.gradient or Unrolled()
-    return Program(forward, maml.rule, method, steps, 1, head=maml._head_layer, call=held.call)
+    method = given.gradient or Unrolled()
+    return Program(forward, given.rule, method, steps, 1, head=maml._head_layer, call=held.call)
 
 
 def _no_loss(*_: Any) -> Tensor:
@@ -124,6 +126,7 @@ def plan_of(
         executor: will run it.
         make: makes a plan; by default that of a meta-step.
     """
+    given = maml.settings
     program, parallel = call.program, lanes(executor, call.seeds.device)
     key = (
         signature(call.data),
@@ -139,7 +142,9 @@ def plan_of(
     if (found := plans.find(key, held.call)) is not None:
         return found
     check_as_made(maml, call.meta)
-    asked = Asked(method, maml.tasks_chunk, maml.memory_budget, maml.backend is not None, parallel)
+    asked = Asked(
+        method, given.tasks_chunk, given.memory_budget, given.backend is not None, parallel
+    )
     made = (make or partial(_planned, maml))(call.by(depends=Dependencies()), asked)
     return plans.keep(key, made)
 
