@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,8 @@ sys.argv = ["run_tutorials.py", {name!r}, "--to", {str(to)!r}]
 runpy.run_path({str(script)!r}, run_name="__main__")
 """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=to.parent, capture_output=True, text=True)
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}  # bars are no warnings
+    done = subprocess.run(command, cwd=to.parent, capture_output=True, text=True, env=quiet)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
