@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fastmaml.engine.base.attempt import attempted
-from fastmaml.engine.memory.estimate import Estimator, Measurement
+from fastmaml.engine.memory.estimate import Estimator
 from fastmaml.engine.memory.law import MemoryLaw
+from fastmaml.engine.memory.measurement import Measurement
 from fastmaml.engine.step.program import Program
 from fastmaml.gradients import GradientMethod
 

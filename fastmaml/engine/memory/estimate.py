@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 from fastmaml.engine.base.storages import size
 from fastmaml.engine.memory.law import MemoryLaw
-from fastmaml.engine.memory.meter import Meter, Peak
-from fastmaml.engine.step.inner_loop import InnerLoop
+from fastmaml.engine.memory.measurement import Measurement, measured
 from fastmaml.engine.step.program import Call, Program, tensors_of
 from fastmaml.gradients import GradientMethod
-from fastmaml.gradients.base import Carry, Meta, Query
-from fastmaml.rules.base import Tensors
 
 STEPS = 2
 """Of the small meta-step: the first one begins at θ itself, and all others are alike."""
 
 TASKS = 2
 """Of the small meta-step: one alone runs plainly, and all others under vmap."""
-
-
-class Measurement(NamedTuple):
-    """What a small meta-step needed.
-
-    Attributes:
-        tasks: how many there were.
-        held: of how many inner steps memory was held at the same time.
-        peak: bytes, and how many of them however many tasks there are.
-        growth: bytes that one more inner step holds for one task.
-        outputs: bytes that a task leaves.
-        eagerly: the same before it is replayed, which is what a recording is made of; None where
-            none is.
-    """
-
-    tasks: int
-    held: int
-    peak: Peak
-    growth: float
-    outputs: float
-    eagerly: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -70,40 +45,18 @@ class Estimator:
             program: decided but for its chunks and its number of steps.
             chunk: of how many tasks chunks will be.
         """
-        some, recorded = min(chunk, TASKS), self.lanes > 0
-        steps, method = min(self.steps, STEPS), program.method.holding_all()
+        some, steps = min(chunk, TASKS), min(self.steps, STEPS)
+        method, recorded = program.method.holding_all(), self.lanes > 0
         forward = replace(program.forward, fuses=recorded)
         program = replace(program, method=method, steps=steps, forward=forward)
         small = self.call._replace(program=program).tried(some)
-        plain, meta = small.loop(), small.meta
-        # Tasks have these in common, and so has what goes back to them.
-        common = {size(x) for x in (*meta.shared.values(), *meta.rates.values())}
-        with Meter(common, chunk / some, recorded) as meter:
-            loop = _Marked(**vars(plain), meter=meter)
-            found, queries = method.meta_gradient(loop, meta)
-        outputs = tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers))
-        left = sum(x.nbytes for x in outputs) / some
-
-        def growth(before: list[int]) -> float:
-            first = 1 if steps > 1 else 0
-            return max(0.0, (before[steps] - before[first]) / max(1, steps - first) / some)
-
-        marks = [loop.marks[step] for step in range(steps + 1)]
-        each = growth([m.live for m in marks])
-        eagerly = Measurement(some, method.held_steps(steps), meter.peak, each, left)
-        if not recorded:
-            return eagerly
-        lives, peak = meter.replayed([*tensors_of(found), *outputs])
-        before = [lives[m.events] for m in marks]
-        # After its last step, unlike between two, a replay needs no state of the rule's.
-        before[steps] += marks[0].state
-        return eagerly._replace(peak=peak, growth=growth(before), eagerly=eagerly)
+        return measured(small, chunk / some, recorded)
 
     def law(self, found: Measurement, method: GradientMethod, chunk: int) -> MemoryLaw:
         """The law of chunks of such a size, whose sample has one task if they have one."""
         chunks = math.ceil(self.tasks / chunk)
         common = 0 if found.tasks == 1 else found.peak.marked
-        first = max(0.0, (found.peak.size - common) / found.tasks - found.held * found.growth)
+        first = max(0.0, (found.peak.bytes - common) / found.tasks - found.held * found.growth)
         held = method.held_steps(self.steps)
         more = (method.held_steps(self.steps + 100) - held) / 100
         fixed = max(0.0, first + found.growth * (held - more * self.steps))
@@ -135,32 +88,3 @@ class Estimator:
         if not program.method.steps_once:
             return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)
-
-
-class _Moment(NamedTuple):
-    """A moment: how many events the meter had seen, the bytes then alive, and the rule's state."""
-
-    events: int
-    live: int
-    state: int
-
-
-@dataclass(frozen=True)
-class _Marked(InnerLoop):
-    """Notes where each inner step first begins, and the query pass after them."""
-
-    meter: Meter = field(default_factory=Meter)
-    marks: dict[int, _Moment] = field(default_factory=dict)
-
-    def gradient(self, step: int, carry: Carry, meta: Meta, *, create_graph: bool) -> Tensors:
-        self._mark(step, carry.state)
-        return super().gradient(step, carry, meta, create_graph=create_graph)
-
-    def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
-        self._mark(step, ())
-        return super().query(step, parameters, shared)
-
-    def _mark(self, step: int, state: Any) -> None:
-        if step not in self.marks:
-            size = sum(x.numel() * x.element_size() for x in tensors_of(state))
-            self.marks[step] = _Moment(len(self.meter.events), self.meter.live, size)

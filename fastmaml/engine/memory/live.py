@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmaml.engine.base.storages import parts
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.base.zero_tensors import with_memory
+
+
+class Alive(NamedTuple):
+    """Bytes alive at a time, and those of them in storages of a marked size."""
+
+    bytes: int = 0
+    marked: int = 0
+
+    def more(self, size: int, marked: bool) -> Alive:
+        """With a storage of so many bytes more; less, where the size is negative."""
+        return Alive(self.bytes + size, self.marked + size * marked)
+
+    def at(self, scale: float) -> float:
+        """Bytes alive at that time in a run that is larger in all that is not marked."""
+        return self.marked + scale * (self.bytes - self.marked)
 
 
 class LiveMemory(TorchDispatchMode):
@@ -26,24 +42,36 @@ class LiveMemory(TorchDispatchMode):
     with its new size once it is resized. Storages alive before the block count as zero, unless
     an operator resizes them. It does not see the scratch space inside a kernel, nor what an
     allocator rounds up or keeps: the figure is a lower bound of what a process needs, and does
-    not depend on the machine's load.
+    not depend on the machine's load. One object serves one block.
 
-    Sparse tensors have no storage and are refused by PyTorch. One object serves one block.
+    Args:
+        marked: sizes in bytes of storages of which a larger run of the kind has no more.
+        scale: how many times larger that run is in all else; the peak is at the time of its own.
 
     Attributes:
-        live_bytes: bytes of the block's storages alive now, also after the block has ended.
-        peak_bytes: the largest `live_bytes` after any operator of the block.
+        live: what the block made and is alive now, also after the block has ended.
+        peak: what was alive after the operator that needs most.
 
     Raises:
         RuntimeError: the object is entered a second time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, marked: Collection[int] = (), scale: float = 1.0) -> None:
         super().__init__()
-        self.live_bytes = 0
-        self.peak_bytes = 0
+        self.marked, self.scale = frozenset(marked), scale
+        self.live = self.peak = Alive()
         self._sizes: dict[int, int] = {}
         self._entered = False
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the block's storages alive now."""
+        return self.live.bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest `live_bytes` after any operator of the block."""
+        return self.peak.bytes
 
     def __enter__(self) -> LiveMemory:
         """Starts counting from zero."""
@@ -52,6 +80,11 @@ class LiveMemory(TorchDispatchMode):
         self._entered = True
         super().__enter__()
         return self
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default loads all of torch.compile, for most of a second, to keep it off."""
+        return False
 
     def __torch_dispatch__(
         self,
@@ -64,27 +97,28 @@ class LiveMemory(TorchDispatchMode):
         kwargs, args = kwargs or {}, with_memory(func, args)
         # torch.tensor(...) makes its tensor unseen and shows it here first, as an argument.
         fresh = func is torch.ops.aten.lift_fresh.default
-        before = {} if fresh else {s._cdata: s.nbytes() for s in _storages((args, kwargs))}
+        given = [] if fresh else _storages((args, kwargs))
+        before = {s._cdata: s.nbytes() for s in given}
         result = func(*args, **kwargs)
-        for storage in _storages((args, kwargs, result)):
+        for storage in (*given, *_storages(result)):
             if before.get(storage._cdata) != storage.nbytes():
                 self._count(storage)
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.peak = max(self.peak, self.live, key=lambda alive: alive.at(self.scale))
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self._sizes:
+        if key in self._sizes:
+            self._forget(key)
+        else:
             weakref.finalize(storage, self._forget, key).atexit = False
-        self.live_bytes += storage.nbytes() - self._sizes.get(key, 0)
-        self._sizes[key] = storage.nbytes()
+        size = self._sizes[key] = storage.nbytes()
+        self.live = self.live.more(size, size in self.marked)
 
     def _forget(self, key: int) -> None:
-        self.live_bytes -= self._sizes.pop(key)
+        size = self._sizes.pop(key)
+        self.live = self.live.more(-size, size in self.marked)
 
 
-def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    for x in found_in(tree, Tensor):
-        # Forward mode stands zero tangents for by tensors that claim a size but have no memory.
-        if not x._is_zerotensor():
-            yield x.untyped_storage()
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [part.untyped_storage() for x in found_in(tree, Tensor) for part in parts(x)]

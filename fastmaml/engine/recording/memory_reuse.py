@@ -40,6 +40,7 @@ IN_PLACE = {
     torch.ops.aten.div.Scalar: torch.ops.aten.div_.Scalar,
     torch.ops.aten.neg.default: torch.ops.aten.neg_.default,
 }
+OVERWRITES = frozenset(IN_PLACE.values())
 _COMMUTES = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor}
 
 
@@ -87,7 +88,7 @@ def require_own_memory(tape: Tape) -> None:
         if late := gone.intersection(reads):
             raise UncapturableError(f"values {late} of its recording are read too late")
         root = None if isinstance(step, Operation) else memory[reads[0]]
-        if isinstance(step, Operation) and step.function in _OVERWRITES and made:
+        if isinstance(step, Operation) and step.function in OVERWRITES and made:
             root = memory[reads[0]]
             if root in outside:
                 raise UncapturableError(f"value {reads[0]} of its recording is not its to change")
@@ -97,6 +98,3 @@ def require_own_memory(tape: Tape) -> None:
             alive.setdefault(memory[value], []).append(value)
     if not gone.isdisjoint(tape.outputs):
         raise UncapturableError("a result of its recording was overwritten")
-
-
-_OVERWRITES = frozenset(IN_PLACE.values())
