@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.recording.executors import ExecutorName

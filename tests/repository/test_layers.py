@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def test_no_room_imports_upwards(path: Path) -> None:
 def test_every_room_has_a_floor() -> None:
     rooms = {room_of(module_of(path)) for path in FILES} - {"engine"}
     assert rooms == set(HEIGHT)
+
+
+def test_one_file_names_the_private_parts_of_torch_func() -> None:
+    naming = [
+        module_of(path) for path in FILES if re.search(r"\b_functorch\b", path.read_text("utf-8"))
+    ]
+    assert naming == ["fastmaml.engine.base.functorch"]
 
 
 def test_import_needs_torch_only() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmaml.engine.base import functorch
 from fastmaml.ops.dropout_mask import mixed
 
 _SEEDS = 2**32
@@ -37,7 +38,7 @@ def python_seed(key: Tensor, function: str) -> int:
     Raises:
         RuntimeError: under vmap, where every task has its own key and none has a value.
     """
-    if torch._C._functorch.is_batchedtensor(key):
+    if functorch.is_batchedtensor(key):
         raise RuntimeError(
             f"the model calls torch's {function}, whose numbers vmap cannot draw again for each "
             "task (dropout can be)"

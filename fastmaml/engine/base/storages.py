@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from fastmaml.engine.base import functorch
 
 _BY_ROW = ("crow_indices", "col_indices", "values")
 _BY_COLUMN = ("ccol_indices", "row_indices", "values")
@@ -30,8 +31,7 @@ def parts(x: Tensor) -> list[Tensor]:
 
     None of a stand-in for zero, nor of a subclass that does not tell what it is made of.
     """
-    while functorch.is_functorch_wrapped_tensor(x):
-        x = functorch.get_unwrapped(x)
+    x = functorch.unwrapped(x)
     if x.layout in _SPARSE:
         x = x.detach()
         return [getattr(x, name)() for name in _SPARSE[x.layout]]

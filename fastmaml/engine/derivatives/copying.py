@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.storages import COMPRESSED
 from fastmaml.engine.derivatives.sparse_constants import outside
 from fastmaml.engine.model.buffers import forget_running_statistics
@@ -78,6 +78,5 @@ class _Copying(TorchFunctionMode):
 
 def _numbers(x: Tensor) -> Tensor:
     """Of all tasks, where a call under vmap left them."""
-    while functorch.is_functorch_wrapped_tensor(x):
-        x = functorch.get_unwrapped(x)
+    x = functorch.unwrapped(x)
     return outside(lambda: x.detach().clone().requires_grad_(x.is_leaf and x.requires_grad))

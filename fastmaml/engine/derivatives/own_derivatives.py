@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.derivatives.taken_derivatives import ALWAYS
 from fastmaml.engine.derivatives.under_forward_mode import (
@@ -203,7 +203,7 @@ class OwnDerivatives(TorchFunctionMode):
     def _note_own(self, given: Any, result: Any) -> None:
         """Note a parameter that was given itself, if the result would be learned through it."""
         own = [x for x in found_in(given, nn.Parameter) if x.requires_grad]
-        if own and any(_needs_gradient(x) for x in found_in(result, Tensor)):
+        if own and any(functorch.needs_gradient(x) for x in found_in(result, Tensor)):
             self.own += own
 
 
@@ -222,14 +222,3 @@ def check_own(model: nn.Module, used: Iterable[Tensor]) -> None:
 
 def _tensors(given: Any) -> list[Tensor]:
     return [x for x in given if isinstance(x, Tensor)]
-
-
-def _needs_gradient(x: Any) -> bool:
-    """Whether a tensor does anywhere: one that is wrapped does not tell of what it wraps."""
-    while isinstance(x, Tensor):
-        if x.requires_grad:
-            return True
-        if not functorch.is_functorch_wrapped_tensor(x):
-            return False
-        x = functorch.get_unwrapped(x)
-    return False

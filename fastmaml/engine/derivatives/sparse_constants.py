@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
+
+from fastmaml.engine.base import functorch
 
 
 def with_sparse_constants(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
+
+from fastmaml.engine.base import functorch
 
 if TYPE_CHECKING:
     from fastmaml.engine.derivatives.own_derivatives import OwnDerivatives

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.trees import found_in
 
 
 def left_behind(x: Tensor) -> bool:
     """Whether a run made it, as an activation that a model keeps: it says nothing of the next."""
-    return x.grad_fn is not None or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.grad_fn is not None or functorch.is_functorch_wrapped_tensor(x)
 
 
 class LeftBehind(TorchFunctionMode):

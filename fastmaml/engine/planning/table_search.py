@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.storages import address
 from fastmaml.engine.routing.row_tables import RowTable, asks_about
 from fastmaml.engine.step.program import Call
@@ -95,7 +96,6 @@ class Uses(TorchFunctionMode):
     def _table(self, x: Tensor) -> str | None:
         if x.layout is not torch.strided or x._is_zerotensor() or x.ndim not in (2, 3):
             return None
-        functorch = torch._C._functorch
         if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
             return None
         return self.tables.get(address(x))

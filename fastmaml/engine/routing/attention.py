@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmaml import ops
+from fastmaml.engine.base import functorch
 from fastmaml.engine.routing import second_order
 
 if TYPE_CHECKING:
@@ -81,16 +82,9 @@ def _heads(
         fits = mask.ndim <= 4 and all(
             m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False)
         )
-        if not fits or _needs_gradient(mask):
+        if not fits or functorch.needs_gradient(mask):
             return None  # to the op a mask is a constant
     return examples, heads
-
-
-def _needs_gradient(x: Tensor) -> bool:
-    """Whether it does anywhere: inside vmap a tensor does not tell what it is a batch of."""
-    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.requires_grad
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,7 +142,7 @@ def embedding(
     rows = next((rows for table, rows in mode.rows if table is weight), None)
     ids = input if rows is None else torch.searchsorted(rows, input)
     backend = mode.native("task_embedding", weight)
-    if backend is None or not _needs_gradient(weight):
+    if backend is None or not functorch.needs_gradient(weight):
         found = func(ids, weight)
     else:
         flat = ids.reshape(1, -1).long()

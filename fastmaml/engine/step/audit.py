@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.base.storages import address, parts
 from fastmaml.engine.base.trees import found_in
@@ -142,4 +143,4 @@ _DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 
 
 def _trainable_leaf(x: Tensor) -> bool:
-    return x.is_leaf and x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.is_leaf and x.requires_grad and not functorch.is_functorch_wrapped_tensor(x)

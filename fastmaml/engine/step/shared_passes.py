@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.routing.mode import Routing
 from fastmaml.rules.base import Tensors
 
@@ -240,7 +240,7 @@ class SharedPass(TorchFunctionMode):
     def _restored(self, x: _Stored) -> Tensor:
         found = x.value
         if x.dimension is not None and self.level is not None:
-            found = functorch._add_batch_dim(x.value, x.dimension, self.level)
+            found = functorch.add_batch_dim(x.value, x.dimension, self.level)
         self._know(found, x.token)
         return found
 
@@ -258,9 +258,7 @@ class _NotAlikeError(Exception):
 
 def _version(x: Tensor) -> int:
     """How often it was written to, whatever it is a batch of."""
-    while functorch.is_functorch_wrapped_tensor(x):
-        x = functorch.get_unwrapped(x)
-    return x._version
+    return functorch.unwrapped(x)._version
 
 
 def _plain(x: Tensor, level: int | None) -> tuple[Tensor, int | None]:

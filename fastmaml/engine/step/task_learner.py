@@ -10,6 +10,7 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import step_keys
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.step.inner_loop import InnerLoop
@@ -50,7 +51,7 @@ class TaskLearner:
     ) -> None:
         self._loop, self._meta, self._carry = loop, meta, start
         self._seed, self._first_order = seed, first_order
-        self._level = torch._C._functorch.maybe_get_level(seed)
+        self._level = functorch.maybe_get_level(seed)
         self._calls = [0]  # a list, as clones go on counting
         self._steps = 0
         self._shown: tuple[Carry | None, Tensors] = (None, {})
@@ -221,13 +222,13 @@ class TaskLearner:
         """One task's share of ``[tasks, ...]``."""
         if self._level < 0:
             return x.squeeze(0)
-        return torch._C._functorch._add_batch_dim(x, 0, self._level)
+        return functorch.add_batch_dim(x, 0, self._level)
 
     def _below(self, x: Tensor) -> Tensor:
         """What stands for all tasks."""
-        if self._level < 0 or torch._C._functorch.maybe_get_level(x) != self._level:
+        if self._level < 0 or functorch.maybe_get_level(x) != self._level:
             return x
-        return torch._C._functorch.get_unwrapped(x)
+        return functorch.get_unwrapped(x)
 
 
 @final
