@@ -31,7 +31,7 @@ def test_one_file_names_the_private_parts_of_torch_func() -> None:
     naming = [
         module_of(path) for path in FILES if re.search(r"\b_functorch\b", path.read_text("utf-8"))
     ]
-    assert naming == ["fastmaml.engine.base.functorch"]
+    assert naming == ["engine.base.functorch"]
 
 
 def test_import_needs_torch_only() -> None:

@@ -49,6 +49,8 @@ class Candidate:
         if found is None:
             law = estimator.guess(kept, program)
             return cls(estimator, program, kept, law, law, doubt)
+        if found.eagerly is None:  # there is no recording, or can be none
+            estimator = replace(estimator, lanes=0)
         law = estimator.law(found, program.method, program.chunk)
         return cls(estimator, program, kept, law, estimator.first_law(found, program), "")
 

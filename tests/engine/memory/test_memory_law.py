@@ -183,14 +183,16 @@ def test_other_settings(options: dict[str, Any], executor: str) -> None:
     check(make(model, **options, **EXECUTORS[executor]), episodes)
 
 
-def test_a_model_that_cannot_be_batched() -> None:
+@pytest.mark.parametrize("how", [EAGER, {}], ids=["eager", "not to be recorded"])
+def test_a_model_that_cannot_be_batched(how: dict[str, Any]) -> None:
     class Branching(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             y = super().forward(x)
             return y if float(y.detach().sum()) > 0 else -y
 
+    torch.set_num_threads(2)  # it runs on one of them, as nothing is recorded
     episodes = random_episodes(6, (64,), 32, 20, 40)
-    plan = check(make(Branching(64, 32), steps=3, gradient=Unrolled(), **EAGER), episodes)
+    plan = check(make(Branching(64, 32), steps=3, gradient=Unrolled(), **how), episodes)
     assert not plan.batched
 
 
