@@ -1,8 +1,9 @@
 """Every CUDA op, emulated on the CPU, against its PyTorch reference.
 
-`test_cuda_sources` runs ``python run_cases.py LIBRARY [float32]`` in a process of its own: the
-library registers the CUDA bindings for CPU tensors, and sanitizers must be loaded before Python.
-Prints a digest of the float32 results, which must not depend on the order in which threads run.
+`test_cuda_sources` runs ``python run_cases.py LIBRARY [float32] [FAMILY ...]`` in a process of its
+own: the library registers the CUDA bindings for CPU tensors, of these families or of all, and
+sanitizers must be loaded before Python. Prints a digest of the float32 results, which must not
+depend on the order in which threads run.
 """
 
 from __future__ import annotations
@@ -203,33 +204,34 @@ def updates(cases: Cases) -> None:
     )
 
 
-GROUPS = (
-    activations,
-    batch_norms,
-    layer_norms,
-    cross_entropies,
-    squared_errors,
-    linears,
-    convolutions,
-    updates,
-)
-
+GROUPS = {
+    "task_act": activations,
+    "task_batch_norm": batch_norms,
+    "task_layer_norm": layer_norms,
+    "task_cross_entropy": cross_entropies,
+    "task_mse": squared_errors,
+    "task_linear": linears,
+    "task_conv2d": convolutions,
+    "inner_update": updates,
+}
+"""The cases of a family."""
 
 ELSEWHERE = {"task_attention", "task_embedding", "dropout_mask"}
 """Families that run on CUDA devices by Triton or PyTorch."""
 
 
-def main(library: str, only: str = "") -> None:
+def main(library: str, *only: str) -> None:
     torch.ops.load_library(library)
     ops = _load.registered("fastmaml", "CPU")
-    wanted = (members for op, members in _load.FAMILIES.items() if op not in ELSEWHERE)
-    missing = {op for members in wanted for op in members} - set(ops)
+    families = [word for word in only if word in GROUPS]
+    wanted = families or [op for op in _load.FAMILIES if op not in ELSEWHERE]
+    missing = {op for family in wanted for op in _load.FAMILIES[family]} - set(ops)
     assert not missing, f"no CUDA kernels for {missing}"
-    dtypes = (F32,) if only == "float32" else ALL
+    dtypes = (F32,) if "float32" in only else ALL
     cases = Cases(_load.Kernels("cuda", frozenset({"cpu"}), frozenset(dtypes), ops), dtypes)
     torch.manual_seed(0)
-    for group in GROUPS:
-        group(cases)
+    for family in families or GROUPS:
+        GROUPS[family](cases)
     digest = cases.digest.hexdigest()
     for special in () if only else SPECIAL:
         special(cases)

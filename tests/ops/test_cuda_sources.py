@@ -22,7 +22,14 @@ from places import ROOT
 CUDA = ROOT / "csrc" / "cuda"
 HOST = ROOT / "tests" / "cuda_on_host"
 KERNELS = sorted(CUDA.glob("*.cu"))
-BINDINGS = [ROOT / "csrc" / "schemas.cpp", *sorted(CUDA.glob("*_bind.cpp"))]
+SCHEMAS = ROOT / "csrc" / "schemas.cpp"
+OURS = pytest.mark.parametrize(
+    "families",
+    [
+        pytest.param(("task_act",), id="some"),
+        pytest.param((), id="all", marks=pytest.mark.slow),
+    ],
+)
 
 TORCH = Path(torch.__file__).parent
 NVCC = shutil.which("nvcc")
@@ -104,8 +111,16 @@ def cache() -> Path:
 # ---- nvcc ----
 
 
-def nvcc_reports(folder: Path, architectures: Sequence[int]) -> dict[str, str]:
-    """What nvcc says of every source, for all architectures."""
+def kernels_of(families: Sequence[str]) -> list[Path]:
+    """Their sources, or all."""
+    return [CUDA / f"{family}.cu" for family in families] or KERNELS
+
+
+def nvcc_reports(
+    folder: Path, families: Sequence[str], architectures: Sequence[int]
+) -> dict[str, str]:
+    """What nvcc says of their sources, for all architectures."""
+    kernels = kernels_of(families)
     if not (folder / "done").exists():
         emptied(folder)
         flags = [
@@ -118,11 +133,11 @@ def nvcc_reports(folder: Path, architectures: Sequence[int]) -> dict[str, str]:
         ]
         flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         flags += ["-Xptxas", "-v", "-c"]
-        outputs = all_compiled([["nvcc", *flags, k, "-o", folder / f"{k.stem}.o"] for k in KERNELS])
-        for kernel, output in zip(KERNELS, outputs, strict=True):
+        outputs = all_compiled([["nvcc", *flags, k, "-o", folder / f"{k.stem}.o"] for k in kernels])
+        for kernel, output in zip(kernels, outputs, strict=True):
             (folder / f"{kernel.stem}.txt").write_text(output)
         (folder / "done").touch()
-    return {kernel.stem: (folder / f"{kernel.stem}.txt").read_text() for kernel in KERNELS}
+    return {kernel.stem: (folder / f"{kernel.stem}.txt").read_text() for kernel in kernels}
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
@@ -133,11 +148,13 @@ def nvcc_reports(folder: Path, architectures: Sequence[int]) -> dict[str, str]:
         pytest.param((80, 86, 89, 100), id="others", marks=pytest.mark.slow),
     ],
 )
+@OURS
 def test_nvcc_compiles_without_warnings_or_spills(
-    architectures: tuple[int, ...], cache: Path
+    families: tuple[str, ...], architectures: tuple[int, ...], cache: Path
 ) -> None:
-    reports = nvcc_reports(cache / f"nvcc_{architectures[0]}", architectures)
-    assert len(reports) == len(KERNELS) > 0
+    folder = cache / "-".join(["nvcc", str(architectures[0]), *families])
+    reports = nvcc_reports(folder, families, architectures)
+    assert reports
     for kernel, report in reports.items():
         seen = re.findall(r"Compiling entry function .* for 'sm_(\d+)", report)
         assert {int(sm) for sm in seen} == set(architectures), kernel
@@ -151,26 +168,27 @@ def test_nvcc_compiles_without_warnings_or_spills(
 # ---- the emulation ----
 
 
-@pytest.fixture(scope="module")
-def libraries(cache: Path) -> dict[str, Path]:
-    """All kernels and bindings as one library for CPU tensors, under each sanitizer."""
-    folder = cache / "emulated"
+def emulated(cache: Path, families: Sequence[str]) -> dict[str, Path]:
+    """Kernels and bindings as one library for CPU tensors, under each sanitizer."""
+    folder = cache / "-".join(["emulated", *families])
+    sources = kernels_of(families)
     libraries = {name: folder / f"{name}.so" for name in SANITIZERS}
     if (folder / "done").exists():
         return libraries
     emptied(folder)
-    objects = {b: folder / f"{b.stem}.o" for b in BINDINGS}
+    bindings = [CUDA / f"{family}_bind.cpp" for family in families] or CUDA.glob("*_bind.cpp")
+    objects = {b: folder / f"{b.stem}.o" for b in (SCHEMAS, *bindings)}
     commands: list[list[str | Path]] = [
         ["g++", *STABLE, "-c", b, "-o", o] for b, o in objects.items()
     ]
     for name, flags in SANITIZERS.items():
         commands += [
             ["g++", *flags, *EMULATED, "-c", k, "-o", folder / f"{k.stem}.{name}.o"]
-            for k in KERNELS
+            for k in sources
         ]
     all_compiled(commands)
     for name, flags in SANITIZERS.items():
-        kernels = [folder / f"{k.stem}.{name}.o" for k in KERNELS]
+        kernels = [folder / f"{k.stem}.{name}.o" for k in sources]
         torch_library = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
         compiled(
             [
@@ -212,18 +230,20 @@ def run_cases(
 
 
 @needs_gxx
-def test_emulated_kernels_equal_the_reference(libraries: dict[str, Path]) -> None:
+@OURS
+def test_emulated_kernels_equal_the_reference(families: tuple[str, ...], cache: Path) -> None:
     """Under both sanitizers, with threads in two orders, to the same last bit."""
+    libraries = emulated(cache, families)
     with ThreadPoolExecutor(2) as pool:
         runs = list(
             pool.map(
-                lambda i: run_cases(libraries[i[0]], *i),
+                lambda i: run_cases(libraries[i[0]], *i, *families),
                 [("address", 0), ("thread", 7, "float32")],
             )
         )
     for done in runs:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
-    said = [re.search(r"(\d{3,}) comparisons, digest ([0-9a-f]{64})", done.stdout) for done in runs]
+    said = [re.search(r"([1-9]\d*) comparisons, digest ([0-9a-f]{64})", done.stdout) for done in runs]
     first, second = (match.group(2) for match in said if match)
     assert first == second, "results depend on the order in which threads run"
 
@@ -239,33 +259,14 @@ PLANTED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program for every planted error."""
-    folder = tmp_path_factory.mktemp("planted")
-    source = HOST / "planted.cu"
-    all_compiled(
-        [
-            [
-                "g++",
-                *SANITIZERS[s],
-                *EMULATED,
-                f"-DPLANT={plant}",
-                source,
-                "-o",
-                folder / f"{plant}.{s}",
-            ]
-            for plant, s, _ in PLANTED
-        ]
-    )
-    return folder
-
-
 @needs_gxx
+@pytest.mark.sampled(together=1, columns=lambda plant, sanitizer, message: (sanitizer, plant == 0))
 @pytest.mark.parametrize(("plant", "sanitizer", "message"), PLANTED)
 def test_the_emulation_finds_planted_errors(
-    plant: int, sanitizer: str, message: str, planted: Path
+    plant: int, sanitizer: str, message: str, tmp_path: Path
 ) -> None:
-    done = run([planted / f"{plant}.{sanitizer}"])
+    flags = [*SANITIZERS[sanitizer], *EMULATED, f"-DPLANT={plant}"]
+    compiled(["g++", *flags, HOST / "planted.cu", "-o", tmp_path / "planted"])
+    done = run([tmp_path / "planted"])
     assert (done.returncode == 0) == (plant == 0), done.stdout + done.stderr
     assert re.search(message, done.stdout + done.stderr), done.stdout + done.stderr
