@@ -106,6 +106,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_for_bench"
 
 
+@pytest.mark.slow
 def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "found"
     flags = ["--vs", "first-order", "--budget", "8GB", "--out", str(folder)]
@@ -125,6 +126,7 @@ def test_a_data_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert {x.name for x in folder.iterdir()} == {"bench.json", "bench.png"}
 
 
+@pytest.mark.slow
 def test_the_configuration_is_as_in_train(tmp_path: Path) -> None:
     toml = tmp_path / "run.toml"
     toml.write_text('ways = 3\nrule = "momentum"\nscope = "head"\n')
@@ -174,6 +176,7 @@ def test_accuracy_of_a_module_of_one_s_own(
     assert [x["evaluation"]["episodes"] for x in saved["learned"]] == [4, 4]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2), (signal.SIGKILL, -9)]
 )

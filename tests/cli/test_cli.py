@@ -225,6 +225,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(x.isfinite().all() for x in saved.state["maml"].values())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: int, code: int) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -267,6 +268,7 @@ def test_presets_describe_what_can_be_built(data: str) -> None:
     assert maml.steps == PRESETS[data].inner_steps
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     "changes",
     [

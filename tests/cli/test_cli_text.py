@@ -82,6 +82,7 @@ def runs(place: Path) -> Path:
     return place
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("command", "names"), [("glue", ["mrpc", "rte"]), ("intents", ["many", "other"])]
 )
@@ -107,6 +108,7 @@ def test_a_run_and_eval_agree(
         assert any(name in line and accuracy in line for line in printed.splitlines())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("command", ["glue", "intents"])
 def test_resumed_is_as_uninterrupted(runs: Path, tmp_path: Path, command: str) -> None:
     extra = ["--test-data", str(runs / "other.jsonl.gz")] if command == "intents" else []
@@ -150,6 +152,7 @@ def test_assignments_are_toml_or_text() -> None:
     assert assignments(words) == dict(zip("abcdef", values, strict=True))
 
 
+@pytest.mark.slow
 def test_settings_from_toml(place: Path, tmp_path: Path) -> None:
     toml = tmp_path / "run.toml"
     toml.write_text(
@@ -222,6 +225,7 @@ def test_bad_input_is_a_paragraph(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_transformers(place: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -234,6 +238,7 @@ print(main({arguments(place, "glue", tmp_path)!r}))
     assert run.stdout == "2\n"
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("changes", "moved", "still"),
     [
@@ -291,6 +296,7 @@ def test_configurations_say_what_they_are_of() -> None:
         assert all(field.name.islower() for field in fields(preset))
 
 
+@pytest.mark.slow
 def test_the_example_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,6 +245,7 @@ def live(kind: type) -> int:
     return sum(issubclass(type(x), kind) for x in gc.get_objects())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("model", [mlp, recurrent])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
 def test_memory_returns_without_the_garbage_collector(

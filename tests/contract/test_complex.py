@@ -150,7 +150,7 @@ def learned(maml: fm.MAML, batch: fm.Episodes) -> Tensor:
     return torch.cat([_real(g).flatten() for g in grads if g is not None])
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize("kind", [Waves, Spectrum])

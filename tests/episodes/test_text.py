@@ -265,6 +265,7 @@ def offline(code: str) -> str:
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_says_what_to_do() -> None:
     pytest.importorskip("datasets")
     printed = offline("""
@@ -308,6 +309,7 @@ for call in (
 # ---------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 def test_real_intents() -> None:
     folder = data_beside("clinc150.jsonl.gz", "banking77.jsonl.gz")
     from fastmaml.integrations.transformers import tokenizer as load_tokenizer

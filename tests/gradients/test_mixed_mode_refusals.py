@@ -77,7 +77,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 @pytest.mark.parametrize("name", RIGHT)
 def test_formulas_over_saved_factors_have_their_tangents(name: str, executor: str) -> None:
@@ -237,7 +237,7 @@ class Body(nn.Module):
         return self.head(self.activation(x @ self.matrix)).tanh()
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=4)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("scope", ["all", "head"])
 def test_activations_whose_input_does_not_adapt(name: str, scope: str) -> None:
@@ -252,6 +252,7 @@ def test_activations_whose_input_does_not_adapt(name: str, scope: str) -> None:
         torch.testing.assert_close(found[n], g, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_stand_ins_write_where_they_were_told_to() -> None:
     for function in (F.silu, F.mish, F.elu, F.celu, F.selu, F.hardsigmoid):
 

@@ -53,6 +53,7 @@ def learned(model: nn.Module, method: str, path: str = "native") -> fm.MAML:
     )  # fmt: skip
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", ["captured", "native"])
 @pytest.mark.parametrize("method", ["segments", "mixed-mode"])
 def test_dropout_of_the_adapters_and_of_the_model(method: str, path: str) -> None:
@@ -65,6 +66,7 @@ def test_dropout_of_the_adapters_and_of_the_model(method: str, path: str) -> Non
     check(meta_gradient(learned(model, method, path), batch), expected)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_a_model_of_peft_itself(method: str) -> None:
@@ -118,6 +120,7 @@ def test_adapters_in_a_model_that_is_learned_as_a_whole() -> None:
         assert any(".lora_" in n for n in adapted(model))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("adapters", [None, Lora(rank=2)], ids=["all", "lora"])
 @pytest.mark.parametrize("kept", ["alone", "with a tokenizer"])
 def test_a_decoder_through_the_loader(tmp_path: Path, adapters: Any, kept: str) -> None:

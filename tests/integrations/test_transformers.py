@@ -20,7 +20,7 @@ from fastmaml import ops
 pytest.importorskip("transformers", reason="transformers is not installed (fastmaml[text])")
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_padded_text(method: str, path: str) -> None:
@@ -34,6 +34,7 @@ def test_padded_text(method: str, path: str) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", ["eager", "native"])
 @pytest.mark.parametrize("method", ["unrolled", "segments", "mixed-mode"])
 def test_a_zero_head_a_task(method: str, path: str) -> None:
@@ -50,7 +51,7 @@ def test_a_zero_head_a_task(method: str, path: str) -> None:
     check(meta_gradient(maml, batch), expected)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "method", ["unrolled", "checkpointed", "segments", "mixed-mode", "mixed-segments"]
@@ -70,7 +71,7 @@ def test_dropout_draws_the_same_masks(method: str, path: str) -> None:
         check(other, expected)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("frozen", [True, False], ids=["only", "adapted"])
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
@@ -100,7 +101,7 @@ def test_lora(method: str, frozen: bool, path: str) -> None:
     assert any("word_embeddings" in n for n in learned) is not frozen
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_tied_embeddings(method: str, path: str) -> None:
@@ -142,6 +143,7 @@ def test_an_embedding_adapts_in_the_rows_that_are_looked_up() -> None:
         assert bool(plan.tables) is some, rule
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     "rule",
     [
@@ -298,6 +300,7 @@ def batch_of_tuples(batch: fm.Episodes) -> fm.Episodes:
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_keeps_float32_masters() -> None:
     model, batch = lm.bert().float(), lm.episodes()
     maml = fm.MAML(model, lr=0.1, steps=2, loss=fm.losses.classification)
@@ -330,7 +333,7 @@ def test_without_transformers_the_error_says_what_to_install() -> None:
     assert 'pip install "fastmaml[text]"' in found.stdout
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_checkpointed_layers(method: str, path: str) -> None:

@@ -70,6 +70,7 @@ def _own_names() -> Iterator[None]:
     interface._global_mapping.update(before)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.usefixtures("_own_names")
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("name", ["squashed", "sdpa"])
@@ -81,6 +82,7 @@ def test_a_function_that_is_registered(name: str, executor: str | None) -> None:
     right(maml)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_a_function_in_the_place_of_a_models_eager_one(
     executor: str | None, monkeypatch: pytest.MonkeyPatch
@@ -95,6 +97,7 @@ def test_a_function_in_the_place_of_a_models_eager_one(
     assert "attention is left as it is" in str(maml.explain(episodes()))
 
 
+@pytest.mark.slow
 def test_a_function_that_its_layers_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """As libraries of fused kernels exchange them."""
     from transformers.models.llama import modeling_llama
@@ -113,6 +116,7 @@ def test_a_function_that_its_layers_call(monkeypatch: pytest.MonkeyPatch) -> Non
     right(maml)
 
 
+@pytest.mark.slow
 def test_a_function_that_a_decorated_method_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decorators keep the method in their closures, where it is not seen at once."""
     from transformers.models.llama import modeling_llama

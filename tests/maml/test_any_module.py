@@ -91,7 +91,7 @@ def episodes(inputs: Callable[[int], Tensor]) -> fm.Episodes:
     )
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=4)
 @pytest.mark.parametrize("method", [*EXACT, None])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_equals_the_plain_loop(name: str, method: str | None) -> None:
@@ -204,6 +204,7 @@ def test_dropout_is_fresh_for_task_and_step_and_follows_the_seed_and_mode() -> N
     assert torch.equal(maml(data).losses, maml(data).losses)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("layer", [nn.Dropout1d(0.5), nn.Dropout(0.3), nn.AlphaDropout(0.3)])
 @pytest.mark.parametrize("gradient", [Checkpointed(), MixedMode()])
 def test_random_layers_are_the_same_when_a_step_runs_again(
@@ -220,6 +221,7 @@ def test_random_layers_are_the_same_when_a_step_runs_again(
     assert relative(meta_gradient(maml, data, seed=6), exact) > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_inside_attention() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.3, batch_first=True)
@@ -310,6 +312,7 @@ def test_non_contiguous_inputs_and_uneven_supports() -> None:
     assert relative(meta_gradient(maml, data[:1]), found) > 0  # one task alone runs too
 
 
+@pytest.mark.sampled(at_most=4)
 @pytest.mark.parametrize(
     ("loss", "targets"),
     [

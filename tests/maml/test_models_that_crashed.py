@@ -31,6 +31,7 @@ def of(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
 # ---------------------------------------------------------------------- tensors without memory
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     "function",
     [
@@ -88,6 +89,7 @@ class Adapter(nn.Module):
         return F.linear(x, self.weight) + self.up(self.down(x).tanh())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("kind", [Rows8, Told8])
 def test_quantized_weights_beside_adapters(kind: type[Rows8]) -> None:
     torch.manual_seed(0)
@@ -118,6 +120,7 @@ def test_quantized_weights_beside_adapters(kind: type[Rows8]) -> None:
 # ------------------------------------------------------------------------------------ functions
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("norm", "plain"),
     [
@@ -206,6 +209,7 @@ def test_verify_copies_them() -> None:
         assert fm.verify(maml(model), episodes()).agrees
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("training", [True, False])
 def test_spectral_norm_by_a_hook(training: bool) -> None:
     held_to_loop(normalised(utils.spectral_norm).train(training), episodes(), executors=[None])

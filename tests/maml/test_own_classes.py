@@ -40,6 +40,7 @@ PAIRS = [(method, WHERE[i % 3]) for i, method in enumerate([*METHODS, *list(METH
 """Each method in two places but for one, and each place with three of them."""
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(("method", "where"), PAIRS)
 def test_a_gradient_method(method: str, where: str) -> None:
     ours, own = METHODS[method]

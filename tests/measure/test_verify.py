@@ -175,6 +175,7 @@ def test_the_plain_loop_agrees_on_every_problem(problem: Problem) -> None:
     assert verify(maml, problem.episodes, tolerance=1e-9).agrees
 
 
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_plain_loop_takes_every_rule_and_compares_its_rates(rule: str) -> None:
     maml = make(lr=None, rule=RULES[rule]())
@@ -254,6 +255,7 @@ def test_nothing_of_the_users_changes() -> None:
         assert torch.equal(x, before[name])
 
 
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize(
     ("loop", "message"),
     [

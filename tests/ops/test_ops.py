@@ -53,6 +53,7 @@ def test_forward_over_reverse(row: Row, backend: str) -> None:
     assert_equal(found, forward_over_reverse(row.reference, tensors))
 
 
+@pytest.mark.sampled(at_most=5)
 @every_op
 @on_backends
 @on_small_rows
@@ -204,6 +205,7 @@ LARGEST = 12
 """Raw calls of any row in the trace of a gradient of a gradient."""
 
 
+@pytest.mark.sampled(at_most=10)
 @every_op
 @on_backends
 @on_small_rows

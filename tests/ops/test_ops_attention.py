@@ -183,6 +183,7 @@ print(resident("VmHWM") - before)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_no_matrix_of_rows_by_keys_is_stored() -> None:
     kernels_for("cpp", "task_attention")
@@ -223,6 +224,7 @@ def test_results_do_not_depend_on_the_number_of_threads(
             assert torch.equal(x, y)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("isa", ["base", "v3"])
 def test_every_instruction_set(isa: str) -> None:
     kernels_for("cpp", "task_attention")
@@ -297,6 +299,7 @@ class Reads(nn.Module):
 KINDS = ["shared queries", "one head of keys", "three dimensions", "a learnt bias"]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [fm.gradients.Checkpointed(), fm.gradients.MixedMode()])
 @pytest.mark.parametrize("kind", [*KINDS, "a mask of a mask"])
 def test_one_call_that_is_not_covered_leaves_the_others_native(

@@ -37,9 +37,11 @@ def test_interpreted_kernels_equal_their_definitions(
     output = run("-m", "pytest", *every, f"tests/support/{file}.py", TRITON_INTERPRET="1")
     summary = re.search(r"(\d+) passed(, \d+ deselected)? in", output)
     assert summary is not None, output[-2000:]
-    assert int(summary[1]) > (180 if every and file == "triton_attention" else 70)
+    most = 180 if file == "triton_attention" else 70
+    assert int(summary[1]) > (most if every else 20)
 
 
+@pytest.mark.slow
 @triton
 def test_meta_steps_are_recorded_while_kernels_compile() -> None:
     """Triton's files and threads are not the model's."""

@@ -18,6 +18,7 @@ fixed = settings(
 )  # fmt: skip
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_a_meta_step_is_the_plain_loop(executor: str, backend: str) -> None:

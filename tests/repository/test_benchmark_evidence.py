@@ -20,6 +20,7 @@ def process_kept() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_profiles_are_held_against_plain_steps_and_resident_memory(tmp_path: Path) -> None:
     from benchmarks.tables import evidence as evidence_tables
 
@@ -45,6 +46,7 @@ def test_profiles_are_held_against_plain_steps_and_resident_memory(tmp_path: Pat
     assert one["text"].splitlines()[0] in shown
 
 
+@pytest.mark.slow
 def test_a_second_run_is_held_against_the_intervals_of_the_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -112,6 +114,7 @@ def test_op_timings_count_what_is_slower() -> None:
     assert "In 1 of 2 it is slower" in text
 
 
+@pytest.mark.slow
 def test_partial_scopes_beside_loops(tmp_path: Path) -> None:
     """Equal gradients, and memory that does not grow with the steps."""
     from benchmarks.tables import evidence as evidence_tables

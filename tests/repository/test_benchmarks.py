@@ -47,6 +47,7 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_growth_measures_every_method_along_every_size(growth: Path) -> None:
     (one,) = result(growth)["workloads"]
     assert set(one["axes"]) == {"steps", "tasks", "width"}
@@ -163,6 +164,7 @@ def test_documents_and_plots_follow_the_results(
         main("--check")
 
 
+@pytest.mark.slow
 def test_convergence_learns_from_the_same_episodes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.tables import choosing
@@ -199,6 +201,7 @@ def test_convergence_without_its_data_says_so(
     assert "Not measured here: no omniglot28.npz" in choosing.convergence(result(path))
 
 
+@pytest.mark.slow
 def test_cold_start_in_fresh_processes(tmp_path: Path) -> None:
     from benchmarks.tables import choosing
 

@@ -115,6 +115,7 @@ def test_the_citation_is_of_this_version() -> None:
     assert f"version = {{{fm.__version__}}}" in (DOCS / "citing.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("own_model", EXAMPLES / "own_model.py")
     assert spec is not None

@@ -38,6 +38,7 @@ def test_every_example_is_on_a_page() -> None:
     assert [path.stem for path in EXAMPLES] == sorted(SAID)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = example(path.stem)
@@ -48,6 +49,7 @@ def test_an_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(path.read_text().splitlines()) < 80
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("page", OWN_PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path) -> None:
     fences = re.findall(
@@ -114,6 +116,7 @@ def plain(first_order: bool) -> Tensor:
     return gradient_with(Plain, gradient=method, executor="eager", backend="reference")
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["captured", "eager"])
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), FirstOrder()], ids=str)
 def test_an_op_of_ones_own_is_plain_pytorch(method: Any, executor: str) -> None:

@@ -99,6 +99,7 @@ SAID = {
 """What the code of some pages prints."""
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_code_of_a_page_runs(
     name: str, place: Path, capsys: pytest.CaptureFixture[str]
@@ -135,6 +136,7 @@ TITLES = {
 SECTIONS = [(name, title) for name, titles in TITLES.items() for title in titles[1:]]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(("name", "title"), SECTIONS)
 def test_the_code_of_a_section_runs(name: str, title: str) -> None:
     number = TITLES[name].index(title)

@@ -117,6 +117,7 @@ def test_forms_for_issues_are_well_formed(path: Path) -> None:
     assert any(part.get("validations", {}).get("required") for part in form["body"])
 
 
+@pytest.mark.slow
 def test_a_report_of_a_fault_comes_with_fastmaml_info() -> None:
     parts = loaded(ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml")["body"]
     (info,) = (part for part in parts if part.get("id") == "info")

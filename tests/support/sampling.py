@@ -2,7 +2,7 @@
 
     @pytest.mark.sampled               # every pair of values of two parameters is seen
     @pytest.mark.sampled(together=1)   # every value
-    @pytest.mark.sampled(one_in=3)     # every third row
+    @pytest.mark.sampled(at_most=3)    # of these at most three rows, far apart in the table
 
 ``columns=`` makes the values of a row from its parameters, where these are not what counts.
 """
@@ -18,24 +18,30 @@ import pytest
 
 Values = Sequence[Hashable]
 
+GOLDEN = (5**0.5 - 1) / 2
+"""The fractional parts of its multiples lie evenly, however many there are."""
 
-def covering(rows: Sequence[Values], together: int = 2) -> list[int]:
+
+def covering(rows: Sequence[Values], together: int = 2, at_most: int | None = None) -> list[int]:
     """The numbers of rows in which all values that stand together in any row do so.
 
     Greedy: each choice is a row with most that was not seen before; of several the one whose
-    values were chosen least often, so that no value is left to one row where others have many.
+    values were chosen least often, so that no value is left to one row where others have many;
+    and of these, the next in an order in which neighbours are far apart.
 
     Args:
         rows: their values, one a column.
         together: how many columns at a time; where there are fewer, all of them.
+        at_most: stop after so many rows, though others would show more.
     """
+    order = sorted(range(len(rows)), key=lambda i: i * GOLDEN % 1)
     unseen = [set(_groups(row, together)) for row in rows]
     often: Counter[Hashable] = Counter()
     chosen: list[int] = []
-    while any(unseen):
+    while any(unseen) and len(chosen) != at_most:
         most = max(map(len, unseen))
         best = min(
-            (i for i, groups in enumerate(unseen) if len(groups) == most),
+            (i for i in order if len(unseen[i]) == most),
             key=lambda i: sum(often[value] for value in enumerate(rows[i])),
         )
         chosen.append(best)
@@ -77,13 +83,14 @@ def sample(table: Sequence[Any]) -> list[Any]:
 
 
 def _chosen(
-    table: Sequence[Any], together: int = 2, one_in: int = 1, columns: Any = None
+    table: Sequence[Any],
+    together: int = 2,
+    at_most: int | None = None,
+    columns: Any = None,
 ) -> list[Any]:
-    if one_in > 1:
-        return [*table[::one_in]]
     values = columns or (lambda **given: given.values())
     rows = [[_comparable(x) for x in values(**item.callspec.params)] for item in table]
-    return [table[i] for i in covering(rows, together)]
+    return [table[i] for i in covering(rows, together, at_most)]
 
 
 def _comparable(value: Any) -> Hashable:

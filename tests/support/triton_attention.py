@@ -165,6 +165,7 @@ def heads_inside(x: Tensor) -> bool:
     return x.transpose(2, 3).is_contiguous()
 
 
+@pytest.mark.sampled(at_most=10)
 def test_forward(given: Asked) -> None:
     o, lse = kernels.task_attention(given.q, given.k, given.v, given.mask, given.key, *given.rest)
     close(o, given.definition(given.q.double(), given.k.double(), given.v.double()))
@@ -177,6 +178,7 @@ def test_forward(given: Asked) -> None:
     close(lse, torch.logsumexp(scores, -1))
 
 
+@pytest.mark.sampled(at_most=4)
 def test_derivatives(given: Asked) -> None:
     q, k, v, mask, key = given.q, given.k, given.v, given.mask, given.key
     hq, hk, hv, g = given.like()
@@ -198,6 +200,7 @@ def test_derivatives(given: Asked) -> None:
         assert heads_inside(one)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("tile", [(16, 16), (16, 32), (64, 16)], ids=str)
 def test_tiles(tile: tuple[int, int]) -> None:
     given = asked(Case((1, 1, 1, 37, 50, 4, 4), mask="dead", causal=True, dropout=0.2))
@@ -215,7 +218,7 @@ def test_tiles(tile: tuple[int, int]) -> None:
         close(found, expected.double())
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("need", range(16))
 def test_what_is_not_needed_is_left_out(need: int, dtype: torch.dtype) -> None:
@@ -228,6 +231,7 @@ def test_what_is_not_needed_is_left_out(need: int, dtype: torch.dtype) -> None:
         assert torch.equal(found, every[i]) if need >> i & 1 else found.shape == (0,)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("absent", range(1, 8))
 def test_tangents_may_be_absent(absent: int) -> None:
     given = asked(Case(sizes=(2, 1, 1, 3, 4, 2, 5)))
@@ -240,7 +244,7 @@ def test_tangents_may_be_absent(absent: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(*both, strict=True))
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("dropout", [2**-31, 0.1, 0.5, 0.9, 1.0])
 def test_dropout_masks_equal_the_engines_bit_for_bit(dropout: float, dtype: torch.dtype) -> None:
@@ -257,7 +261,7 @@ EMBEDDINGS = [  # tasks, rows, tokens, size
 ]  # fmt: skip
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "shared", "transposed", "odd"])
 @pytest.mark.parametrize("sizes", EMBEDDINGS, ids=str)
@@ -299,6 +303,7 @@ def examples() -> list[tuple[Callable, tuple]]:
     ]
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("index", range(7))
 def test_each_is_one_node_of_a_trace(index: int) -> None:
     op, arguments = examples()[index]

@@ -63,6 +63,7 @@ def layouts(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[
 LINEAR = [(1, 1, 1, 1), (2, 3, 17, 5), (1, 17, 3, 19), (3, 1, 97, 2)]
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("size", LINEAR, ids=str)
 @pytest.mark.parametrize("layout", range(3), ids=["dense", "shared", "odd strides"])
 def test_linear(size: tuple[int, int, int, int], layout: int) -> None:
@@ -79,6 +80,7 @@ def test_linear(size: tuple[int, int, int, int], layout: int) -> None:
     close(gb, g.double().sum(1))
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("act", range(7))
 def test_epilogue(act: int, dtype: torch.dtype) -> None:
@@ -115,6 +117,7 @@ def test_empty_linear(size: tuple[int, int, int, int]) -> None:
     close(gb, g.sum(1).double())
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("tile", [Tile(16, 16, 16, 1, 1), Tile(32, 16, 32, 1, 1)], ids=str)
 @pytest.mark.parametrize("parts", [1, 3])
 def test_tiles_and_split_sums(tile: Tile, parts: int) -> None:
@@ -176,6 +179,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Settings]] = {
 }
 
 
+@pytest.mark.sampled(at_most=5)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution(name: str) -> None:
     shape, (outputs, *kernel), settings = CONVOLUTIONS[name]
@@ -206,6 +210,7 @@ def test_empty_convolution(shape: tuple[int, ...]) -> None:
     close(gb, w.new_zeros(shape[0], 2).double())
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("tile", [Tile(16, 16, 16, 1, 1), Tile(32, 16, 32, 1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [3, 31], ids=["flat", "by taps"])
 def test_convolution_tiles_and_split_sums(tile: Tile, channels: int) -> None:
@@ -241,6 +246,7 @@ def examples() -> list[tuple[Callable, tuple]]:
     ]
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("index", range(7))
 def test_each_is_one_node_of_a_trace(index: int) -> None:
     op, arguments = examples()[index]

@@ -40,7 +40,7 @@ def run(rank: int, folder: str, static_graph: bool) -> None:
     leave()
 
 
-@pytest.mark.sampled(one_in=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("static_graph", [False, True])
 def test_two_processes_equal_one(static_graph: bool) -> None:
     maml, episodes = maml_and_episodes()

@@ -35,7 +35,7 @@ def assert_same(found: Any, expected: Any, tolerance: float) -> None:
             torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_recorded_equals_eager(problem: Problem, chunk: int | None) -> None:

@@ -109,6 +109,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> MetaTrainer:
     return run
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("at", "event", "error", "resumed_at"),
     [
@@ -137,6 +138,7 @@ def test_resumed_is_as_uninterrupted(
     assert mine["test"] == other["test"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_final_test_is_run_again(whole: MetaTrainer, tmp_path: Path) -> None:
     again, stopped = trainer(tmp_path), trainer(tmp_path)
     source = Watched(2, ctrl_c)
@@ -151,6 +153,7 @@ def test_an_interrupted_final_test_is_run_again(whole: MetaTrainer, tmp_path: Pa
     assert found.as_dict() == json.loads((whole.folder / "result.json").read_text())["test"]
 
 
+@pytest.mark.slow
 def test_dropout_and_annealing_matter_in_the_run_above(whole: MetaTrainer, tmp_path: Path) -> None:
     for changes in ({"first_order_until": 0}, {"multi_step_until": 0}, {"clip": None}):
         run = trainer(tmp_path, **changes)
@@ -168,6 +171,7 @@ def test_evaluating_and_saving_do_not_change_training(whole: MetaTrainer, tmp_pa
     assert all(map(torch.equal, final_state(run), final_state(whole)))
 
 
+@pytest.mark.slow
 def test_longer_runs_may_be_resumed_under_a_constant_schedule(tmp_path: Path) -> None:
     short, long = ({"schedule": "constant", "iterations": n} for n in (5, 9))
     trainer(tmp_path / "a", **short).fit()
@@ -275,6 +279,7 @@ def _prototypes(seed: int) -> episodes.EpisodeSampler:
     )
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_metrics_once_after_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -138,7 +138,7 @@ def learner(model: nn.Module, **options: Any) -> fm.MAML:
     return fm.MAML(model, LR, steps=STEPS, loss=loss, **options)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=6)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("between", ALONE + TOGETHER)
 def test_activations(between: Callable[[Tensor], Any], method: Any) -> None:

@@ -168,7 +168,7 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=5)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("function", ALL)
 def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
@@ -185,7 +185,7 @@ def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: A
     torch.testing.assert_close(maml(episodes()).loss.detach(), value, rtol=1e-12, atol=0)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("method", [Unrolled(), MixedMode()], ids=str)
 @pytest.mark.parametrize(
     "function", [func_grad, func_hessian, autograd_grad, functional_hvp, without_gradient]
@@ -200,7 +200,7 @@ def test_recorded(function: Callable[[Field, Tensor], Tensor], method: Any) -> N
         assert relative(meta_gradient(maml, episodes()), gradient) < 1e-10
 
 
-@pytest.mark.sampled(one_in=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("function", ALL)
 def test_approximate_methods_evaluation_and_adaptation(
     function: Callable[[Field, Tensor], Tensor],

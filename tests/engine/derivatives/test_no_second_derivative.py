@@ -116,6 +116,7 @@ def test_embedding_bag_is_what_pytorch_computes(
     torch.testing.assert_close(found, expected.to_dense(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_embedding_bag_has_second_derivatives(mode: str) -> None:
     found = Around(bag(FLAT, OFFSETS, mode=mode))
@@ -158,6 +159,7 @@ def test_the_module_and_its_checks() -> None:
         second_order.embedding_bag(ids, model.bags.weight)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
 def test_distances_have_second_derivatives(p: float) -> None:
     def exact(table: Tensor, y: Tensor) -> Tensor:
@@ -167,6 +169,7 @@ def test_distances_have_second_derivatives(p: float) -> None:
     matches(Around(lambda table, y: torch.cdist(table, y, p=p)), Around(exact))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_distances_of_pairs_have_second_derivatives(p: float) -> None:
     def exact(table: Tensor, y: Tensor) -> Tensor:
@@ -200,6 +203,7 @@ def test_many_points_go_through_the_product_of_matrices_in_forward_mode() -> Non
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     "options",
     [{}, {"p": 2, "margin": 0.3}, {"weight": torch.tensor([1.0, 2, 3])}, {"reduction": "none"}],

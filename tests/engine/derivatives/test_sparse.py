@@ -71,7 +71,7 @@ def graph(
     return Graph(layout, place, product).double()
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
 def test_products(layout: torch.layout, product: str) -> None:
@@ -80,7 +80,7 @@ def test_products(layout: torch.layout, product: str) -> None:
     )
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("place", ["buffer", "attribute", "forward"])
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
 def test_places(layout: torch.layout, place: str) -> None:
@@ -100,6 +100,7 @@ def test_a_sparse_weight_that_is_constant() -> None:
     held_to_loop(Net().double(), episodes())
 
 
+@pytest.mark.slow
 def test_a_sparse_matrix_with_learned_entries() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

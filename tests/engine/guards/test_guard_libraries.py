@@ -123,7 +123,7 @@ def _as_it_was() -> Iterator[None]:
         numpy.set_printoptions(precision=8)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("where", ["loss", "model"])
 def test_a_change_counts(kind: Callable[[], Kind], where: str) -> None:
@@ -144,6 +144,7 @@ GLOBAL_HOOKS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("kind", GLOBAL_HOOKS)
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_hooks_of_every_module(kind: str, executor: str | None) -> None:
@@ -172,6 +173,7 @@ def test_hooks_of_every_module(kind: str, executor: str | None) -> None:
         torch.testing.assert_close(x, y, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_a_function_of_torch_that_is_exchanged(

@@ -100,6 +100,7 @@ LOSSES: dict[str, tuple[Any, Callable[[pytest.MonkeyPatch], None]]] = {
 }
 
 
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("name", LOSSES)
 def test_of_a_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, change = LOSSES[name]

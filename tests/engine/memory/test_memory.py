@@ -56,6 +56,7 @@ def growth(setting: Setting, gradient: fm.gradients.GradientMethod) -> float:
     return (peak(setting, gradient, 10) - peak(setting, gradient, 4)) / 6
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [fm.gradients.Checkpointed(), fm.gradients.MixedMode()])
 def test_a_step_more_costs_one_copy_of_the_adapted_parameters(
     deep_mlp: Setting, gradient: fm.gradients.GradientMethod
@@ -67,6 +68,7 @@ def test_unrolled_keeps_every_steps_graph(deep_mlp: Setting):
     assert growth(deep_mlp, fm.gradients.Unrolled()) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [fm.gradients.Checkpointed, fm.gradients.MixedMode])
 def test_segments_keep_fewer_copies(
     deep_mlp: Setting, gradient: type[fm.gradients.Checkpointed | fm.gradients.MixedMode]
@@ -76,6 +78,7 @@ def test_segments_keep_fewer_copies(
     assert saved >= 7
 
 
+@pytest.mark.slow
 def test_what_saves_memory_gives_the_same_gradient(deep_mlp: Setting):
     def meta_gradient(gradient: fm.gradients.GradientMethod) -> torch.Tensor:
         peak(deep_mlp, gradient, 10)
@@ -104,6 +107,7 @@ def holds_an_error() -> None:
     assert kept.__traceback__ is not None
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("how", [{}, EAGER], ids=["recorded", "eager"])
 @pytest.mark.parametrize("looks", [looks_at_nothing, looks_at_frames, holds_an_error])
 def test_no_activation_outlives_a_meta_step(how: dict[str, Any], looks: Any) -> None:

@@ -133,7 +133,7 @@ def test_estimate(name: str, gradient: GradientMethod, steps: int, executor: str
     check(make(model, steps=steps, gradient=gradient, **EXECUTORS[executor]), episodes)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -149,7 +149,7 @@ def test_a_head_alone(frozen: bool, gradient: GradientMethod, steps: int, execut
     check(maml, episodes)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [2, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -252,7 +252,7 @@ def first_call(maml: fm.MAML, episodes: fm.Episodes) -> tuple[int, Plan]:
     return memory.peak_bytes, plan
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(
     ("name", "executor"),
     [*itertools.product(MODELS, ("captured-cpp", "eager")), ("mlp", "captured-reference")],

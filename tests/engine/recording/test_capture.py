@@ -156,6 +156,7 @@ CHANGES: dict[str, Callable[[fm.MAML], Any]] = {
 }
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_setting_is_seen(name: str) -> None:
     both, episodes = pair(Model, loss=closed_over(2.0)), vectors()
@@ -183,6 +184,7 @@ LOSSES: dict[str, Callable[[Any], Any]] = {  # each with a setting that is then 
 }
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_changed_setting_of_the_loss_is_seen(name: str) -> None:
     both, episodes = pair(Model, loss=LOSSES[name](0.1)), vectors()
@@ -230,6 +232,7 @@ def test_shapes_methods_weights_and_autocast_have_recordings_of_their_own() -> N
     assert recordings(both[0]) == len(kinds) + 2
 
 
+@pytest.mark.slow
 def test_a_bounded_number_is_kept() -> None:
     both = pair(Model)
     for examples in range(1, MAX_RECORDINGS + 4):
@@ -240,6 +243,7 @@ def test_a_bounded_number_is_kept() -> None:
     assert recordings(both[0]) == MAX_RECORDINGS
 
 
+@pytest.mark.slow
 def test_kinds_that_take_turns_are_not_recorded_again_and_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -291,6 +295,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_one_thread_and_two_give_the_same_bits() -> None:
     backends = [b for b in ("reference", "cpp") if ops.status()[b].startswith("available")]
     code = THREADS.replace("BACKENDS", repr(backends))

@@ -238,6 +238,7 @@ def test_a_task_without_a_number_hides_no_other(bad: float) -> None:
         maml.evaluate(episodes)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.MixedMode()])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_kinks_of_float32_are_no_difference(backend: str, gradient: fm.gradients.Unrolled) -> None:

@@ -50,7 +50,7 @@ def arguments(maml: fm.MAML, problem: Problem) -> tuple[Program, tuple[Any, ...]
     )
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize(
     ("problem", "rule"),

@@ -59,12 +59,14 @@ def by_hand(model: nn.Module, episodes: fm.Episodes) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", EXACT, ids=str)
 def test_least_squares_begin_at_the_solution(method: fm.gradients.GradientMethod) -> None:
     maml, episodes = problem("all", head=LeastSquares(strength=2.0), gradient=method)
     assert fm.verify(maml, episodes, by_hand).agrees
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("head", [Signs(0.2), Normal()], ids=str)
 def test_what_a_head_draws_is_drawn_again(head: Head) -> None:
     """By methods that run steps again, in chunks and one by one; eagerly and from a recording."""

@@ -114,7 +114,7 @@ def test_a_later_layer_alone() -> None:
 # ------------------------------------------------------------------ the same numbers
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", ALL_PATHS)
 @pytest.mark.parametrize("gradient", METHODS, ids=str)
 @pytest.mark.parametrize("scope", ["head", "second.*", "*.bias"])
@@ -151,6 +151,7 @@ def test_equals_the_textbook() -> None:
     )
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("path", ALL_PATHS)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_functions_of_a_task_share_too(path: str, chunk: int) -> None:
