@@ -210,6 +210,7 @@ def test_a_mixture_meta_trains(folder: Path, model: Any) -> None:
 # ---------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 def test_real_glue() -> None:
     data = data_beside("glue/MNLI.sub10k.train.jsonl.gz", "glue/STS-B.dev.jsonl.gz")
     from fastmaml.integrations.transformers import tokenizer as load_tokenizer

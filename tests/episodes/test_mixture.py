@@ -130,6 +130,7 @@ def test_natural_shares(balance: Any) -> None:
         assert len(both.unique()) == 13
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("balance", ["both", "support", "none"])
 def test_every_example_is_equally_likely_within_its_class(balance: Any) -> None:
     counts = torch.zeros(2, SIZES["two"])
@@ -146,6 +147,7 @@ def test_every_example_is_equally_likely_within_its_class(balance: Any) -> None:
             assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("sampling", "weights"),
     [

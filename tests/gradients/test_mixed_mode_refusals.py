@@ -109,6 +109,7 @@ def test_wrong_forward_derivatives_are_refused_by_name(name: str, dtype: torch.d
         meta_gradient(model, gradient=MixedMode())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", WRONG)
 def test_the_way_out_is_right(name: str) -> None:
     model = Around(WRONG[name], torch.float64)
@@ -169,6 +170,7 @@ MISSING = {
 }
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated")
 @pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("name", MISSING)
@@ -188,6 +190,7 @@ def test_missing_forward_derivatives_name_the_function_and_the_way_out(name: str
         torch.testing.assert_close(found[n], g, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_kinks_raise_no_alarm() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]

@@ -82,7 +82,7 @@ def test_a_function_that_is_registered(name: str, executor: str | None) -> None:
     right(maml)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_a_function_in_the_place_of_a_models_eager_one(
     executor: str | None, monkeypatch: pytest.MonkeyPatch

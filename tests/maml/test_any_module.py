@@ -91,7 +91,7 @@ def episodes(inputs: Callable[[int], Tensor]) -> fm.Episodes:
     )
 
 
-@pytest.mark.sampled(at_most=4)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [*EXACT, None])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_equals_the_plain_loop(name: str, method: str | None) -> None:
@@ -115,6 +115,7 @@ def test_every_module_equals_the_plain_loop(name: str, method: str | None) -> No
     assert ("because vmap cannot" in str(plan)) == (not batched)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("mode", [True, False])
 def test_batch_norm_uses_the_tasks_own_statistics(mode: bool) -> None:
     """In training and evaluation alike, and the running statistics stay as they were."""
@@ -255,6 +256,7 @@ def test_modules_that_write_to_their_buffers_leave_no_trace() -> None:
     assert maml.explain(data).batched
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", EXACT)
 def test_weight_norm_whose_second_derivative_torch_has_wrong(method: str) -> None:
     class ByHand(nn.Module):
@@ -312,7 +314,7 @@ def test_non_contiguous_inputs_and_uneven_supports() -> None:
     assert relative(meta_gradient(maml, data[:1]), found) > 0  # one task alone runs too
 
 
-@pytest.mark.sampled(at_most=4)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(
     ("loss", "targets"),
     [

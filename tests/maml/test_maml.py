@@ -87,6 +87,7 @@ def test_a_third_derivative_is_refused_not_wrong(maml: fm.MAML) -> None:
         torch.autograd.grad(maml(episodes()).loss, parameters, create_graph=True)
 
 
+@pytest.mark.sampled(at_most=1)
 def test_losses_and_outputs_are_differentiable_too(maml: fm.MAML) -> None:
     """A loss of one's own over tasks and outputs gets the meta-gradient of just that loss."""
     data = episodes()
@@ -122,6 +123,7 @@ def test_parameters_changed_before_backward_are_noticed(maml: fm.MAML) -> None:
         out.loss.backward()
 
 
+@pytest.mark.sampled(at_most=1)
 def test_no_grad_builds_no_graph_and_evaluate_changes_nothing(maml: fm.MAML) -> None:
     before = {n: x.clone() for n, x in maml.state_dict().items()}
     with torch.no_grad():
@@ -211,6 +213,7 @@ def test_reptile_is_the_mean_way_of_adaptation() -> None:
     assert relative(found, torch.stack(ways).mean(0)) < 1e-12
 
 
+@pytest.mark.slow
 def test_plans_are_bounded_and_the_weights_are_read_live() -> None:
     maml = make()
     for tasks in range(1, 25):

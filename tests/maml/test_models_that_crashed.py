@@ -31,7 +31,7 @@ def of(function: Callable[[Tensor, Tensor], Tensor]) -> Any:
 # ---------------------------------------------------------------------- tensors without memory
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [
@@ -146,6 +146,7 @@ def test_normalisation_with_a_bias_alone(norm: Any, plain: Any, backend: Any) ->
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_computed_without_gradients_is_a_constant() -> None:
     """Forwards as well."""
 
@@ -191,6 +192,7 @@ def normalised(function: Any, **options: Any) -> nn.Module:
     return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2).double())
 
 
+@pytest.mark.slow
 def test_weight_norm_by_a_hook() -> None:
     model, given = normalised(utils.weight_norm), episodes()
     loss, gradient = hand_loop(ByFormula(model), F.mse_loss, given, 0.3, 2)
@@ -198,6 +200,7 @@ def test_weight_norm_by_a_hook() -> None:
     held_to_loop(model, given, expected=(loss, renamed))
 
 
+@pytest.mark.slow
 def test_verify_copies_them() -> None:
     """And its own loop differentiates weight normalisation rightly."""
     for model in (
@@ -209,7 +212,7 @@ def test_verify_copies_them() -> None:
         assert fm.verify(maml(model), episodes()).agrees
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_spectral_norm_by_a_hook(training: bool) -> None:
     held_to_loop(normalised(utils.spectral_norm).train(training), episodes(), executors=[None])
@@ -230,6 +233,7 @@ class Keeps(nn.Module):
         return self.b(self.kept)
 
 
+@pytest.mark.slow
 def test_pruned_again_after_a_meta_step() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -239,6 +243,7 @@ def test_pruned_again_after_a_meta_step() -> None:
         assert model[0].weight.sum().isfinite()
 
 
+@pytest.mark.slow
 def test_kept_activations() -> None:
     torch.manual_seed(0)
     model, given = Keeps().double(), episodes()
@@ -313,6 +318,7 @@ class Ragged(nn.Module):
         return self.b(torch.cat((nested * 2.0).unbind()))
 
 
+@pytest.mark.slow
 def test_nested_tensors() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The PyTorch API of nested tensors", UserWarning)

@@ -87,6 +87,7 @@ def test_what_a_method_says_of_itself_is_what_is_estimated() -> None:
     assert found.operations == expected.operations
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_method_that_calls_gradient_and_update(share: float) -> None:
     """In place of `step`: it is watched all the same, and its memory is no guess."""
@@ -152,6 +153,7 @@ def _rate() -> nn.Parameter:
     return nn.Parameter(torch.tensor(0.1))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("rule", "where"), [(rule, ["words", "all"][i % 2]) for i, rule in enumerate(RULES)]
 )
@@ -163,6 +165,7 @@ def test_a_rule(rule: str, where: str) -> None:
     assert bool(expected.plan["tables"]) == (where == "words" and ours.by_row)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("budget", [2**28, 1])
 def test_the_method_and_the_chunk_that_are_chosen(budget: int) -> None:
     """Under a budget that fits all, and one that fits nothing."""
@@ -188,6 +191,7 @@ HEADS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head(head: str) -> None:
     ours, own, method = HEADS[head]
@@ -228,6 +232,7 @@ LABELLED: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("loss", LABELLED)
 def test_labels_of_a_loss_that_says_they_are(loss: str) -> None:
     maml, episodes = problem("all", loss=LABELLED[loss])

@@ -58,6 +58,7 @@ def _rate() -> nn.Parameter:
     return nn.Parameter(torch.tensor(0.1))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("case", AGREE)
 def test_rules_agree_with_a_plain_loop(case: str) -> None:
     where, method, rule = AGREE[case]
@@ -119,6 +120,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_verify_tells_what_a_class_says_wrongly(wrong: str) -> None:
     where, options = WRONG[wrong]
@@ -147,6 +149,7 @@ def test_a_method_that_runs_steps_again_says_so() -> None:
     maml(SaysOnce())(episodes)
 
 
+@pytest.mark.slow
 def test_verify_takes_a_reference_for_other_methods() -> None:
     method = Differences(epsilon=1e-4)
     with pytest.raises(ValueError, match=r"no plain loop to compare CentralDifferences.*reference"):
@@ -161,6 +164,7 @@ def test_verify_takes_a_reference_for_other_methods() -> None:
     assert fm.verify(*problem("all", gradient=Constant())).agrees
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("where", ["all", "head"])
 def test_finite_differences_are_as_exact_as_they_say(where: str) -> None:
     def found(method: Any) -> Tensor:
@@ -209,6 +213,7 @@ def test_finite_differences_need_no_second_derivative() -> None:
     assert far(gradient(*maml(WithOnce, gradient=FirstOrder())), exact) > 1e-2
 
 
+@pytest.mark.slow
 def test_per_task_takes_a_method_of_one_graph() -> None:
     def two_steps(learner: Any, x: Tensor, y: Tensor) -> Tensor:
         for _ in range(2):
@@ -238,6 +243,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("own", OWN)
 def test_what_is_profiled_is_what_runs(own: str) -> None:
     where, options = OWN[own]
@@ -246,6 +252,7 @@ def test_what_is_profiled_is_what_runs(own: str) -> None:
     assert f"captured, {expected.operations} operations" in " ".join(str(report).split())
 
 
+@pytest.mark.slow
 def test_bench_measures_methods_of_ones_own() -> None:
     maml, episodes = problem("all")
     methods = (FirstOrder(), Constant(), Differences(epsilon=0.1))
@@ -258,6 +265,7 @@ def test_bench_measures_methods_of_ones_own() -> None:
     assert 0 < cells["CentralDifferences(epsilon=0.1)"].error < twin.error  # type: ignore[operator]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies(copied: Callable[[Any], Any]) -> None:
     rule, head = Normalised(_rate()), LeastSquares()

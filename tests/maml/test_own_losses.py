@@ -49,6 +49,7 @@ def maml_of(model: nn.Module, **options: Any) -> fm.MAML:
     return fm.MAML(model.double(), lr=0.3, steps=2, loss=F.mse_loss, **options)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("how", HOW)
 def test_what_changed_in_between_is_refused(how: str, change: str) -> None:
@@ -72,6 +73,7 @@ def test_what_changed_in_between_is_refused(how: str, change: str) -> None:
         torch.testing.assert_close(x, p.grad, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("how", HOW)
 def test_outputs_that_drop_what_is_none(how: str) -> None:
     """As transformers' do: a cotangent is never given to another output."""

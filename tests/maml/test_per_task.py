@@ -29,6 +29,7 @@ def adapting(steps: int, **how: Any) -> Any:
     return task
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
 @pytest.mark.parametrize("path", PATHS)
 def test_numbers_are_those_of_the_loop(path: str, first_order: bool) -> None:
@@ -58,6 +59,7 @@ def test_first_order_for_a_single_step() -> None:
     check(gradients(model), expected)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("rule", [fm.rules.MetaSGD(0.1), fm.rules.Adam(0.05), fm.rules.LSLR(0.1)])
 def test_the_same_as_episodes_for_what_both_can(rule: fm.rules.Rule) -> None:
     """Also with BatchNorm, and given as Episodes."""

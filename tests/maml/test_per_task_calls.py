@@ -307,6 +307,7 @@ def test_modes_of_both_kinds_are_refused() -> None:
 # -------------------------------------------------------------------------------- what is kept
 
 
+@pytest.mark.slow
 def test_plans_do_not_add_up() -> None:
     run = fm.MAML(network(), lr=0.3, executor="eager").per_task(right)
     x, y, _, _ = data(30)

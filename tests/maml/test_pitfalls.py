@@ -78,6 +78,7 @@ def test_recurrent_layers_where_tf32_is_set_for_convolutions_alone() -> None:
     assert torch.backends.cudnn.enabled == enabled
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
 def test_dropout_inside_recurrent_layers_is_drawn_again(cell: type[nn.RNNBase]) -> None:
     class Net(nn.Module):
@@ -96,6 +97,7 @@ def test_dropout_inside_recurrent_layers_is_drawn_again(cell: type[nn.RNNBase]) 
     assert relative(meta_gradient(make(net, gradient=Unrolled()), data, seed=6), exact) > 1e-3
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     "function",
     [

@@ -15,6 +15,7 @@ import fastmaml as fm
 from fastmaml.gradients import FirstOrder
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_embeddings_that_renormalise_are_refused(layer: Any, frozen: bool) -> None:

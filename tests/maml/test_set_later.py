@@ -65,6 +65,7 @@ def test_a_last_layer_that_is_frozen_is_not_passed_over() -> None:
         fm.MAML(model, lr=0.3, loss=F.cross_entropy, head=fm.heads.Prototype())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("rule", [fm.rules.LSLR(0.3), fm.rules.MetaSGD(0.3)], ids=["LSLR", "SGD"])
 def test_learned_rates_of_layers_that_are_new(rule: Any) -> None:
     model = net()

@@ -37,6 +37,7 @@ def by_hand(batch: fm.Episodes, steps: int, second_order: bool) -> Tensor:
     return torch.cat([g.flatten() for g in found.values()])
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_a_plain_loop() -> None:
     found = fm.bench(learner(), episodes(), steps=(1, 4), **QUICK)
     assert found.precision == "float64"
@@ -76,6 +77,7 @@ def first_peak(maml: fm.MAML, batch: fm.Episodes) -> int:
     return memory.peak_bytes
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 def test_memory_is_what_is_counted_by_hand(executor: Any) -> None:
     threads = torch.get_num_threads()
@@ -179,6 +181,7 @@ def test_what_is_refused_says_why() -> None:
     assert "cuda" in str(found)
 
 
+@pytest.mark.slow
 def test_learned_rates_that_are_others_are_mentioned() -> None:
     maml = learner(rule=LSLR(LR), lr=None, steps=2)
     with torch.no_grad():
@@ -211,6 +214,7 @@ def test_an_error_of_the_model_comes_first() -> None:
         fm.bench(learner(loss=Stopping(ZeroDivisionError("mine"), 0)), episodes())
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_rows() -> None:
     count = Stopping(KeyboardInterrupt(), 10**9)
     fm.bench(learner(loss=count), episodes(), methods=(Unrolled(),), steps=(1,), **QUICK)
@@ -226,6 +230,7 @@ def test_ctrl_c_keeps_the_rows() -> None:
     assert found.as_dict()["interrupted"] is True
 
 
+@pytest.mark.slow
 def test_turns_are_those_of_rounds() -> None:
     """The one that each configuration takes at its beginning is only kept until then."""
     done: list[Sweep] = []
@@ -243,6 +248,7 @@ def test_turns_are_those_of_rounds() -> None:
     assert all(c.in_rounds for c in found.cells)
 
 
+@pytest.mark.slow
 def test_the_user_s_state_is_untouched() -> None:
     layers = (nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
     maml = fm.MAML(nn.Sequential(*layers).double(), lr=LR, loss=F.mse_loss, batch_norm="module")
@@ -271,6 +277,7 @@ def test_dropout_is_compared_with_the_same_masks() -> None:
     assert found.cells[0].error < 1e-5
 
 
+@pytest.mark.slow
 def test_tasks_are_sliced_repeated_or_drawn() -> None:
     options: dict[str, Any] = {"methods": (FirstOrder(),), "steps": (1,), **QUICK}
     found = fm.bench(learner(), episodes(3), tasks=(2, 5), **options)
@@ -290,6 +297,7 @@ def test_tasks_are_sliced_repeated_or_drawn() -> None:
     assert drawn.cells[0].error == pytest.approx(float((first - exact).norm() / exact.norm()))
 
 
+@pytest.mark.slow
 def test_a_loss_that_cannot_be_double_is_compared_in_its_own_precision() -> None:
     weight = torch.ones(2)
 
@@ -307,6 +315,7 @@ def test_a_loss_that_cannot_be_double_is_compared_in_its_own_precision() -> None
     assert len(found.notes) == 1, "what takes no float64 is not asked again"
 
 
+@pytest.mark.slow
 def test_one_failure_in_float64_is_one_cell_s(monkeypatch: pytest.MonkeyPatch) -> None:
     real = exact.gradient
 

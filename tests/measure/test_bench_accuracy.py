@@ -16,6 +16,7 @@ import fastmaml as fm
 from fastmaml.gradients import Unrolled
 
 
+@pytest.mark.slow
 def test_accuracy_after_meta_training() -> None:
     train, test = (fm.episodes.digits(x, ways=5, shots=1, tasks=2) for x in ("train", "test"))
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def late(what: str) -> tuple[fm.MAML, dict[str, Any]]:
     return maml, {"episodes": train, "test": test, "optimizer": optimizer}
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -47,6 +47,7 @@ print(json.dumps([[c.refusal, c.peak_bytes, c.explanation] for c in found.cells]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits need Linux")
 @pytest.mark.parametrize(("backend", "executor"), [("reference", "eager"), ("cpp", "captured")])
 def test_memory_that_runs_out_on_the_cpu_is_no_refusal(backend: str, executor: str) -> None:

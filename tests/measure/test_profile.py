@@ -73,6 +73,7 @@ def test_threads_share_the_time() -> None:
     assert sum(spans.seconds().values()) == spans.wall == 8
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_phases_add_up(executor: str, chunk: int | None) -> None:
@@ -88,6 +89,7 @@ def test_phases_add_up(executor: str, chunk: int | None) -> None:
     assert list(seconds) == [name for name in PHASES if name != "meta-step"]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_little_is_left_for_the_rest(executor: str) -> None:
     """What no phase was marked for, on one thread: the rest is a row, and cannot hide the others.
@@ -115,6 +117,7 @@ def quantiles(median: float) -> Quantiles:
     return Quantiles(median, median, median)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("plain", "note"), [(1.0, ""), (0.96, ""), (0.9, "11% more"), (1.25, "20% less")]
 )
@@ -133,6 +136,7 @@ def test_phases_that_miss_the_plain_step_are_noted(plain: float, note: str) -> N
     assert (note in found) if note else not found
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_everything_is_left_as_it_was(executor: str) -> None:
     options = {"executor": executor, "batch_norm": "module", "steps": 1, "lr": 0.1}
@@ -284,6 +288,7 @@ def test_the_report_on_the_screen_and_on_the_disk(tmp_path: Path) -> None:
     assert any("only the CUDA allocator" in note for note in report.notes)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("width", [20, 40, 69, 80, 200])
 def test_no_cell_is_cut_short_on_a_narrow_screen(width: int) -> None:
     pytest.importorskip("rich")

@@ -60,6 +60,7 @@ def test_flops_are_those_counted_by_hand(executor: str, backend: str) -> None:
     assert flops["meta-backward"] == query + 2 * support  # the query's gradient, and H·v
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("method", [FirstOrder(), Checkpointed(), MixedMode()])
 def test_flops_of_an_mlp_by_gradient_method(method: Any, executor: str) -> None:

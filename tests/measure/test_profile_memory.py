@@ -40,7 +40,7 @@ def cells(report: fm.Report, field: str) -> dict[str, Any]:
     return {phase.name: getattr(phase, field) for phase in report.phases}
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), Reptile()])
 @pytest.mark.parametrize("chunk", [None, 2, 4])
@@ -111,6 +111,7 @@ def test_resident_memory_is_measured_or_says_why() -> None:
         assert Path("/proc/self/clear_refs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_memory_is_within_a_tenth_of_the_resident_memory(executor: str) -> None:
     """Of a fresh process whose allocator gives freed memory back at once."""

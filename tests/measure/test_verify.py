@@ -88,6 +88,7 @@ def with_higher_for_maml(model: nn.Module, data: fm.Episodes) -> Tensor:
     return with_higher(model, data, copy_initial_weights=False)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("loop", [mean_loss, backward_inside, with_clones, with_higher_for_maml])
 def test_a_right_loop_agrees(loop: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     found = verify(make(), episodes(), reference=loop, tolerance=1e-12)
@@ -121,6 +122,7 @@ def detached_bias(model: nn.Module, data: fm.Episodes) -> Tensor:
     return torch.stack(found).mean()
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(
     ("loop", "note"),
     [
@@ -166,6 +168,7 @@ def test_normalisation_in_eval_mode_is_named() -> None:
     assert verify(make(model, batch_norm="module"), episodes(), reference=mean_loss).agrees
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_the_plain_loop_agrees_on_every_problem(problem: Problem) -> None:
     maml = problem.maml(RULES["sgd"]())
@@ -175,7 +178,7 @@ def test_the_plain_loop_agrees_on_every_problem(problem: Problem) -> None:
     assert verify(maml, problem.episodes, tolerance=1e-9).agrees
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_plain_loop_takes_every_rule_and_compares_its_rates(rule: str) -> None:
     maml = make(lr=None, rule=RULES[rule]())
@@ -255,7 +258,7 @@ def test_nothing_of_the_users_changes() -> None:
         assert torch.equal(x, before[name])
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("loop", "message"),
     [
@@ -316,6 +319,7 @@ def test_not_a_number_is_no_agreement() -> None:
     assert "DIFFERENT" in str(found)
 
 
+@pytest.mark.slow
 def test_a_long_table_shows_the_worst_and_keeps_its_columns() -> None:
     torch.manual_seed(0)
     deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(9)), nn.Linear(3, 4))

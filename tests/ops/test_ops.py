@@ -53,7 +53,7 @@ def test_forward_over_reverse(row: Row, backend: str) -> None:
     assert_equal(found, forward_over_reverse(row.reference, tensors))
 
 
-@pytest.mark.sampled(at_most=5)
+@pytest.mark.sampled(at_most=3)
 @every_op
 @on_backends
 @on_small_rows

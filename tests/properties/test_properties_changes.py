@@ -45,6 +45,7 @@ def test_every_change_of_what_a_model_reads_is_seen(name: str) -> None:
         changes.check(Case((name,), events=events))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", list(LOSSES)[::EVERY])
 def test_every_change_of_what_a_loss_reads_is_seen(name: str) -> None:
     call = Call(VERBS[list(LOSSES).index(name) % 3])

@@ -17,6 +17,7 @@ fixed = settings(
 )  # fmt: skip
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("mode", ["plain", "grad", "twice", "vmap"])
 def test_a_replay_gives_what_the_function_gives(mode: str) -> None:
     @fixed

@@ -62,6 +62,7 @@ def test_growth_measures_every_method_along_every_size(growth: Path) -> None:
     assert memory["Checkpointed"] < memory["Unrolled"]
 
 
+@pytest.mark.slow
 def test_a_plot_says_which_results_it_shows(growth: Path) -> None:
     from benchmarks.figures import plots as figures
 

@@ -98,6 +98,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
     assert len(list((tmp_path / "out").iterdir())) == 3, "eight files come back, at most"
 
 
+@pytest.mark.slow
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(gpu, "GRACE", 3.0)
@@ -224,6 +225,7 @@ def test_a_process_that_a_driver_holds_is_not_asked_again(
         worker.process.wait()
 
 
+@pytest.mark.slow
 def test_what_the_end_of_the_box_cuts_off_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_autocast_is_as_near_as_a_plain_loop(dtype: torch.dtype) -> None:
     assert 0 < relative(gradients(maml).double(), exact) <= 2 * plain
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_scaler_changes_no_step_that_is_finite(dtype: torch.dtype) -> None:
     scaled, plain = single(check_finite=False), single()

@@ -78,6 +78,7 @@ def one_layer(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("compile_it", [compiled, in_place, one_layer])
 def test_a_compiled_model_runs_as_it_was_written(

@@ -14,7 +14,13 @@ def read_by(step: Any) -> list[int]:
     """The values that a step of a tape reads."""
     if not isinstance(step, Operation):
         return [step[1].source]
-    return [ref.value for ref in found_in((step.arguments, step.keywords), Ref)]
+    found: list[int] = []
+    for x in (*step.arguments, *step.keywords.values()):
+        if type(x) is Ref:  # as nearly all are: this is asked of every step again and again
+            found.append(x.value)
+        elif isinstance(x, list | tuple):
+            found += [ref.value for ref in found_in(x, Ref)]
+    return found
 
 
 def made_by(step: Any) -> list[int]:

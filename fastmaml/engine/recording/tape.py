@@ -71,7 +71,7 @@ class Operation(NamedTuple):
 
     def made(self) -> list[int]:
         """The values that it makes."""
-        return found_in(self.results, int)
+        return [self.results] if type(self.results) is int else found_in(self.results, int)
 
 
 @dataclass

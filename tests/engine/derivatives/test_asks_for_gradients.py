@@ -159,6 +159,7 @@ def test_activations(between: Callable[[Tensor], Any], method: Any) -> None:
         torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(at_most=9)
 @pytest.mark.parametrize("between", ALONE + TOGETHER)
 def test_forward_over_reverse(between: Callable[[Tensor], Any]) -> None:
     """Hooks make a gradient that is no scalar's, whose derivatives are not symmetric."""

@@ -168,7 +168,7 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@pytest.mark.sampled(at_most=5)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("function", ALL)
 def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
@@ -249,6 +249,7 @@ def penalty_of_returned(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor
     return loss(y, target) + slope.square().mean()
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("kind", ["kept", "returned"])
 def test_in_the_loss(kind: str, method: Any) -> None:
@@ -260,7 +261,7 @@ def test_in_the_loss(kind: str, method: Any) -> None:
     torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("function", [func_hessian, autograd_grad, backward, functional_jacobian])
 def test_per_task(function: Callable[[Field, Tensor], Tensor], executor: Any) -> None:

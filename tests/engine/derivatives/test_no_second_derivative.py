@@ -179,6 +179,7 @@ def test_distances_of_pairs_have_second_derivatives(p: float) -> None:
     matches(Around(lambda table, _: F.pdist(table, p)), Around(exact))
 
 
+@pytest.mark.slow
 def test_distances_of_a_point_to_itself_are_smooth_enough() -> None:
     def exact(table: Tensor, _: Tensor) -> Tensor:
         rows = [
@@ -193,6 +194,7 @@ def test_distances_of_a_point_to_itself_are_smooth_enough() -> None:
     matches(Around(lambda table, _: torch.cdist(table, table)), Around(exact))
 
 
+@pytest.mark.slow
 def test_many_points_go_through_the_product_of_matrices_in_forward_mode() -> None:
     def many(table: Tensor, y: Tensor) -> Tensor:
         return torch.cdist(torch.cat([table, 2 * table, 3 * table, 4 * table]), y)
@@ -320,6 +322,7 @@ class Cube(torch.autograd.Function):
 ONCE = r"Cube, whose backward\(\) is marked @once_differentiable"
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_a_function_that_may_be_differentiated_once(executor: str | None) -> None:
     """PyTorch's autograd.grad says nothing of the term that it leaves out."""

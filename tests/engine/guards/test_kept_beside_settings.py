@@ -26,6 +26,7 @@ class Keeping(nn.Linear):
         return y * self.kept[0]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("kept", [{0: 1.0, 1: None}, [1.0, None]], ids=["dict", "list"])
 def test_a_setting_beside_an_activation(kept: Any) -> None:
     maml = fm.MAML(Keeping(kept).double(), lr=0.3, loss=F.mse_loss, spot_checks=False)

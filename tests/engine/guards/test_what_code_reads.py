@@ -100,7 +100,7 @@ LOSSES: dict[str, tuple[Any, Callable[[pytest.MonkeyPatch], None]]] = {
 }
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_of_a_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, change = LOSSES[name]
@@ -148,6 +148,7 @@ MODELS: dict[str, Callable[[Scaled, pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", MODELS)
 def test_of_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     both = pair(Scaled)

@@ -133,7 +133,7 @@ def test_estimate(name: str, gradient: GradientMethod, steps: int, executor: str
     check(make(model, steps=steps, gradient=gradient, **EXECUTORS[executor]), episodes)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [1, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -149,7 +149,7 @@ def test_a_head_alone(frozen: bool, gradient: GradientMethod, steps: int, execut
     check(maml, episodes)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("steps", [2, 8])
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
@@ -174,7 +174,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", "captured-cpp"])
 @pytest.mark.parametrize("options", OTHERS.values(), ids=list(OTHERS))
 def test_other_settings(options: dict[str, Any], executor: str) -> None:
@@ -211,6 +211,7 @@ def test_a_model_that_cannot_be_watched() -> None:
     assert any("guessed" in line and "somebody is watching" in line for line in plan.reasons)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", METHODS, ids=lambda m: type(m).__name__)
 def test_the_plans_law_foretells_more_steps_and_tasks(gradient: GradientMethod) -> None:
     model, episodes = problem("mlp", 12)
@@ -269,6 +270,7 @@ def test_the_first_call_needs_what_is_said(
     assert (plan.bytes_first > plan.bytes_estimate) is executor.startswith("captured")
 
 
+@pytest.mark.slow
 def test_the_first_call_is_held_against_the_budget() -> None:
     require("captured-cpp")
     model, episodes = problem("mlp", 16)

@@ -110,7 +110,7 @@ def _as_by_hand(model: nn.Module, loss: Any, **options: Any) -> None:
         as_by_hand(maml, vectors(seed=seed), loss)
 
 
-@pytest.mark.sampled(at_most=5)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("catches", [False, True], ids=["", "caught"])
 @pytest.mark.parametrize("door", DOORS)
@@ -143,6 +143,7 @@ class Tripled(TorchFunctionMode):
         return result * 3 if func is torch.tanh else result
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("make", ["tensor", "as_tensor", "asarray", "LongTensor"])
 def test_a_list_of_what_is_no_input_of_the_arithmetic(make: str) -> None:
     """Integers, which differ from task to task, and a buffer that a call finds as it is now."""
@@ -188,6 +189,7 @@ def by_capsule(x: Tensor, sizes: Tensor) -> Tensor:
     return x.sum() * torch.from_dlpack(torch.utils.dlpack.to_dlpack(sizes))[0]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("reads", [split, split_by_name, unpacked, by_capsule])
 def test_sizes_in_a_tensors_memory(reads: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Which PyTorch reads there, without an operation."""

@@ -141,6 +141,7 @@ def test_steps_that_run_again_are_refused_where_they_would_differ(
         fm.MAML(made(), gradient=fm.gradients.MixedMode(), **options)(small)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.Checkpointed(), None])
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_either_way_is_the_plain_loops(executor: str | None, gradient: Any) -> None:
@@ -173,6 +174,7 @@ class Bags(nn.Module):
         return found
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("highest", [12, 1500])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_a_large_table(mode: str, highest: int) -> None:

@@ -75,7 +75,7 @@ def learned_rate() -> Rule:
     return SGD(nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("rule", [lambda: SGD(0.3), learned_rate, lambda: MetaSGD(0.3), LSLR])
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_values_are_read_live(rule: Callable[..., Rule], backend: str | None) -> None:
@@ -156,7 +156,7 @@ CHANGES: dict[str, Callable[[fm.MAML], Any]] = {
 }
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_setting_is_seen(name: str) -> None:
     both, episodes = pair(Model, loss=closed_over(2.0)), vectors()
@@ -263,6 +263,7 @@ def test_kinds_that_take_turns_are_not_recorded_again_and_again(
 # ----------------------------------------------------------------------------- chunks and threads
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
 def test_chunks_even_and_uneven(chunk: int) -> None:
     both = pair(Model, tasks_chunk=chunk)

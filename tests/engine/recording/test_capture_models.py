@@ -39,9 +39,6 @@ def odd(how: Callable[[Odd, Tensor], Any]) -> Callable[[], nn.Module]:
     return lambda: Odd(how)
 
 
-# ------------------------------------------------------------------------------------ randomness
-
-
 def test_dropout_is_fresh_and_follows_the_seed() -> None:
     both = pair(lambda: nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.4), nn.Linear(16, 2)))
     captured, episodes = both[0], vectors()
@@ -76,6 +73,7 @@ REFUSED: dict[str, tuple[Callable[[Odd, Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_replayed_runs_eagerly_or_raises(
     name: str, caplog: pytest.LogCaptureFixture
@@ -107,6 +105,7 @@ def numpys_mask(m: Odd, y: Tensor) -> Tensor:
     return torch.cat([y[torch.from_numpy(mask)], y[torch.from_numpy(~mask)].tanh()]).sin()
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("how", [fixed_mask, numpys_mask])
 def test_masks_that_depend_on_no_values_are_recorded(how: Callable[[Odd, Tensor], Tensor]) -> None:
     both = pair(odd(how))
@@ -220,7 +219,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed-2"])
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "fft"])
 def test_kinds_of_models(name: str, method: str) -> None:
@@ -337,6 +336,7 @@ def test_a_model_that_returns_its_input() -> None:
     assert not out.outputs[1].requires_grad or out.outputs[1].grad_fn is not None
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [Unrolled(), Checkpointed()])
 def test_a_loss_of_ones_own(gradient: fm.gradients.GradientMethod) -> None:
     both = pair(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 2)))

@@ -180,6 +180,7 @@ def test_results_are_the_callers_own(graphs: type[Graph]) -> None:
     assert all(map(torch.equal, kept, (first.losses, first.outputs)))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("noise", [1e-9, 9e-7, 1e-3])
 def test_what_adds_in_another_order_is_no_difference_and_what_draws_is_one(
     noise: float, graphs: type[Graph], monkeypatch: pytest.MonkeyPatch
@@ -203,6 +204,7 @@ def test_what_adds_in_another_order_is_no_difference_and_what_draws_is_one(
             maml(episodes)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("tipped", [2, 99])
 def test_replays_that_tip_over_at_a_kink_are_run_again(
     tipped: int, graphs: type[Graph], monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,7 @@ def test_least_squares_begin_at_the_solution(method: fm.gradients.GradientMethod
     assert fm.verify(maml, episodes, by_hand).agrees
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [Signs(0.2), Normal()], ids=str)
 def test_what_a_head_draws_is_drawn_again(head: Head) -> None:
     """By methods that run steps again, in chunks and one by one; eagerly and from a recording."""

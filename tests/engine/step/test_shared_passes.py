@@ -215,6 +215,7 @@ def _loss(output: Any, labels: Tensor) -> Tensor:
     return F.cross_entropy(output.logits, labels)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", ["eager-reference", "captured-cpp"])
 @pytest.mark.parametrize("scope", ["head", "*layer.1.*"])
 def test_bert(monkeypatch: pytest.MonkeyPatch, path: str, scope: str) -> None:
@@ -237,6 +238,7 @@ def test_lower_layers_of_bert_run_once() -> None:
     assert norms.calls == chunks * (2 * 3 + 2 * (STEPS + 1))
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_are_run_again_and_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     model = bert()
     name = "activation_checkpointing_enable"  # transformers' name of it since 5.20 or so

@@ -66,7 +66,7 @@ WAYS = [laid_out_flat, a_diagonal, as_its_strides_say, windows]
 WAYS += [so_many_bins, where_positive, different_ones, positive_ones]
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -106,6 +106,7 @@ class Taught(nn.Linear):
         return y + taught
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("detaches", [False, True])
 def test_a_teacher_outside_of_the_model_that_reads_values(detaches: bool) -> None:
     torch.manual_seed(0)

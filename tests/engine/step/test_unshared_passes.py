@@ -106,7 +106,7 @@ BETWEEN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [Unrolled(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("name", BETWEEN)
 def test_whatever_the_model_does(
