@@ -163,6 +163,7 @@ def test_ctrl_c_prints_and_writes(
     assert 1 <= len(saved["cells"]) < 4
 
 
+@pytest.mark.slow
 def test_accuracy_of_a_module_of_one_s_own(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +177,7 @@ def test_accuracy_of_a_module_of_one_s_own(
     assert [x["evaluation"]["episodes"] for x in saved["learned"]] == [4, 4]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2), (signal.SIGKILL, -9)]
 )

@@ -101,6 +101,7 @@ def test_eval_repeats_the_final_test(folder: Path, capsys: pytest.CaptureFixture
     assert re.search(r"│ 3 +│", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_resume_takes_the_configuration_over(folder: Path, tmp_path: Path) -> None:
     longer, whole = tmp_path / "longer", tmp_path / "whole"
     path = folder / "last.safetensors"

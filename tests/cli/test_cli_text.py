@@ -108,7 +108,7 @@ def test_a_run_and_eval_agree(
         assert any(name in line and accuracy in line for line in printed.splitlines())
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["glue", "intents"])
 def test_resumed_is_as_uninterrupted(runs: Path, tmp_path: Path, command: str) -> None:
     extra = ["--test-data", str(runs / "other.jsonl.gz")] if command == "intents" else []
@@ -122,6 +122,7 @@ def test_resumed_is_as_uninterrupted(runs: Path, tmp_path: Path, command: str) -
     assert any(not torch.equal(a[k], x) for k, x in weights(runs / f"run-{command}").items())
 
 
+@pytest.mark.slow
 def test_eval_with_other_settings(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_flags_and_a_file_of_flags(tmp_path: Path) -> None:
     assert (out / "trace.json").exists()
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("factory", ["make", "with_optimizer"])
 def test_a_factory(mine: str, factory: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", f"{mine}:{factory}", "--repeats", "1"]) == 0

@@ -52,6 +52,7 @@ def test_a_learned_rate_is_shared() -> None:
     assert relative(gradient(maml, fast(episodes()).loss), slow) < 1e-12
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_does_as_the_modules_mode_says(training: bool) -> None:
     torch.manual_seed(0)

@@ -185,6 +185,7 @@ def test_results_by_name(folder: Path, model: Any) -> None:
     assert found.as_dict()["by_name"]["stsb"]["loss"] == found.by_name["stsb"].means[-1]
 
 
+@pytest.mark.slow
 def test_a_mixture_meta_trains(folder: Path, model: Any) -> None:
     """Tasks with 2 and 3 classes and a regression in one meta-step, each with its own loss."""
     episodes = read("mnli,rte,stsb", folder, sampling="equal", tasks=3).sample()

@@ -117,6 +117,7 @@ def test_classes_are_even_and_the_larger_share_is_random() -> None:
     assert min(larger[c] for c in range(3)) > sum(larger.values()) / 5
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("balance", ["support", "none"])
 def test_natural_shares(balance: Any) -> None:
     """Of three texts of "two" two are of class 1."""
@@ -130,7 +131,7 @@ def test_natural_shares(balance: Any) -> None:
         assert len(both.unique()) == 13
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["both", "support", "none"])
 def test_every_example_is_equally_likely_within_its_class(balance: Any) -> None:
     counts = torch.zeros(2, SIZES["two"])
@@ -147,7 +148,7 @@ def test_every_example_is_equally_likely_within_its_class(balance: Any) -> None:
             assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "weights"),
     [

@@ -170,7 +170,7 @@ MISSING = {
 }
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated")
 @pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("name", MISSING)
@@ -240,7 +240,7 @@ class Body(nn.Module):
         return self.head(self.activation(x @ self.matrix)).tanh()
 
 
-@pytest.mark.sampled(at_most=4)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("scope", ["all", "head"])
 def test_activations_whose_input_does_not_adapt(name: str, scope: str) -> None:

@@ -53,7 +53,7 @@ def learned(model: nn.Module, method: str, path: str = "native") -> fm.MAML:
     )  # fmt: skip
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["captured", "native"])
 @pytest.mark.parametrize("method", ["segments", "mixed-mode"])
 def test_dropout_of_the_adapters_and_of_the_model(method: str, path: str) -> None:
@@ -90,6 +90,7 @@ def roberta(**more: Any) -> nn.Module:
     return transformers.RobertaForSequenceClassification(config).double().eval()
 
 
+@pytest.mark.slow
 def test_a_classifier_of_two_layers_adapts_with_the_adapters(tmp_path: Path) -> None:
     """RoBERTa's; nothing is learned that does not adapt."""
     config = transformers.RobertaConfig(**lm.SIZES, pad_token_id=0)
@@ -120,7 +121,7 @@ def test_adapters_in_a_model_that_is_learned_as_a_whole() -> None:
         assert any(".lora_" in n for n in adapted(model))
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [None, Lora(rank=2)], ids=["all", "lora"])
 @pytest.mark.parametrize("kept", ["alone", "with a tokenizer"])
 def test_a_decoder_through_the_loader(tmp_path: Path, adapters: Any, kept: str) -> None:

@@ -121,6 +121,7 @@ def test_tied_embeddings(method: str, path: str) -> None:
     check(meta_gradient(maml, batch), expected)
 
 
+@pytest.mark.slow
 def test_an_embedding_adapts_in_the_rows_that_are_looked_up() -> None:
     model, batch = lm.bert(), lm.episodes()
     maml = fm.MAML(model, lr=0.1, loss=fm.losses.classification)
@@ -318,6 +319,7 @@ def test_bfloat16_autocast_keeps_float32_masters() -> None:
     assert 0 < float(error / norm) < 0.1
 
 
+@pytest.mark.slow
 def test_without_transformers_the_error_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['transformers'] = None; sys.modules['peft'] = None\n"

@@ -79,6 +79,7 @@ def test_bad_episodes() -> None:
         fm.MAML(model(), 0.1)(labelled())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(("label", "task"), [(2, 1), (-1, 2)])
 def test_labels_out_of_range(label: int, task: int) -> None:
     maml, labels = make(), torch.tensor([0, 1, 0, 1]).repeat(3, 1)

@@ -55,6 +55,7 @@ def test_the_five_lines_equal_a_hand_written_loop(maml: fm.MAML) -> None:
     assert out.accuracies.shape == (5,)
 
 
+@pytest.mark.sampled(at_most=1)
 def test_gradients_accumulate_and_scale(maml: fm.MAML) -> None:
     once = meta_gradient(maml, episodes())
     maml.zero_grad()
@@ -173,6 +174,7 @@ def test_grad_scaler_clipping_and_any_optimizer() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [Unrolled(), MixedMode()])
 def test_autocast_is_as_near_as_plain_pytorch(gradient: fm.gradients.GradientMethod) -> None:
     """bf16 autocast: at most twice the error of the hand-written loop under the same autocast."""

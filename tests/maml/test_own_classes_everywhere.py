@@ -243,7 +243,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("own", OWN)
 def test_what_is_profiled_is_what_runs(own: str) -> None:
     where, options = OWN[own]

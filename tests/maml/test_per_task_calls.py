@@ -168,7 +168,7 @@ SPLITS: dict[str, Any] = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("path", ["eager", "one by one", "native"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_ways_to_split_a_task(split: str, path: str) -> None:
@@ -269,6 +269,7 @@ def normed(training: bool) -> nn.Module:
     return model.train(training)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("path", ["one by one", "native"])
 @pytest.mark.parametrize("training", [True, False])
 def test_fast_learners_normalise_as_the_loop_does(

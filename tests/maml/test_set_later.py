@@ -46,6 +46,7 @@ def test_a_function_in_place_of_a_loss_module() -> None:
     assert outcome(maml, vectors()).same_bits(expected)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("head", [fm.heads.Zero(), fm.heads.Prototype()])
 def test_a_last_layer_that_is_another_one(head: Any) -> None:
     model = net(3)

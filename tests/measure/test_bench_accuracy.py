@@ -95,6 +95,7 @@ def test_what_fails_late_is_a_cell(what: str, message: str) -> None:
     assert message in str(found)
 
 
+@pytest.mark.slow
 def test_an_interval_of_one_episode_is_written(tmp_path: Path) -> None:
     """It has no spread, which JSON has no number for."""
     maml, options = late("nothing")

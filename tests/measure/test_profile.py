@@ -73,7 +73,7 @@ def test_threads_share_the_time() -> None:
     assert sum(spans.seconds().values()) == spans.wall == 8
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_phases_add_up(executor: str, chunk: int | None) -> None:
@@ -89,7 +89,7 @@ def test_phases_add_up(executor: str, chunk: int | None) -> None:
     assert list(seconds) == [name for name in PHASES if name != "meta-step"]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_little_is_left_for_the_rest(executor: str) -> None:
     """What no phase was marked for, on one thread: the rest is a row, and cannot hide the others.
@@ -172,6 +172,7 @@ def test_everything_is_left_as_it_was(executor: str) -> None:
     assert set(vars(maml)) == attributes
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_later_step_is_the_same(executor: str) -> None:
     plain, profiled = make(executor=executor), make(executor=executor)
@@ -194,6 +195,7 @@ class Sources:
             yield fm.Episodes(episodes().support.map(lambda x: x + 0), episodes().query)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_sampling_and_the_optimizer_are_phases(executor: str) -> None:
     maml, source = make(executor=executor), Sources(1000)
@@ -302,6 +304,7 @@ def test_no_cell_is_cut_short_on_a_narrow_screen(width: int) -> None:
     assert all(row in words for row in rows if "─" not in row[0])
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("error", "message"),
     [

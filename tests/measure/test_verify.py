@@ -122,7 +122,7 @@ def detached_bias(model: nn.Module, data: fm.Episodes) -> Tensor:
     return torch.stack(found).mean()
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("loop", "note"),
     [

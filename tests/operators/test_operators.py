@@ -78,7 +78,7 @@ def test_right_by_every_method(name: str) -> None:
     assert name in NOT_RECORDED or "eager" not in summary, summary["eager"]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linalg.det", "index_put", "cdist"])
 def test_right_by_every_method_and_executor(name: str) -> None:
     assert found(name, PLAIN, *EXECUTORS) == "right"
@@ -92,6 +92,7 @@ def test_refused_by_mixed_mode_alone(name: str) -> None:
     assert found(name, PLAIN) == "mixed mode"
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", NOT_TWICE)
 def test_refused_by_exact_methods_and_right_in_first_order(name: str) -> None:
     assert found(name, PLAIN, "eager") == "second order"

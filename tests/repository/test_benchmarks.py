@@ -73,6 +73,7 @@ def test_a_plot_says_which_results_it_shows(growth: Path) -> None:
     assert figures.drawn_from(png) != figures.digest(other)
 
 
+@pytest.mark.slow
 def test_the_tables_hold_the_measured_figures(growth: Path) -> None:
     from benchmarks.tables import choosing
 

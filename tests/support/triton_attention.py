@@ -165,7 +165,7 @@ def heads_inside(x: Tensor) -> bool:
     return x.transpose(2, 3).is_contiguous()
 
 
-@pytest.mark.sampled(at_most=10)
+@pytest.mark.sampled(at_most=5)
 def test_forward(given: Asked) -> None:
     o, lse = kernels.task_attention(given.q, given.k, given.v, given.mask, given.key, *given.rest)
     close(o, given.definition(given.q.double(), given.k.double(), given.v.double()))
@@ -178,7 +178,7 @@ def test_forward(given: Asked) -> None:
     close(lse, torch.logsumexp(scores, -1))
 
 
-@pytest.mark.sampled(at_most=4)
+@pytest.mark.sampled(at_most=3)
 def test_derivatives(given: Asked) -> None:
     q, k, v, mask, key = given.q, given.k, given.v, given.mask, given.key
     hq, hk, hv, g = given.like()
@@ -218,7 +218,7 @@ def test_tiles(tile: tuple[int, int]) -> None:
         close(found, expected.double())
 
 
-@pytest.mark.sampled(at_most=6)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("need", range(16))
 def test_what_is_not_needed_is_left_out(need: int, dtype: torch.dtype) -> None:
@@ -244,7 +244,7 @@ def test_tangents_may_be_absent(absent: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(*both, strict=True))
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("dropout", [2**-31, 0.1, 0.5, 0.9, 1.0])
 def test_dropout_masks_equal_the_engines_bit_for_bit(dropout: float, dtype: torch.dtype) -> None:
@@ -261,7 +261,7 @@ EMBEDDINGS = [  # tasks, rows, tokens, size
 ]  # fmt: skip
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "shared", "transposed", "odd"])
 @pytest.mark.parametrize("sizes", EMBEDDINGS, ids=str)
@@ -303,7 +303,7 @@ def examples() -> list[tuple[Callable, tuple]]:
     ]
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("index", range(7))
 def test_each_is_one_node_of_a_trace(index: int) -> None:
     op, arguments = examples()[index]

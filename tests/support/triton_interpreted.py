@@ -63,7 +63,7 @@ def layouts(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[
 LINEAR = [(1, 1, 1, 1), (2, 3, 17, 5), (1, 17, 3, 19), (3, 1, 97, 2)]
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("size", LINEAR, ids=str)
 @pytest.mark.parametrize("layout", range(3), ids=["dense", "shared", "odd strides"])
 def test_linear(size: tuple[int, int, int, int], layout: int) -> None:
@@ -80,7 +80,7 @@ def test_linear(size: tuple[int, int, int, int], layout: int) -> None:
     close(gb, g.double().sum(1))
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("act", range(7))
 def test_epilogue(act: int, dtype: torch.dtype) -> None:
@@ -179,7 +179,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Settings]] = {
 }
 
 
-@pytest.mark.sampled(at_most=5)
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution(name: str) -> None:
     shape, (outputs, *kernel), settings = CONVOLUTIONS[name]
@@ -210,7 +210,7 @@ def test_empty_convolution(shape: tuple[int, ...]) -> None:
     close(gb, w.new_zeros(shape[0], 2).double())
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("tile", [Tile(16, 16, 16, 1, 1), Tile(32, 16, 32, 1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [3, 31], ids=["flat", "by taps"])
 def test_convolution_tiles_and_split_sums(tile: Tile, channels: int) -> None:
@@ -246,7 +246,7 @@ def examples() -> list[tuple[Callable, tuple]]:
     ]
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("index", range(7))
 def test_each_is_one_node_of_a_trace(index: int) -> None:
     op, arguments = examples()[index]

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 compiled: Callable[..., Callable[..., Tensor]] = partial(torch.compile, backend="aot_eager")
 
 
+@pytest.mark.slow
 def test_a_compiled_optimizer_step() -> None:
     mine, plain = make(), make()
     optimizers = [torch.optim.SGD(m.parameters(), 0.5, momentum=0.9) for m in (mine, plain)]
@@ -78,7 +79,7 @@ def one_layer(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("compile_it", [compiled, in_place, one_layer])
 def test_a_compiled_model_runs_as_it_was_written(

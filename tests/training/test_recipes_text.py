@@ -56,6 +56,7 @@ def test_other_data_has_rows_and_columns_of_its_own(many: Path, tmp_path: Path) 
         shown(test_label=None)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(
     ("command", "flags", "line"),
     [

@@ -165,6 +165,7 @@ def test_dropout_and_annealing_matter_in_the_run_above(whole: MetaTrainer, tmp_p
     assert not all(map(torch.equal, final_state(run), final_state(whole)))
 
 
+@pytest.mark.slow
 def test_evaluating_and_saving_do_not_change_training(whole: MetaTrainer, tmp_path: Path) -> None:
     run = trainer(tmp_path, evaluate_every=0, checkpoint_every=0, eval_steps=5, test_episodes=4)
     run.fit()
@@ -310,6 +311,7 @@ def test_without_the_plot_extra_training_says_so_and_works(
     assert (tmp_path / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for _ in range(3):

@@ -159,33 +159,42 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
             func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
+        about = _about(func)
+        if about.seeded and _draws(func, args, kwargs):
             self._refuse(f"it calls {func}, which draws random numbers")
-        in_place = func._opname.startswith("_foreach_") and func._schema.is_mutable
-        if in_place and torch.is_grad_enabled():
+        if about.list_in_place and torch.is_grad_enabled():
             # Under a dispatch mode torch forgets what they take their gradients to (seen in 2.13).
             self._refuse(f"it calls {func}, whose derivative PyTorch loses while it is recorded")
-        if not _has_derivative(func) and _learns(args, kwargs):
+        if not about.has_derivative and _learns(args, kwargs):
             self._refuse(
                 f"it calls {func}, inside of which PyTorch differentiates nothing meanwhile"
             )
-        named = exchanged((args, kwargs), Tensor, lambda x: Ref(self.number(x)))
+        arguments = tuple([self._argument(x) for x in args])
+        keywords = {name: self._argument(x) for name, x in kwargs.items()}
         result = func(*args, **kwargs)
         if reads(func, result):
             self._refuse(f"it calls {func}, which reads a value back from a tensor")
-        if func._opname in ("resize_", "set_"):
+        if about.other_memory:
             self._refuse(f"it calls {func}, which changes what memory a tensor has")
-        if torch.Tag.inplace_view in func.tags:
+        if about.other_view:
             return result  # another shape for the same memory: seen at the tensor's next use
-        if torch.Tag.dynamic_output_shape in func.tags and not self._same_shape(func, args):
+        if about.shape_of_values and not self._same_shape(func, args):
             self._refuse(f"it calls {func}, the shape of whose result depends on values")
         results = self._results(result)
-        if func._schema.is_mutable:
-            self._note_writes(func, named[0], named[1])
-        operation = Operation(func, named[0], named[1], results)
-        if func._schema.is_mutable or operation.made():
+        if about.writes:
+            self._note_writes(func, arguments, keywords)
+        operation = Operation(func, arguments, keywords, results)
+        if about.writes or operation.made():
             self.tape.steps.append(operation)
         return result
+
+    def _argument(self, x: Any) -> Any:
+        """What stands for it on the tape."""
+        if isinstance(x, Tensor):
+            return Ref(self.number(x))
+        if isinstance(x, list | tuple | dict):
+            return exchanged(x, Tensor, lambda y: Ref(self.number(y)))
+        return x
 
     def _same_shape(self, func: Any, args: Any) -> bool:
         """Whether it is ``x[indices]``, and masks among these depend on no input.
@@ -309,7 +318,32 @@ def _learns(args: Any, kwargs: Any) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
+class _About(NamedTuple):
+    """What the recorder asks of an operation, at each of its calls."""
+
+    seeded: bool
+    list_in_place: bool
+    has_derivative: bool
+    other_memory: bool
+    other_view: bool
+    shape_of_values: bool
+    writes: bool
+
+
 @functools.cache
+def _about(func: Any) -> _About:
+    writes = func._schema.is_mutable
+    return _About(
+        seeded=torch.Tag.nondeterministic_seeded in func.tags,
+        list_in_place=writes and func._opname.startswith("_foreach_"),
+        has_derivative=_has_derivative(func),
+        other_memory=func._opname in ("resize_", "set_"),
+        other_view=torch.Tag.inplace_view in func.tags,
+        shape_of_values=torch.Tag.dynamic_output_shape in func.tags,
+        writes=writes,
+    )
+
+
 def _has_derivative(func: Any) -> bool:
     """Whether PyTorch has one for the operation itself, and need not look at what it does."""
     if func.namespace in ("aten", "prims", "fastmaml"):

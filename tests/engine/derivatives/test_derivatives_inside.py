@@ -185,7 +185,7 @@ def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: A
     torch.testing.assert_close(maml(episodes()).loss.detach(), value, rtol=1e-12, atol=0)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), MixedMode()], ids=str)
 @pytest.mark.parametrize(
     "function", [func_grad, func_hessian, autograd_grad, functional_hvp, without_gradient]
@@ -261,7 +261,7 @@ def test_in_the_loss(kind: str, method: Any) -> None:
     torch.testing.assert_close(maml.evaluate(episodes()).loss, value, rtol=1e-12, atol=0)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("function", [func_hessian, autograd_grad, backward, functional_jacobian])
 def test_per_task(function: Callable[[Field, Tensor], Tensor], executor: Any) -> None:
@@ -322,7 +322,7 @@ def by_features(m: Field, x: Tensor) -> Tensor:
     return y * m.scale + torch.autograd.grad(y.square().sum(), h, create_graph=True)[0].sum()
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("function", [autograd_grad, with_norm, by_features])
 def test_parts_that_do_not_adapt(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:

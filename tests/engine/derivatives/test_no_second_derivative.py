@@ -116,7 +116,7 @@ def test_embedding_bag_is_what_pytorch_computes(
     torch.testing.assert_close(found, expected.to_dense(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_embedding_bag_has_second_derivatives(mode: str) -> None:
     found = Around(bag(FLAT, OFFSETS, mode=mode))
@@ -169,7 +169,7 @@ def test_distances_have_second_derivatives(p: float) -> None:
     matches(Around(lambda table, y: torch.cdist(table, y, p=p)), Around(exact))
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_distances_of_pairs_have_second_derivatives(p: float) -> None:
     def exact(table: Tensor, y: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def test_many_points_go_through_the_product_of_matrices_in_forward_mode() -> Non
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"p": 2, "margin": 0.3}, {"weight": torch.tensor([1.0, 2, 3])}, {"reduction": "none"}],
@@ -229,6 +229,7 @@ def test_multi_margin_loss(options: dict) -> None:
     matches(Around(lambda _, y: F.multi_margin_loss(y, LABELS, **options)), Around(exact))
 
 
+@pytest.mark.slow
 def test_multilabel_margin_loss() -> None:
     labels = torch.tensor([[0, 2, -1], [-1, 0, 1], [2, -1, 0], [1, 0, 2], [1, 1, -1]])
     x = torch.randn(5, WIDTH, dtype=torch.float64, requires_grad=True)

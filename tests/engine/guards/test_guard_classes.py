@@ -283,7 +283,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_change_counts(kind: Callable[[], Kind]) -> None:
     a_change_counts(kind, "model")

@@ -228,7 +228,7 @@ def _as_it_was() -> Iterator[None]:
     sys.modules.pop("fastmaml_test_module", None)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_change_counts(kind: Callable[[], Kind]) -> None:
     a_change_counts(kind, "model")

@@ -64,6 +64,7 @@ def test_a_step_more_costs_one_copy_of_the_adapted_parameters(
     assert growth(deep_mlp, gradient) <= 1.2
 
 
+@pytest.mark.slow
 def test_unrolled_keeps_every_steps_graph(deep_mlp: Setting):
     assert growth(deep_mlp, fm.gradients.Unrolled()) > 4
 

@@ -123,7 +123,7 @@ def _grid(executor: str) -> Iterator[Any]:
             yield pytest.param(name, gradient, k, executor, id=label)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(columns=lambda name, gradient, steps, executor: (name, gradient, executor))
 @pytest.mark.parametrize(
     ("name", "gradient", "steps", "executor"), [x for e in EXECUTORS for x in _grid(e)]
 )
@@ -183,6 +183,7 @@ def test_other_settings(options: dict[str, Any], executor: str) -> None:
     check(make(model, **options, **EXECUTORS[executor]), episodes)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("how", [EAGER, {}], ids=["eager", "not to be recorded"])
 def test_a_model_that_cannot_be_batched(how: dict[str, Any]) -> None:
     class Branching(nn.Linear):
@@ -253,7 +254,7 @@ def first_call(maml: fm.MAML, episodes: fm.Episodes) -> tuple[int, Plan]:
     return memory.peak_bytes, plan
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("name", "executor"),
     [*itertools.product(MODELS, ("captured-cpp", "eager")), ("mlp", "captured-reference")],

@@ -124,6 +124,7 @@ def draws(model: Branching, x: Tensor, y: Tensor) -> Tensor:
     return y + noise
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("made", [Counting, lambda: Branching(draws)], ids=["counts", "draws"])
 def test_steps_that_run_again_are_refused_where_they_would_differ(
     made: Callable[[], nn.Module],
@@ -174,7 +175,7 @@ class Bags(nn.Module):
         return found
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("highest", [12, 1500])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_a_large_table(mode: str, highest: int) -> None:

@@ -376,7 +376,7 @@ def test_the_gradient_is_the_callers() -> None:
     assert all(torch.equal(x, y) for x, y in zip(before, episodes.query.tensors(), strict=True))
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [Checkpointed(), MixedMode()])
 def test_a_replayed_step_more_costs_one_copy_of_the_parameters(
     gradient: fm.gradients.GradientMethod,

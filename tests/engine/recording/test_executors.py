@@ -66,6 +66,7 @@ def test_a_gpus_backend_on_a_model_on_the_cpu(backend: str, executor: str | None
         linear(backend=backend, executor=executor)(vectors())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", [None, "captured", "eager"])
 def test_the_environment_chooses(executor: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     require("cpp")

@@ -59,6 +59,7 @@ class Cached(nn.Linear):
         return super().forward(x) + positions(len(x))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("made", [Named, Counted])
 def test_one_recording_does(made: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
@@ -88,6 +89,7 @@ class Annealed(nn.Linear):
         return super().forward(x) * self.k
 
 
+@pytest.mark.slow
 def test_a_number_that_changes_with_every_call(caplog: pytest.LogCaptureFixture) -> None:
     """After a few calls it runs eagerly, without another plan at each; until it comes to rest."""
     torch.manual_seed(0)

@@ -67,7 +67,7 @@ def test_when() -> None:
     assert [n for n in range(1, 70) if due(n)] == [2, 4, 8, 16, 32, 64]
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("verb", ["train", "evaluate", "per_task"])

@@ -87,7 +87,7 @@ def _episodes(tasks: int, seed: int) -> fm.Episodes:
     return fm.Episodes(batch(4), batch(5))
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("tasks", [1, 3])

@@ -140,6 +140,7 @@ class Misshapen(Head):
         return weight.new_zeros(self.weight), weight.new_zeros(self.bias)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(
     ("head", "message"),
     [

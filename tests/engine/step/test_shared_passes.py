@@ -26,6 +26,7 @@ METHODS = [Unrolled(), Truncated(2), FirstOrder()]
 # ------------------------------------------------------------------ how often
 
 
+@pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("gradient", METHODS, ids=str)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_the_body_runs_once_on_the_support_set(gradient: GradientMethod, chunk: int) -> None:
@@ -74,6 +75,7 @@ def test_everything_adapts_so_nothing_is_watched(monkeypatch: pytest.MonkeyPatch
     learner(Body(), Unrolled(), steps=1)(vectors())
 
 
+@pytest.mark.slow
 def test_explain_says_so() -> None:
     def said(gradient: GradientMethod, **options: Any) -> str:
         lines = str(learner(Body(), gradient, **options).explain(vectors())).splitlines()
@@ -151,7 +153,7 @@ def test_equals_the_textbook() -> None:
     )
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("path", ALL_PATHS)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_functions_of_a_task_share_too(path: str, chunk: int) -> None:

@@ -70,7 +70,7 @@ WAYS: dict[str, Any] = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("how", HOW, ids=["captured", "batched", "one by one"])
 @pytest.mark.parametrize("way", WAYS)
 def test_parts_compute_with_this_tasks_parameters(way: str, how: dict[str, Any]) -> None:

@@ -143,6 +143,7 @@ class _Scaled(nn.Module):
         return y.tanh() + self.seen.cos()
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_what_an_adapted_parameter_is_written_into(
     monkeypatch: pytest.MonkeyPatch, chunk: int
