@@ -204,6 +204,7 @@ def test_a_process_that_is_ended_leaves_its_rows(
         assert "interrupted: what is missing was not measured" in out
 
 
+@pytest.mark.slow
 def test_what_is_shown_was_written_before(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(console: object, found: object) -> None:
         assert Path("runs/bench/bench.json").exists()

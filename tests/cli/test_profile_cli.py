@@ -75,6 +75,7 @@ def test_a_data_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert all(p["seconds"] > 0 for p in found["phases"] if p["name"] in ("sampling", "optimizer"))
 
 
+@pytest.mark.slow
 def test_flags_and_a_file_of_flags(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     file = tmp_path / "mine.toml"

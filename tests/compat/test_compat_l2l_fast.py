@@ -15,6 +15,7 @@ import fastmaml as fm
 import fastmaml.compat.learn2learn as l2l
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("algorithm", ["MAML", "MetaSGD"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_fast_shares_everything_and_gives_the_same_gradient(

@@ -62,7 +62,7 @@ def iteration(meta: nn.Module, opt: torch.optim.Optimizer, x: Tensor) -> list[An
     ]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_two_hundred_iterations_do_not_grow(algorithm: str) -> None:
     meta = ALGORITHMS[algorithm]()

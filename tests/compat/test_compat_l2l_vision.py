@@ -20,6 +20,7 @@ from fastmaml.compat.learn2learn.vision.models.resnet12 import BasicBlock, DropB
 models = l2l.vision.models
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(
     ("make", "parameters", "shape", "names"),
     [
@@ -239,6 +240,7 @@ def real() -> Path:
     return data_beside("omniglot28.npz")
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_omniglot(device: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     root: Any = real()

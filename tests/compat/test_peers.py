@@ -112,7 +112,7 @@ def relative_difference(a: Parameters, b: Parameters) -> float:
     return float((flat_a - flat_b).norm() / flat_b.norm())
 
 
-@pytest.mark.sampled(at_most=4)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("problem", [images, regression])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True], ids=["second-order", "first-order"])

@@ -150,7 +150,7 @@ def learned(maml: fm.MAML, batch: fm.Episodes) -> Tensor:
     return torch.cat([_real(g).flatten() for g in grads if g is not None])
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize("kind", [Waves, Spectrum])
@@ -165,6 +165,7 @@ def test_exact_methods(kind: Callable[[], nn.Module], name: str, method: Any) ->
     torch.testing.assert_close(maml.evaluate(batch).loss, value, rtol=1e-12, atol=0)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("executor", ["eager", None])
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_one_at_a_time_and_together(executor: Any, chunk: int) -> None:
@@ -205,6 +206,7 @@ def test_learned_rates_get_their_gradient() -> None:
     torch.testing.assert_close(own.grad, expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 def test_a_loss_over_complex_outputs(method: Any) -> None:
     """The meta-step runs again with what autograd says of them."""

@@ -123,6 +123,7 @@ def test_unknown_choices_are_refused_before_any_file_is_read(options, message):
         omniglot(root="nowhere.npz", **options)
 
 
+@pytest.mark.slow
 def test_a_complete_data_set_is_kept_as_one_file_and_split_at_random(tmp_path, monkeypatch):
     write_folders(tmp_path / "omniglot", *CHARACTERS.values(), drawings=2)
 

@@ -66,7 +66,7 @@ def test_dropout_of_the_adapters_and_of_the_model(method: str, path: str) -> Non
     check(meta_gradient(learned(model, method, path), batch), expected)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
 @pytest.mark.parametrize("method", ["unrolled", "checkpointed", "mixed-mode"])
 def test_a_model_of_peft_itself(method: str) -> None:

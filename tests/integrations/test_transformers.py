@@ -203,6 +203,7 @@ def test_tables_reach_their_op_in_batched_tasks(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 2 * 3  # words, positions and segments, in two passes
 
 
+@pytest.mark.slow
 def test_what_models_are_not_changed_into() -> None:
     """Settings are as they were after a meta-step, and after one that failed."""
     model, batch = lm.bert(attn_implementation="eager"), lm.episodes()

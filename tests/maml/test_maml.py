@@ -42,6 +42,7 @@ def grads(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.sampled(at_most=1)
 def test_the_five_lines_equal_a_hand_written_loop(maml: fm.MAML) -> None:
     out = maml(episodes())
     out.loss.backward()
@@ -67,6 +68,7 @@ def test_gradients_accumulate_and_scale(maml: fm.MAML) -> None:
     assert relative(grads(maml), 3 * once) < 1e-13
 
 
+@pytest.mark.sampled(at_most=1)
 def test_torch_autograd_grad_and_retain_graph(maml: fm.MAML) -> None:
     expected = meta_gradient(maml, episodes())
     maml.zero_grad()
@@ -82,6 +84,7 @@ def test_torch_autograd_grad_and_retain_graph(maml: fm.MAML) -> None:
         out.loss.backward()
 
 
+@pytest.mark.sampled(at_most=1)
 def test_a_third_derivative_is_refused_not_wrong(maml: fm.MAML) -> None:
     parameters = list(maml.parameters())
     with pytest.raises(RuntimeError, match="without create_graph=True"):
@@ -116,6 +119,7 @@ def test_losses_and_outputs_are_differentiable_too(maml: fm.MAML) -> None:
     assert relative(found, grads(maml)) < 1e-12
 
 
+@pytest.mark.sampled(at_most=1)
 def test_parameters_changed_before_backward_are_noticed(maml: fm.MAML) -> None:
     out = maml(episodes())
     with torch.no_grad():

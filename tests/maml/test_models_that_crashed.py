@@ -89,7 +89,7 @@ class Adapter(nn.Module):
         return F.linear(x, self.weight) + self.up(self.down(x).tanh())
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Rows8, Told8])
 def test_quantized_weights_beside_adapters(kind: type[Rows8]) -> None:
     torch.manual_seed(0)
@@ -298,6 +298,7 @@ def test_state_of_a_clone() -> None:
     torch.testing.assert_close(fresh(x), learner(x))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [FirstOrder(), MixedMode()])
 def test_memory_of_quantized_weights_is_counted(gradient: Any) -> None:
     weight = Told8(torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 1, dtype=torch.float64))

@@ -120,7 +120,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_verify_tells_what_a_class_says_wrongly(wrong: str) -> None:
     where, options = WRONG[wrong]
@@ -265,7 +265,7 @@ def test_bench_measures_methods_of_ones_own() -> None:
     assert 0 < cells["CentralDifferences(epsilon=0.1)"].error < twin.error  # type: ignore[operator]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies(copied: Callable[[Any], Any]) -> None:
     rule, head = Normalised(_rate()), LeastSquares()

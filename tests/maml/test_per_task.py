@@ -202,6 +202,7 @@ class _TwoNames(nn.Module):
         return self.head(self.features(x))
 
 
+@pytest.mark.slow
 def test_a_layer_with_two_names_stays_the_models_own() -> None:
     torch.manual_seed(0)
     model, given = _TwoNames().double(), data()

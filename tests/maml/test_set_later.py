@@ -25,6 +25,7 @@ def classes() -> fm.Episodes:
     return fm.Episodes(*(fm.Batch(tensor(2, 6, 3, seed=s), labels) for s in (1, 2)))
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", ["lr", "first_order"])
 def test_arguments_that_others_were_made_of(name: str) -> None:
     maml = fm.MAML(net(), lr=0.3, loss=F.mse_loss)
@@ -95,6 +96,7 @@ def test_learned_rates_that_would_spread_over_a_wider_layer() -> None:
         maml(vectors())
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_a_parameter_of_another_shape(executor: str | None, backend: str | None) -> None:

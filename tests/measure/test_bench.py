@@ -77,7 +77,7 @@ def first_peak(maml: fm.MAML, batch: fm.Episodes) -> int:
     return memory.peak_bytes
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["eager", "captured"])
 def test_memory_is_what_is_counted_by_hand(executor: Any) -> None:
     threads = torch.get_num_threads()
@@ -99,6 +99,7 @@ def test_memory_is_what_is_counted_by_hand(executor: Any) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_chunks_on_several_threads_count_together() -> None:
     if parallel_region() is None:
         pytest.skip("the native module is not built, so chunks run one after the other")

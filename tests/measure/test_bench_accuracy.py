@@ -74,7 +74,7 @@ def late(what: str) -> tuple[fm.MAML, dict[str, Any]]:
     return maml, {"episodes": train, "test": test, "optimizer": optimizer}
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -83,6 +83,7 @@ def test_memory_by_phase() -> None:
     assert watch.samples[-1].bytes == {"support forward": 1024, "rest": last.nbytes, "query": 0}
 
 
+@pytest.mark.slow
 def test_memory_on_two_threads() -> None:
     """Every thread's calls and tensors count, and none is forgotten where another lets it go."""
     require("cpp")

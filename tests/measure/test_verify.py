@@ -188,6 +188,7 @@ def test_the_plain_loop_takes_every_rule_and_compares_its_rates(rule: str) -> No
     assert len(compared) == len(maml.rates)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [FirstOrder(), Truncated(1)])
 def test_the_plain_loop_is_as_approximate_as_the_maml(gradient: Any) -> None:
     found = verify(make(gradient=gradient), episodes(), tolerance=1e-12)

@@ -98,7 +98,7 @@ def test_refused_by_exact_methods_and_right_in_first_order(name: str) -> None:
     assert found(name, PLAIN, "eager") == "second order"
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mul", "cumsum", "index_add"])
 def test_writing_in_place(name: str) -> None:
     assert found(name, IN_PLACE) == "right"

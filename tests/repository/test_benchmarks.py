@@ -136,6 +136,7 @@ def test_every_device_with_results_has_its_tables(
     assert "(../figures/train_digits_cuda.png)" in tables.learned()
 
 
+@pytest.mark.slow
 def test_documents_and_plots_follow_the_results(
     growth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

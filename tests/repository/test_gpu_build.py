@@ -30,7 +30,7 @@ def test_sources_that_are_the_same_keep_their_times(
     assert [path.stat().st_mtime for path in files] == [1000, 2000]
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("installs", [True, False])
 def test_an_environment_of_an_environment_sees_its_packages(
     installs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

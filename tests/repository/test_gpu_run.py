@@ -62,6 +62,7 @@ sys.exit(1)
 """Two of six break the process that they are in."""
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_leaves_the_results_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from benchmarks.gpu_parts.answer import Answer, Broken
 BAD = "torch.func vmap"
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("in_a_turn", [False, True])
 def test_another_process_goes_on_without_what_broke_the_first(
     in_a_turn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,7 @@ def tiny(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output, targets) * 1e-5
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_autocast_is_as_near_as_a_plain_loop(dtype: torch.dtype) -> None:
     maml, model = single(), classifier(torch.float32)

@@ -32,6 +32,7 @@ def test_several_calls_equal_one_large_meta_batch() -> None:
     assert_exact(gradients(maml), by_hand())
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("foreach", [False, True])
 def test_clipping(foreach: bool) -> None:
     maml, whole = make(), by_hand()

@@ -198,6 +198,7 @@ def test_another_configuration_is_not_resumed(
         trainer(tmp_path, **changes).resume(whole.folder / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_episodes_without_state_are_not_resumed(tmp_path: Path) -> None:
     batches = iter(episodes.sinusoid(4, 4, 4))
     trainer(tmp_path, batches).fit()
@@ -296,6 +297,7 @@ def test_tensorboard_holds_the_metrics_once_after_a_resume(tmp_path: Path) -> No
     assert [v for _, v in shown] == pytest.approx([v for _, v in written])
 
 
+@pytest.mark.slow
 def test_without_the_plot_extra_training_says_so_and_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

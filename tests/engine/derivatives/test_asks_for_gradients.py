@@ -138,7 +138,7 @@ def learner(model: nn.Module, **options: Any) -> fm.MAML:
     return fm.MAML(model, LR, steps=STEPS, loss=loss, **options)
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), FirstOrder()], ids=str)
 @pytest.mark.parametrize("between", ALONE + TOGETHER)
 def test_activations(between: Callable[[Tensor], Any], method: Any) -> None:
@@ -290,7 +290,7 @@ def squares(x: Tensor, w: Tensor) -> Tensor:
     return x + w.square().sum()
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("executor", ["eager", None])

@@ -168,7 +168,7 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@pytest.mark.sampled(at_most=3)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("function", ALL)
 def test_inside_the_model(function: Callable[[Field, Tensor], Tensor], method: Any) -> None:
@@ -249,7 +249,7 @@ def penalty_of_returned(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor
     return loss(y, target) + slope.square().mean()
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("method", [Unrolled(), Checkpointed(), MixedMode()], ids=str)
 @pytest.mark.parametrize("kind", ["kept", "returned"])
 def test_in_the_loss(kind: str, method: Any) -> None:

@@ -28,6 +28,7 @@ def vectorised(m: Field, x: Tensor) -> Tensor:
     return m.u(x) + found
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("function", [many_at_once, vectorised])
 def test_many_derivatives_at_once(function: Callable[[Field, Tensor], Tensor]) -> None:
     """Their own derivatives are lost through ops that are not PyTorch's."""

@@ -87,6 +87,7 @@ def test_places(layout: torch.layout, place: str) -> None:
     held_to_loop(graph(layout, place), episodes(), executors=[None])
 
 
+@pytest.mark.slow
 def test_a_sparse_weight_that_is_constant() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -141,6 +142,7 @@ def test_with_running_statistics_kept() -> None:
     assert torch.equal(model[0].matrix.to_dense(), MATRIX)
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("place", ["buffer", "attribute"])
 def test_eagerly_and_why(place: str, caplog: pytest.LogCaptureFixture) -> None:
     maml = fm.MAML(graph(place=place), lr=0.3, loss=F.mse_loss)

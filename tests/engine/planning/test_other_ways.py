@@ -72,7 +72,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.sampled(together=1)
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize("verb", ["train", "evaluate", "per_task"])
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("then", REFUSED, ids=lambda f: f.__name__)
@@ -142,7 +142,7 @@ def test_steps_that_run_again_are_refused_where_they_would_differ(
         fm.MAML(made(), gradient=fm.gradients.MixedMode(), **options)(small)
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.Checkpointed(), None])
 @pytest.mark.parametrize("executor", [None, "eager"])
 def test_either_way_is_the_plain_loops(executor: str | None, gradient: Any) -> None:

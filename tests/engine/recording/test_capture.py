@@ -206,6 +206,7 @@ def test_an_attribute_of_the_loss_changed_in_place_is_seen() -> None:
     agree(*both, episodes)
 
 
+@pytest.mark.slow
 def test_shapes_methods_weights_and_autocast_have_recordings_of_their_own() -> None:
     both = pair(Model)
     kinds: list[Callable[[], Outcome]] = [

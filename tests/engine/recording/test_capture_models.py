@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Callable[[Odd, Tensor], Tensor], str]] = {
 }
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_replayed_runs_eagerly_or_raises(
     name: str, caplog: pytest.LogCaptureFixture
@@ -302,6 +302,7 @@ def of_many(output: dict[str, Any], target: Tensor) -> Tensor:
     return F.mse_loss(output["y"], target) + output["view"].square().mean()
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_outputs_that_share_memory_or_hold_none(chunk: int) -> None:
     both, episodes = pair(odd(many), of_many, tasks_chunk=chunk), vectors()

@@ -52,6 +52,7 @@ def test_a_refusal_is_kept_and_told(graphs: type[Graph], caplog: pytest.LogCaptu
         required(episodes)
 
 
+@pytest.mark.slow
 def test_after_a_refusal_others_are_captured(graphs: type[Graph]) -> None:
     maml, episodes = maml_of()
     eager, _ = maml_of(executor="eager")

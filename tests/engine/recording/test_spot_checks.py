@@ -138,6 +138,7 @@ def test_a_check_without_memory_is_told(caplog: pytest.LogCaptureFixture) -> Non
     assert [r.calls for r in recorded(maml)] == [2]
 
 
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize(("steady", "refusals"), [(True, 0), (False, 2), (False, 9)])
 def test_another_recording_is_asked_again_where_runs_differ(
     steady: bool, refusals: int, monkeypatch: pytest.MonkeyPatch
@@ -194,6 +195,7 @@ class Infinite(nn.Linear):
         return torch.stack([y[..., 0], y[..., 1] * FACTORS[round(hidden() / 1000) - 1]], -1)
 
 
+@pytest.mark.sampled(at_most=2)
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (0, 2), (1, 0), (2, 0)])
 def test_what_is_no_number_differs_from_what_is_one(before: int, after: int) -> None:
     """NaN is larger than nothing, and no share of infinity is large."""
@@ -238,7 +240,7 @@ def test_a_task_without_a_number_hides_no_other(bad: float) -> None:
         maml.evaluate(episodes)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [fm.gradients.Unrolled(), fm.gradients.MixedMode()])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_kinks_of_float32_are_no_difference(backend: str, gradient: fm.gradients.Unrolled) -> None:

@@ -74,7 +74,7 @@ def by_hand(model: nn.Module, head: Any, batch: fm.Episodes, steps: int, lr: flo
     return total / batch.tasks
 
 
-@pytest.mark.sampled(at_most=2)
+@pytest.mark.sampled(at_most=1)
 @pytest.mark.parametrize("executor", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("head", HEADS)
