@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import (
-    Images,
-    Root,
-    Transform,
-    folder,
-    mode_name,
-    need,
-    require,
-)
+from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
 
 
-class CIFARFS(Images):
+class CIFARFS(Split):
     """CIFAR-FS (Bertinetto et al. 2019): 600 images of 32x32 pixels of each of 100 classes.
 
     It is read from ``root/cifarfs/cifar100/data/<class>/*.png``, of which
@@ -37,25 +29,18 @@ class CIFARFS(Images):
         ImportError: numpy or pillow is missing.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        mode: str = "train",
-        transform: Transform | None = None,
-        target_transform: Transform | None = None,
-        download: bool = False,
-    ) -> None:
-        base = folder(root) / "cifarfs" / "cifar100"
-        split = base / "splits" / "bertinetto" / f"{mode_name(mode)}.txt"
-        classes = sorted(require(split, "cifar100.zip").read_text().split())
-        self.mode = mode
+    def read(self, root: Path, split: str) -> list[int]:
+        """Read the images of a split, and return their labels."""
+        base = root / "cifarfs" / "cifar100"
+        names = base / "splits" / "bertinetto" / f"{split}.txt"
+        classes = sorted(require(names, "cifar100.zip").read_text().split())
         self.paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
             found = sorted(require(base / "data" / name, "cifar100.zip").glob("*.png"))
             self.paths += found
             labels += [label] * len(found)
-        super().__init__(labels, transform, target_transform)
+        return labels
 
     def source(self, index: int) -> Any:
         """The image at `index`, as an RGB image of Pillow."""

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import (
-    Images,
-    Root,
-    Transform,
-    folder,
-    mode_name,
-    need,
-    require,
-)
+from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
 
 
-class FC100(Images):
+class FC100(Split):
     """FC100 (Oreshkin et al. 2018): 600 images of 32x32 pixels of each of 100 classes.
 
     It is read from ``root/FC100_<split>.pickle`` with the splits train, val and test: pickles that
@@ -36,20 +29,13 @@ class FC100(Images):
         ImportError: numpy or pillow is missing.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        mode: str = "train",
-        transform: Transform | None = None,
-        target_transform: Transform | None = None,
-        download: bool = False,
-    ) -> None:
+    def read(self, root: Path, split: str) -> list[int]:
+        """Read the images of a split, and return their labels."""
         need("numpy")
-        path = folder(root) / f"FC100_{mode_name(mode)}.pickle"
+        path = root / f"FC100_{split}.pickle"
         data = pickle.loads(require(path, "fc100.zip").read_bytes(), encoding="latin1")
-        self.mode = mode
         self.images = data["data"]
-        super().__init__([int(y) for y in data["labels"]], transform, target_transform)
+        return [int(y) for y in data["labels"]]
 
     def source(self, index: int) -> Any:
         """The image at `index`, as an image of Pillow."""

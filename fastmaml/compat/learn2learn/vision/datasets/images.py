@@ -56,6 +56,38 @@ class Images(Dataset[Any], ABC):
         return len(self.labels)
 
 
+class Split(Images):
+    """One of three splits of a data set, from files that are fetched by hand.
+
+    Args:
+        root: the folder of the data.
+        mode: "train", "validation" or "test".
+        transform: of the images.
+        target_transform: of the labels.
+        download: changes nothing; the error names the address.
+
+    Raises:
+        ValueError: an unknown mode.
+        FileNotFoundError: a file or folder is missing.
+        ImportError: numpy or pillow is missing.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        mode: str = "train",
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        download: bool = False,
+    ) -> None:
+        self.mode, split = mode, mode_name(mode)
+        super().__init__(self.read(folder(root), split), transform, target_transform)
+
+    @abstractmethod
+    def read(self, root: Path, split: str) -> list[int]:
+        """Read the images of a split (train, val or test) and keep them; returns their labels."""
+
+
 def to_tensor(picture: Any) -> Tensor:
     """An image of Pillow as float32 ``[channels, height, width]`` from 0 to 1."""
     array = torch.from_numpy(need("numpy").array(picture, dtype="uint8"))

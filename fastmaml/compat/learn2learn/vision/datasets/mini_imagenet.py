@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastmaml.compat.learn2learn.vision.datasets.images import (
-    Images,
-    Root,
-    Transform,
-    folder,
-    mode_name,
-    need,
-    require,
-)
+from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
 
 
-class MiniImagenet(Images):
+class MiniImagenet(Split):
     """miniImageNet (Vinyals et al. 2016) in the splits of Ravi and Larochelle 2017.
 
     It is read from ``root/mini-imagenet-cache-<mode>.pkl``, a pickle that must be from a source you
@@ -38,25 +31,17 @@ class MiniImagenet(Images):
         ImportError: numpy is missing.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        mode: str = "train",
-        transform: Transform | None = None,
-        target_transform: Transform | None = None,
-        download: bool = False,
-    ) -> None:
-        mode_name(mode)
+    def read(self, root: Path, split: str) -> list[int]:
+        """Read the images of a split, and return their labels."""
         need("numpy")
-        name = f"mini-imagenet-cache-{mode}.pkl"
-        data = pickle.loads(require(folder(root) / name, name).read_bytes())
-        self.mode = mode
+        name = f"mini-imagenet-cache-{self.mode}.pkl"
+        data = pickle.loads(require(root / name, name).read_bytes())
         self.x = torch.from_numpy(data["image_data"]).permute(0, 3, 1, 2)
         labels = [0] * len(self.x)
         for label, same in enumerate(data["class_dict"].values()):
             for i in same:
                 labels[int(i)] = label
-        super().__init__(labels, transform, target_transform)
+        return labels
 
     def source(self, index: int) -> Tensor:
         """Float32 ``[3, 84, 84]`` from 0 to 255."""

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import (
-    Images,
-    Root,
-    Transform,
-    folder,
-    mode_name,
-    need,
-    require,
-)
+from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
 
 
-class TieredImagenet(Images):
+class TieredImagenet(Split):
     """tieredImageNet (Ren et al. 2018), whose splits differ in kind, not only in class.
 
     It is read from ``root/tiered-imagenet/<split>_images_png.pkl`` and ``<split>_labels.pkl`` with
@@ -37,24 +30,16 @@ class TieredImagenet(Images):
         ImportError: numpy or pillow is missing.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        mode: str = "train",
-        transform: Transform | None = None,
-        target_transform: Transform | None = None,
-        download: bool = False,
-    ) -> None:
+    def read(self, root: Path, split: str) -> list[int]:
+        """Read the images of a split, and return their labels."""
         need("numpy")
-        self.mode = mode
         read = {}
         for what in ("images_png", "labels"):
-            name = f"{mode_name(mode)}_{what}.pkl"
-            path = require(folder(root) / "tiered-imagenet" / name, f"tiered-imagenet-{name}")
+            name = f"{split}_{what}.pkl"
+            path = require(root / "tiered-imagenet" / name, f"tiered-imagenet-{name}")
             read[what] = pickle.loads(path.read_bytes())
         self.images = read["images_png"]
-        labels = [int(y) for y in read["labels"]["label_specific"]]
-        super().__init__(labels, transform, target_transform)
+        return [int(y) for y in read["labels"]["label_specific"]]
 
     def source(self, index: int) -> Any:
         """The image at `index`, as an RGB image of Pillow."""
