@@ -29,7 +29,7 @@ Cotangents = dict[str, Tensor | None]
 
 
 class MetaGradient(NamedTuple):
-    """A derivative for each tensor of `Meta`."""
+    """A derivative for each tensor of `Meta`: of `adapted`, of `shared`, of `rates`."""
 
     adapted: Cotangents
     shared: Cotangents
@@ -40,19 +40,22 @@ class Carry(NamedTuple):
     """What the inner loop hands from step to step, every tensor ``[tasks, *shape]``."""
 
     parameters: Tensors
+    """What adapts, by name."""
     state: State
+    """The rule's."""
 
 
 class Query(NamedTuple):
     """The query loss after some inner step."""
 
     step: int
+    """After how many inner steps."""
     value: Tensor
     """Scalar: what this step adds to the meta-objective, tasks weighted and summed."""
     losses: Tensor
-    """``[tasks]``."""
+    """``[tasks]``, unweighted."""
     outputs: Any
-    """A tree of ``[tasks, ...]``."""
+    """The model's: a tree of ``[tasks, ...]``."""
 
     def detach(self) -> Query:
         """The same numbers without their graph."""
@@ -166,7 +169,11 @@ class GradientMethod(ABC):
 
 
 def leaves_of(tree: Any) -> Any:
-    """The same tree with every floating or complex tensor a fresh leaf that requires a gradient."""
+    """The same tree with every floating or complex tensor a fresh leaf that requires a gradient.
+
+    Args:
+        tree: of dicts, lists, tuples and tensors; what else is in it stays as it is.
+    """
     return tree_map_only(Tensor, lambda x: x.detach().requires_grad_() if smooth(x) else x, tree)
 
 
@@ -187,7 +194,7 @@ def inner_product(x: Tensor, cotangent: Tensor) -> Tensor:
 
 
 def detached(tree: Any) -> Any:
-    """The same tree without graphs."""
+    """The same tree without graphs; it shares the memory of `tree`."""
     return tree_map_only(Tensor, torch.detach, tree)
 
 
@@ -218,7 +225,7 @@ def pull_back(outputs: Any, cotangents: Any, inputs: Any) -> Any:
 
 
 def add(a: Any, b: Any) -> Any:
-    """The sum of two trees of tensors, in which None stands for zero."""
+    """The sum of two trees `a` and `b` of one structure, in which None stands for zero."""
     flat, spec = tree_flatten(a)
     other = tree_leaves(b)
     total = [

@@ -65,7 +65,8 @@ def chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:
     if not isinstance(chosen, Rule) or not chosen.moves:
         raise ValueError(
             f"rule={chosen!r} does not move the parameters: use SGD, Momentum, Adam, AdamW, "
-            "MetaSGD or LSLR, or chain(...) with one of them last."
+            "MetaSGD, LSLR or a Rule of your own whose `moves` is True, or chain(...) with one of "
+            "them last."
         )
     return chosen
 

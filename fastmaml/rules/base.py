@@ -108,6 +108,9 @@ class WithRate(Rule):
     """A rule that moves with one learning rate for all parameters.
 
     An `lr` that is a scalar `nn.Parameter` is learned: it is then among ``maml.parameters()``.
+
+    Raises:
+        ValueError: `lr` is negative, not finite, or a tensor that is no scalar `nn.Parameter`.
     """
 
     lr: float | Tensor
@@ -159,7 +162,7 @@ def require_at_least_zero(rule: str, name: str, value: float) -> None:
 
 
 def zeros_like(parameters: Tensors) -> Tensors:
-    """A zero tensor for each parameter."""
+    """A zero tensor like each of `parameters`, by name."""
     return {name: torch.zeros_like(p) for name, p in parameters.items()}
 
 
@@ -168,6 +171,9 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
     A gradient that is exactly zero (a dead unit, an unused row) would otherwise give NaN: the
     chain rule multiplies the infinite slope by the zero slope of the square inside.
+
+    Args:
+        x: of any shape, at least 0.
     """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
