@@ -36,7 +36,7 @@ def test_pairs_need_few_rows() -> None:
 
 
 def test_few_rows_are_far_apart_and_show_most() -> None:
-    assert covering([(i,) for i in range(100)], at_most=4) == [0, 34, 68, 89]
+    assert covering([(i,) for i in range(100)], at_most=4) == [12, 33, 67, 88]
     assert {PRODUCT[i][0] for i in covering(PRODUCT, at_most=5)} == set("abcde")
 
 
@@ -97,7 +97,8 @@ def test_markers_choose(pytester: pytest.Pytester) -> None:
     assert [a for a, _ in rows("test_values")] == [0, 1, 2, 3]
     assert [b for _, b in rows("test_values")].count("x") == 2
     assert "test_without_parameters" in {item.name for item in kept}
-    assert rows("test_three") == [[0], [2], [5]]
-    assert [a % 2 for [a] in rows("test_kinds")] == [0, 1]
+    assert rows("test_three") == [[1], [4], [6]]
+    assert {a % 2 for [a] in rows("test_kinds")} == {0, 1}
+    assert len(rows("test_kinds")) == 2
     assert rows("test_slow") == [["cuda"]]
     assert len(rows("test_gpu")) == len(rows("test_others")) == 7

@@ -34,7 +34,7 @@ def covering(rows: Sequence[Values], together: int = 2, at_most: int | None = No
         together: how many columns at a time; where there are fewer, all of them.
         at_most: stop after so many rows, though others would show more.
     """
-    order = sorted(range(len(rows)), key=lambda i: i * GOLDEN % 1)
+    order = sorted(range(len(rows)), key=lambda i: (i + 1) * GOLDEN % 1)
     unseen = [set(_groups(row, together)) for row in rows]
     often: Counter[Hashable] = Counter()
     chosen: list[int] = []

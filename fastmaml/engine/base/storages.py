@@ -26,19 +26,24 @@ def address(x: Tensor) -> int:
     return x.data_ptr() if torch._C._has_storage(x) else 0
 
 
-def parts(x: Tensor) -> list[Tensor]:
-    """The tensors in whose memory its numbers lie: itself, or what it is made of.
-
-    None of a stand-in for zero, nor of a subclass that does not tell what it is made of.
-    """
+def made_of(x: Tensor) -> list[Tensor]:
+    """What it consists of: itself, or the tensors of a sparse one or of a subclass that tells."""
     x = functorch.unwrapped(x)
     if x.layout in _SPARSE:
         x = x.detach()
         return [getattr(x, name)() for name in _SPARSE[x.layout]]
     if is_traceable_wrapper_subclass(x):
         names = x.__tensor_flatten__()[0]
-        return [part for name in names for part in parts(getattr(x, name))]
-    return [x] if address(x) else []
+        return [part for name in names for part in made_of(getattr(x, name))]
+    return [x]
+
+
+def parts(x: Tensor) -> list[Tensor]:
+    """The tensors in whose memory its numbers lie: itself, or what it is made of.
+
+    None of a stand-in for zero, nor of a subclass that does not tell what it is made of.
+    """
+    return [part for part in made_of(x) if address(part)]
 
 
 def size(x: Tensor) -> int:

@@ -19,7 +19,8 @@ class Candidate:
     """A program whose memory is known.
 
     Attributes:
-        estimator: by which it is known.
+        asked: the estimator for ways to run that can be recorded.
+        estimator: by which it is known; without lanes where it cannot be.
         program: with its gradient method and chunk.
         kept: what autograd keeps of an inner step and of the query pass.
         law: how its peak grows.
@@ -27,6 +28,7 @@ class Candidate:
         doubt: why the law is only a guess; empty if one of its kind was watched.
     """
 
+    asked: Estimator
     estimator: Estimator
     program: Program
     kept: tuple[int, int]
@@ -48,18 +50,17 @@ class Candidate:
             doubt, found = attempted(partial(estimator.sample, program, program.chunk))
         if found is None:
             law = estimator.guess(kept, program)
-            return cls(estimator, program, kept, law, law, doubt)
-        if found.eagerly is None:  # there is no recording, or can be none
-            estimator = replace(estimator, lanes=0)
-        law = estimator.law(found, program.method, program.chunk)
-        return cls(estimator, program, kept, law, estimator.first_law(found, program), "")
+            return cls(estimator, estimator, program, kept, law, law, doubt)
+        known = estimator if found.eagerly else replace(estimator, lanes=0)
+        law = known.law(found, program.method, program.chunk)
+        return cls(estimator, known, program, kept, law, known.first_law(found, program), "")
 
     def under(self, method: GradientMethod) -> Candidate:
         """With this gradient method."""
         if method == self.program.method:
             return self
         program = replace(self.program, method=method)
-        return Candidate.of(self.estimator, program, self.kept, None)
+        return Candidate.of(self.asked, program, self.kept, None)
 
     def within(self, budget: int) -> Candidate:
         """With chunks so small that the first call is within the budget too, or of one task."""
@@ -72,7 +73,7 @@ class Candidate:
         most = max(1, min(most, self.program.chunk - 1))
         size = math.ceil(tasks / math.ceil(tasks / most))  # all chunks about alike
         program = replace(self.program, chunk=size)
-        return Candidate.of(self.estimator, program, self.kept, None).within(budget)
+        return Candidate.of(self.asked, program, self.kept, None).within(budget)
 
     @property
     def peak(self) -> int:

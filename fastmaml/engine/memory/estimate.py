@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fastmaml.engine.base.storages import size
 from fastmaml.engine.memory.law import MemoryLaw
-from fastmaml.engine.memory.measurement import Measurement, measured
+from fastmaml.engine.memory.measurement import Measurement, recorded, watched
 from fastmaml.engine.step.program import Call, Program, tensors_of
 from fastmaml.gradients import GradientMethod
 
@@ -46,11 +46,16 @@ class Estimator:
             chunk: of how many tasks chunks will be.
         """
         some, steps = min(chunk, TASKS), min(self.steps, STEPS)
-        method, recorded = program.method.holding_all(), self.lanes > 0
-        forward = replace(program.forward, fuses=recorded)
-        program = replace(program, method=method, steps=steps, forward=forward)
+        program = replace(program, method=program.method.holding_all(), steps=steps)
         small = self.call._replace(program=program).tried(some)
-        return measured(small, chunk / some, recorded)
+        as_recorded, eager = (
+            small.by(forward=replace(program.forward, fuses=fuses)) for fuses in (True, False)
+        )
+        if self.lanes and not program.depends.refusal:
+            found = recorded(as_recorded, chunk / some)
+            if found is not None:
+                return found
+        return watched(eager, chunk / some)
 
     def law(self, found: Measurement, method: GradientMethod, chunk: int) -> MemoryLaw:
         """The law of chunks of such a size, whose sample has one task if they have one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmaml.engine.base.storages import parts
+from fastmaml.engine.base.storages import made_of
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.base.zero_tensors import with_memory
 
@@ -81,11 +81,6 @@ class LiveMemory(TorchDispatchMode):
         super().__enter__()
         return self
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: the default loads all of torch.compile, for most of a second, to keep it off."""
-        return False
-
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -120,5 +115,18 @@ class LiveMemory(TorchDispatchMode):
         self.live = self.live.more(-size, size in self.marked)
 
 
+@final
+class QuickLiveMemory(LiveMemory):
+    """The same of a block that compiles nothing."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default loads all of torch.compile, for most of a second, to keep it off."""
+        return False
+
+
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [part.untyped_storage() for x in found_in(tree, Tensor) for part in parts(x)]
+    every = (part for x in found_in(tree, Tensor) for part in made_of(x))
+    # Forward mode stands zero tangents for by tensors that claim a size but have no memory.
+    own = (x for x in every if torch._C._has_storage(x) and not x._is_zerotensor())
+    return [x.untyped_storage() for x in own]

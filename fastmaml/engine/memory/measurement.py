@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from fastmaml.engine.base.storages import size
-from fastmaml.engine.memory.live import Alive, LiveMemory
+from fastmaml.engine.base.attempt import attempted
+from fastmaml.engine.base.storages import address, size
+from fastmaml.engine.memory.live import Alive, LiveMemory, QuickLiveMemory
 from fastmaml.engine.memory.liveness import alive_in
 from fastmaml.engine.recording.memory_reuse import made_by
 from fastmaml.engine.recording.optimize import cleaned
-from fastmaml.engine.recording.tape import Tape, UncapturableError, record
+from fastmaml.engine.recording.tape import Tape, record
 from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.gradients.base import Carry, Meta, Query
@@ -41,36 +43,44 @@ class Measurement(NamedTuple):
     eagerly: Measurement | None = None
 
 
-def measured(call: Call, scale: float, recorded: bool) -> Measurement:
-    """Run a small meta-step, and watch it.
+def recorded(call: Call, scale: float) -> Measurement | None:
+    """Run and record a small meta-step, and watch it; None where it cannot be recorded.
 
     Args:
         call: what runs, of few tasks and inner steps.
         scale: how many times more tasks there will be.
-        recorded: whether a recording will be replayed, if there can be one.
     """
-    try:
-        return _watched(call, scale, Tape(0) if recorded else None)
-    except UncapturableError:  # and so the meta-step will run eagerly, too
-        return _watched(call, scale, None)
+    forward = call.program.forward
+    given = tensors_of((call.meta, forward.frozen, forward.buffers, call.data.tree()))
+    inputs = [x for x in given if x.layout is torch.strided and address(x)]
+    return attempted(lambda: watched(call, scale, inputs))[1]
 
 
-def _watched(call: Call, scale: float, tape: Tape | None) -> Measurement:
+def watched(call: Call, scale: float, inputs: Sequence[Tensor] | None = None) -> Measurement:
+    """Run a small meta-step, and watch it.
+
+    Args:
+        inputs: what is read anew by a replay, which is then measured, too.
+
+    Raises:
+        UncapturableError: `inputs` are given, and there can be no recording.
+    """
     method, meta = call.program.method, call.meta
+    tape = None if inputs is None else Tape(len(inputs))
     tasks, steps = len(call.seeds), call.program.steps
     # Tasks have these in common, and so has what goes back to them.
     common = {size(x) for x in (*meta.shared.values(), *meta.rates.values())}
-    memory = LiveMemory(common, scale)
+    memory = QuickLiveMemory(common, scale)
     loop = _Marked(**vars(call.loop()), memory=memory, tape=tape or Tape(0))
     outputs: list[Tensor] = []
 
-    def run() -> list[Tensor]:
+    def run(*_: Tensor) -> list[Tensor]:
         found, queries = method.meta_gradient(loop, meta)
         outputs.extend(tensors_of((queries[-1].losses, queries[-1].outputs, loop.buffers)))
         return [*outputs, *tensors_of(found)]
 
     with memory:
-        results = run() if tape is None else record(run, (), tape)[1]
+        results = run() if inputs is None else record(run, inputs, tape)[1]
     marks = [loop.marks[step] for step in range(steps + 1)]
     left = sum(x.nbytes for x in outputs) / tasks
     del results

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmaml.engine.base.storages import parts
 from fastmaml.engine.derivatives.graphs import check_differentiable_twice
-from fastmaml.engine.memory.live import LiveMemory
+from fastmaml.engine.memory.live import QuickLiveMemory
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.gradients.base import leaves_of
 
@@ -61,7 +61,7 @@ def saved(run: Callable[[], T], ignored: set[int]) -> tuple[T, int]:
         if "saved tensor hooks" not in str(error):
             raise
         # torch.func refuses such hooks in a model that uses it: what is left counts, all of it.
-        with LiveMemory() as memory:
+        with QuickLiveMemory() as memory:
             kept = run()
         return kept, memory.live_bytes
     return kept, sum(sizes.values())

@@ -108,7 +108,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         law=candidate.law,
         backend=backend,
         reasons=(
-            _about_tasks(size, tasks, asked, refusal),
+            _about_tasks(size, tasks, asked, refusal, candidate.estimator.lanes),
             candidate.about(),
             method_why,
             *_about_sharing(call, method, bool(drew)),
@@ -171,7 +171,7 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         law=law,
         backend=backend,
         reasons=(
-            _about_tasks(size, tasks, asked, refusal),
+            _about_tasks(size, tasks, asked, refusal, asked.lanes),
             f"memory: about {mib(peak)}, guessed from what autograd keeps",
             "gradient: of the function as it is written",
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
@@ -245,9 +245,8 @@ def _unrepeatable(drew: bool, depends: Dependencies) -> str:
     return drawing(drew, f"{found}, which changes whenever it runs" if found else "")
 
 
-def _about_tasks(size: int, tasks: int, asked: Asked, refusal: str) -> str:
+def _about_tasks(size: int, tasks: int, asked: Asked, refusal: str, lanes: int) -> str:
     """How many run at a time, and why."""
-    lanes = asked.lanes
     if refusal:
         return f"tasks: one at a time, because vmap cannot batch this model: {refusal}"
     if tasks == 1:

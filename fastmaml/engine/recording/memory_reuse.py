@@ -18,7 +18,7 @@ def read_by(step: Any) -> list[int]:
     for x in (*step.arguments, *step.keywords.values()):
         if type(x) is Ref:  # as nearly all are: this is asked of every step again and again
             found.append(x.value)
-        elif isinstance(x, list | tuple):
+        elif isinstance(x, list | tuple | dict):
             found += [ref.value for ref in found_in(x, Ref)]
     return found
 

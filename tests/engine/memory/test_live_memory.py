@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jvp, vmap
 
 from fastmaml.measure.profile import LiveMemory
@@ -118,6 +121,32 @@ def test_zero_tangents_have_no_memory():
         assert memory.live_bytes == 0
         dense = zero.view(2, -1).clone()
         assert memory.live_bytes == dense.nbytes == KB
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, FakeTensorMode])
+def test_tensors_without_numbers_count_too(mode: type):
+    device = "cpu" if mode is FakeTensorMode else "meta"
+    with mode(), LiveMemory() as memory:
+        x = torch.empty(N, device=device)
+        y = x + 1
+    assert memory.live_bytes == memory.peak_bytes == x.nbytes + y.nbytes == 2 * KB
+
+
+def test_memory_from_outside_is_zero_through_an_empty_view():
+    old, empty = torch.ones(N), torch.ones(N).resize_(0)
+    with LiveMemory() as memory:
+        old[:0].as_strided((N,), (1,))
+        empty.resize_(N)
+    assert memory.peak_bytes == 0
+
+
+def test_sparse_tensors_count_what_they_are_made_of():
+    dense = torch.eye(N)
+    with LiveMemory() as memory:
+        sparse = dense.to_sparse()
+        assert memory.live_bytes == sparse.indices().nbytes + sparse.values().nbytes
+    del sparse
+    assert memory.live_bytes == 0
 
 
 def test_repeats_exactly():
