@@ -38,7 +38,8 @@ class LiveMemory(TorchDispatchMode):
         memory.peak_bytes
 
     It sees every operator that PyTorch dispatches: forward, backward, under `torch.func`, on any
-    device (all devices are added together). A storage counts once however many tensors view it,
+    device but "meta", which has no memory (all are added together; a fake tensor counts as what it
+    stands for). A storage counts once however many tensors view it,
     with its new size once it is resized. Storages alive before the block count as zero, unless
     an operator resizes them. It does not see the scratch space inside a kernel, nor what an
     allocator rounds up or keeps: the figure is a lower bound of what a process needs, and does
@@ -127,6 +128,11 @@ class QuickLiveMemory(LiveMemory):
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
     every = (part for x in found_in(tree, Tensor) for part in made_of(x))
-    # Forward mode stands zero tangents for by tensors that claim a size but have no memory.
-    own = (x for x in every if torch._C._has_storage(x) and not x._is_zerotensor())
-    return [x.untyped_storage() for x in own]
+    return [x.untyped_storage() for x in every if not _without_memory(x)]
+
+
+def _without_memory(x: Tensor) -> bool:
+    """Whether it claims a size and has no memory: a zero of forward mode, or on the meta device,
+    where PyTorch looks up what a decomposition will give.
+    """
+    return x.device.type == "meta" or x._is_zerotensor() or not torch._C._has_storage(x)
