@@ -29,6 +29,7 @@ OURS = pytest.mark.parametrize(
         pytest.param(("task_act",), id="some"),
         pytest.param((), id="all", marks=pytest.mark.slow),
     ],
+    indirect=True,
 )
 
 TORCH = Path(torch.__file__).parent
@@ -92,6 +93,14 @@ def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+@pytest.fixture
+def families(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> tuple[str, ...]:
+    """Whose sources; none stands for all, beside which a few need not run."""
+    if request.param and pytestconfig.getoption("--all"):
+        pytest.skip("another row has all of them")
+    return request.param
 
 
 @pytest.fixture(scope="module")
