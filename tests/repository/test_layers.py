@@ -34,6 +34,19 @@ def test_one_file_names_the_private_parts_of_torch_func() -> None:
     assert naming == ["engine.base.functorch"]
 
 
+def test_a_first_call_does_not_load_torch_compile() -> None:
+    """It takes as long as all of the planning and recording."""
+    code = (
+        "import sys, torch, fastmaml as fm; x = torch.randn(3, 4, 2); batch = fm.Batch(x, x); "
+        "maml = fm.MAML(torch.nn.Linear(2, 2), lr=0.1, steps=2, loss=torch.nn.functional.mse_loss);"
+        "maml(fm.Episodes(batch, batch)).loss.backward(); print('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout == "False\n"
+
+
 def test_import_needs_torch_only() -> None:
     """No extra is imported, and none of torch's own heavy parts that torch itself leaves out."""
     code = (

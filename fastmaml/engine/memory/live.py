@@ -90,7 +90,10 @@ class LiveMemory(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Runs the operator and counts what it made or resized."""
-        kwargs, args = kwargs or {}, with_memory(func, args)
+        return self._follow(func, args, kwargs or {})
+
+    def _follow(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        args = with_memory(func, args)
         # torch.tensor(...) makes its tensor unseen and shows it here first, as an argument.
         fresh = func is torch.ops.aten.lift_fresh.default
         given = [] if fresh else _storages((args, kwargs))
@@ -124,6 +127,16 @@ class QuickLiveMemory(LiveMemory):
     def _should_skip_dynamo(cls) -> bool:
         """No: the default loads all of torch.compile, for most of a second, to keep it off."""
         return False
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """As `LiveMemory`, whose own method PyTorch has wrapped for torch.compile."""
+        return self._follow(func, args, kwargs or {})
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
