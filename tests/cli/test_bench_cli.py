@@ -152,6 +152,7 @@ def test_a_module_of_one_s_own(
     assert all(c["gradient_error"] < 1e-5 for c in saved["cells"] if c["exact"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_and_writes(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,6 +217,7 @@ def test_what_is_shown_was_written_before(own: str, monkeypatch: pytest.MonkeyPa
     assert json.loads(Path("runs/bench/bench.json").read_text())["interrupted"] is False
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_bad_input(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

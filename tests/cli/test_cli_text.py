@@ -316,6 +316,7 @@ def test_the_example_runs(
     assert re.search(r"^  10  loss \d", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_learner_for_new_texts(place: Path) -> None:
     """What docs/how_to/text.md ends with."""
     words = tokenizer()

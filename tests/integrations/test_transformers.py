@@ -144,7 +144,7 @@ def test_an_embedding_adapts_in_the_rows_that_are_looked_up() -> None:
         assert bool(plan.tables) is some, rule
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -221,6 +221,7 @@ def test_what_models_are_not_changed_into() -> None:
     assert torch.equal(model(**batch.support.map(lambda x: x[0]).inputs).logits, before)
 
 
+@pytest.mark.slow
 def test_attentions_are_there_for_those_who_ask() -> None:
     model, batch = lm.bert(attn_implementation="eager", output_attentions=True), lm.episodes()
     out = fm.MAML(model, lr=0.1, loss=fm.losses.classification)(batch)

@@ -70,7 +70,7 @@ def _own_names() -> Iterator[None]:
     interface._global_mapping.update(before)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("_own_names")
 @pytest.mark.parametrize("executor", [None, "eager"])
 @pytest.mark.parametrize("name", ["squashed", "sdpa"])

@@ -262,6 +262,7 @@ def test_other_arguments_go_to_the_model() -> None:
         _ = maml.no_such_attribute
 
 
+@pytest.mark.slow
 def test_multi_task_weights_of_the_mean_do_not_depend_on_the_chunk() -> None:
     whole = meta_gradient(make(tasks_chunk=5), episodes())
     for chunk in (1, 2, 3, 4):

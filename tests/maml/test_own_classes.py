@@ -251,6 +251,7 @@ def test_whole_numbers_of_another_loss_are_no_labels() -> None:
     assert maml(episodes).losses.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_example_of_a_loss_is_the_cross_entropy_without_its_focus() -> None:
     def found(loss: Callable[..., Tensor]) -> list[Tensor]:
         maml, episodes = problem("all", loss=loss)

@@ -195,6 +195,7 @@ class WithOnce(nn.Linear):
         return Once.apply(super().forward(x))
 
 
+@pytest.mark.slow
 def test_finite_differences_need_no_second_derivative() -> None:
     def maml(layer: type[nn.Linear], **options: Any) -> tuple[fm.MAML, fm.Episodes]:
         torch.manual_seed(0)

@@ -73,7 +73,7 @@ def test_what_changed_in_between_is_refused(how: str, change: str) -> None:
         torch.testing.assert_close(x, p.grad, rtol=1e-12, atol=0)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_outputs_that_drop_what_is_none(how: str) -> None:
     """As transformers' do: a cotangent is never given to another output."""

@@ -79,7 +79,7 @@ def test_recurrent_layers_where_tf32_is_set_for_convolutions_alone() -> None:
     assert torch.backends.cudnn.enabled == enabled
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
 def test_dropout_inside_recurrent_layers_is_drawn_again(cell: type[nn.RNNBase]) -> None:
     class Net(nn.Module):
@@ -286,6 +286,7 @@ def test_accuracy_takes_the_classes_where_cross_entropy_does() -> None:
     assert counts.accuracy is None
 
 
+@pytest.mark.slow
 def test_explain_draws_nothing_and_pickles_and_copies_work() -> None:
     maml, data = make(), episodes()
     torch.manual_seed(0)

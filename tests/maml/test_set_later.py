@@ -36,6 +36,7 @@ def test_arguments_that_others_were_made_of(name: str) -> None:
     assert outcome(maml, vectors()).same_bits(expected)
 
 
+@pytest.mark.slow
 def test_a_function_in_place_of_a_loss_module() -> None:
     maml = fm.MAML(net(), lr=0.3, loss=nn.MSELoss())
     maml(vectors())

@@ -119,6 +119,7 @@ def test_chunks_on_several_threads_count_together() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_memory_that_cannot_be_measured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     class Blind(LiveMemory):
         def __enter__(self) -> LiveMemory:
@@ -136,6 +137,7 @@ def test_memory_that_cannot_be_measured_says_so(monkeypatch: pytest.MonkeyPatch)
     assert "Inductor" in compiled.how
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     real = measure.step_seconds
 
@@ -270,6 +272,7 @@ def test_the_user_s_state_is_untouched() -> None:
     assert random.getstate() == states[1]
 
 
+@pytest.mark.slow
 def test_dropout_is_compared_with_the_same_masks() -> None:
     net = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 2))
     maml = fm.MAML(net, lr=LR, loss=F.mse_loss, executor="eager")

@@ -216,6 +216,7 @@ def test_a_source_that_ends_begins_anew_or_says_so() -> None:
         fm.profile(make(), iter(Sources(3)), repeats=2)
 
 
+@pytest.mark.slow
 def test_a_model_that_loops_over_tasks() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:

@@ -156,6 +156,7 @@ def test_a_difference_in_the_derivatives_alone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_normalisation_in_eval_mode_is_named() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
@@ -305,6 +306,7 @@ def test_random_models_are_refused_with_their_layers() -> None:
         verify(make(Noisy(3, 4)), episodes())
 
 
+@pytest.mark.slow
 def test_what_there_is_no_plain_loop_for() -> None:
     with pytest.raises(ValueError, match=r"no plain loop to compare Reptile\(\) with"):
         verify(make(gradient=Reptile()), episodes())

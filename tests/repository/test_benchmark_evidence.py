@@ -68,6 +68,7 @@ def test_a_second_run_is_held_against_the_intervals_of_the_first(
     assert "times themselves 3 of 3." in text
 
 
+@pytest.mark.slow
 def test_what_a_fresh_process_says_when_it_fails() -> None:
     from benchmarks.support.fresh import fresh
 

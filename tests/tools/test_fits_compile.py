@@ -40,6 +40,7 @@ def test_a_compiled_optimizer_step() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_learner() -> None:
     maml, task = make(), episodes()[0]
     learner = maml.adapt_to(fm.Batch(task.support.inputs[0], task.support.targets[0]))

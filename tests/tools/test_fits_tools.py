@@ -22,6 +22,7 @@ from fastmaml.compat import learn2learn as l2l
 from fastmaml.rules import LSLR
 
 
+@pytest.mark.slow
 def test_several_calls_equal_one_large_meta_batch() -> None:
     maml, data = make(), episodes()
     for part in (data[:3], data[3:5], data[5:]):
@@ -46,6 +47,7 @@ def test_clipping(foreach: bool) -> None:
     assert_exact(gradients(maml), whole.clamp(-0.02, 0.02))
 
 
+@pytest.mark.slow
 def test_a_moving_average_of_the_meta_parameters() -> None:
     maml = make(lr=nn.Parameter(torch.tensor(0.5, dtype=torch.float64)))
     average = AveragedModel(maml, multi_avg_fn=get_ema_multi_avg_fn(0.9))

@@ -206,6 +206,7 @@ def test_episodes_without_state_are_not_resumed(tmp_path: Path) -> None:
         trainer(tmp_path, batches).resume(tmp_path / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_episodes_that_end(tmp_path: Path) -> None:
     few = [episodes.sinusoid(4, 4, 4).sample()] * 3
     with pytest.raises(ValueError, match="ended after 3 of 10 iterations"):

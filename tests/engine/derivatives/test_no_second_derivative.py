@@ -123,6 +123,7 @@ def test_embedding_bag_has_second_derivatives(mode: str) -> None:
     matches(found, Around(by_hand([[0, 3], [], [3, 6, 1], [5]], mode)))
 
 
+@pytest.mark.slow
 def test_weights_of_samples_adapt() -> None:
     def weighted(table: Tensor, y: Tensor) -> Tensor:
         return F.embedding_bag(IDS, table, mode="sum", per_sample_weights=y[:2])

@@ -340,6 +340,7 @@ def test_copies_begin_without_recordings() -> None:
         assert recordings(other) == 1
 
 
+@pytest.mark.slow
 def test_a_clone_reaches_the_original() -> None:
     captured, eager = pair(Model)
     expected = agree(captured, eager, vectors())

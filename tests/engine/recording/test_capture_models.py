@@ -39,6 +39,7 @@ def odd(how: Callable[[Odd, Tensor], Any]) -> Callable[[], nn.Module]:
     return lambda: Odd(how)
 
 
+@pytest.mark.slow
 def test_dropout_is_fresh_and_follows_the_seed() -> None:
     both = pair(lambda: nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.4), nn.Linear(16, 2)))
     captured, episodes = both[0], vectors()

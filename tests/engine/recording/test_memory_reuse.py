@@ -96,7 +96,7 @@ class ByHand(Recurrent):
         return self.out(state)
 
 
-@pytest.mark.sampled(at_most=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM), ByHand])
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_recurrent_models_are_evaluated_alike_every_time(

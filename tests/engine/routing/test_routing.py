@@ -369,6 +369,7 @@ def test_a_whole_perceptron() -> None:
     assert len(found) <= 80  # 72 at the time of writing
 
 
+@pytest.mark.slow
 def test_residual_networks_stay_right() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
