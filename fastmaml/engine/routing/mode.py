@@ -158,6 +158,15 @@ class Routing(TorchFunctionMode):
         there = self.ops is not None and not torch.is_autocast_enabled(self.key.device.type)
         return self.ops.backend if there and self.ops.covers(op, *tensors) else None  # type: ignore[union-attr]
 
+    def may_become(self, x: Tensor) -> bool:
+        """See `Follower`: what is made in a pass is no table."""
+        return True
+
+    def exchanged(self, x: Tensor, y: Tensor) -> None:
+        """See `Follower`."""
+        if self.ops is not None:
+            self.ops.exchanged(x, y)
+
     def dropout_mask(self, shape: list[int], p: float, like: Tensor) -> Tensor:
         """The mask of the next draw; see `ops.dropout_mask`."""
         backend = self.native("dropout_mask", like) or "reference"

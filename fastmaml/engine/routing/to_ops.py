@@ -61,6 +61,11 @@ class OpRouting:
             self.last = (result, how, arguments)
         return result
 
+    def exchanged(self, x: Tensor, y: Tensor) -> None:
+        """Go on where the last result has become another tensor's (`in_place`)."""
+        if self.last is not None and self.last[0] is y:
+            self.last = (x, *self.last[1:])
+
     def fused(self, x: Any, how: Handler, **more: Any) -> Any:
         """`x` made anew with `more`, where it is the last result and was made so."""
         if self.last is None or self.last[0] is not x or self.last[1] is not how:

@@ -19,6 +19,7 @@ from fastmaml.engine.base.seeds import step_keys
 from fastmaml.engine.derivatives.own_derivatives import NeedsGraphError, OwnDerivatives
 from fastmaml.engine.derivatives.sparse_constants import outside
 from fastmaml.engine.model.functional_call import functional
+from fastmaml.engine.routing.in_place import Follower, InPlace
 from fastmaml.engine.routing.mode import Routing
 from fastmaml.engine.step.head_layer import HeadLayer, Listener
 from fastmaml.engine.step.layer_checkpoint import checkpointed
@@ -63,6 +64,7 @@ class TaskForward:
         fuses: whether a chain of such functions may become one op, at the price of calling the
             first ones for nothing: for recordings, which drop what nothing uses.
         host: of the library that the model comes from; None for plain modules.
+        listen: a context for each pass, of the tensors that it is given; it hears of every call.
     """
 
     model: nn.Module
@@ -75,6 +77,7 @@ class TaskForward:
     backend: str = "reference"
     fuses: bool = False
     host: Host | None = None
+    listen: Callable[[Any], AbstractContextManager[Any]] | None = None
 
     def __call__(
         self,
@@ -215,7 +218,8 @@ class TaskForward:
             with self.surroundings(key, adapted, rows, kept, same), Listener(weight) as heard:
                 call(self.model, {**tensors, **adapted, **own}, inputs)
             features = heard.features(layer.weight)
-        with self.surroundings(key + _DRAWS_OF_A_PASS, {}, {}):
+        same = own, features, targets
+        with self.surroundings(key + _DRAWS_OF_A_PASS, {}, {}, same=same):
             return layer.start(own, features, targets)
 
     def constants(self, buffers: Tensors) -> Tensors:
@@ -239,8 +243,12 @@ class TaskForward:
         stack.enter_context(routing)
         if self.host is not None:
             stack.enter_context(self.host.inside(partial(checkpointed, routing)))
+        followers: list[Follower] = [routing]
         if kept is not None:
-            stack.enter_context(SharedPass(kept, routing, same))
+            followers.insert(0, stack.enter_context(SharedPass(kept, routing, same)))
+        stack.enter_context(InPlace(followers))
+        if self.listen is not None:
+            stack.enter_context(self.listen((adapted, same)))
         return stack
 
 

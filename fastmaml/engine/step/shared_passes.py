@@ -165,6 +165,18 @@ class SharedPass(TorchFunctionMode):
             self._keep(key, result, (args, kwargs))
         return result
 
+    def may_become(self, x: Tensor) -> bool:
+        """See `Follower`; without vmap, what is kept for other passes are these very objects."""
+        return self.level is not None or id(x) not in self.known
+
+    def exchanged(self, x: Tensor, y: Tensor) -> None:
+        """See `Follower`."""
+        first, second = self.known.pop(id(x), None), self.known.pop(id(y), None)
+        if first is not None:
+            self.known[id(y)] = first._replace(tensor=y)
+        if second is not None:
+            self.known[id(x)] = second._replace(tensor=x)
+
     def _key(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Token | None:
         """Of a call, all of whose arguments are as in the pass before; None of any other."""
         if not self.kept.alike or self.routing.nested:
