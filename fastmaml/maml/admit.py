@@ -50,7 +50,8 @@ def admit(
     if not isinstance(episodes, Episodes):
         raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
     check_device(held.device, episodes)
-    episodes, by_step = without_inference_mode(episodes), weights_by_step(step_weights, steps)
+    episodes = without_inference_mode(episodes)
+    by_step = weights_by_step(step_weights, steps, held.dtype, held.device)
     meta = meta_of(maml, held)
     seeds = task_seeds(episodes.tasks, held.device) if seeds is None else seeds
     program = program_of(maml, held, steps, executor)

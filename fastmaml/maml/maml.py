@@ -16,6 +16,7 @@ from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import check_model
 from fastmaml.engine.model.scope import Scope, adapted_names
+from fastmaml.engine.planning.other_sizes import OtherSizes
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import ExecutorName, evaluating, make_executor
@@ -177,6 +178,7 @@ class MAML(Clones):
     def _forget(self) -> None:
         """Begin without plans and recordings."""
         self._plans: Plans[Plan] = Plans()
+        self._other_sizes = OtherSizes()
         self._stock = Stock()
         self._choose_executors()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.plans import Plans, environment, key_of
 from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.model.scope import adapted_names, select
+from fastmaml.engine.planning.other_sizes import general_signature
 from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import make_plan
 from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
@@ -128,8 +128,7 @@ def plan_of(
     """
     given = maml.settings
     program, parallel = call.program, lanes(executor, call.seeds.device)
-    key = (
-        signature(call.data),
+    rest = (
         held.training,
         key_of(method),
         program.steps,
@@ -139,14 +138,22 @@ def plan_of(
         environment(call.seeds.device.type),
         settings_key(program),
     )
+    key = (signature(call.data), *rest)
     if (found := plans.find(key, held.call)) is not None:
         return found
-    check_as_made(maml, call.meta)
     asked = Asked(
         method, given.tasks_chunk, given.memory_budget, given.backend is not None, parallel
     )
-    made = (make or partial(_planned, maml))(call.by(depends=Dependencies()), asked)
-    return plans.keep(key, made)
+    if make is not None:
+        check_as_made(maml, call.meta)
+        return plans.keep(key, make(call.by(depends=Dependencies()), asked))
+    kind = (call.data.kind, general_signature(call.data), *rest)
+    followed = maml._other_sizes.find(kind, call, held.call, asked)
+    if followed is not None:
+        return plans.keep(key, followed)
+    check_as_made(maml, call.meta)
+    made = _planned(maml, call.by(depends=Dependencies()), asked)
+    return plans.keep(key, maml._other_sizes.keep(kind, made, call))
 
 
 def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:

@@ -95,8 +95,14 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
 
 
-def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> list[float]:
-    """A weight for each of 0, ..., steps inner steps."""
+def weights_by_step(
+    weights: Sequence[float] | Tensor | None, steps: int, dtype: torch.dtype, device: torch.device
+) -> Sequence[float | Tensor]:
+    """A weight for each of 0, ..., steps inner steps.
+
+    0 and 1 as numbers, as they decide what is computed; others as tensors, whose values may change
+    from call to call and are read at each.
+    """
     if weights is None:
         return [0.0] * steps + [1.0]
     if isinstance(weights, Tensor) and (weights.ndim != 1 or weights.requires_grad):
@@ -110,7 +116,9 @@ def weights_by_step(weights: Sequence[float] | Tensor | None, steps: int) -> lis
             f"step_weights has {len(given)} numbers for {steps} inner steps: give one for each of "
             "the steps 1 to steps."
         )
-    return [0.0, *given]
+    values = torch.tensor(given, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    pairs = zip(given, values.unbind(), strict=True)
+    return [0.0, *(w if w in (0.0, 1.0) else x for w, x in pairs)]
 
 
 def task_weights(

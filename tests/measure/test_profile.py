@@ -242,7 +242,7 @@ def test_a_model_that_loops_over_tasks() -> None:
 def test_the_executor_that_hides_its_phases_says_so() -> None:
     """Without Inductor's minutes: what it would have compiled runs as it is, as one program."""
     from fastmaml.engine.recording.captured import Captured
-    from fastmaml.engine.recording.optimize import compiled
+    from fastmaml.engine.recording.replay_code import compiled
 
     maml = make(executor="compiled")
     maml._execute = Captured(lambda tape: compiled(tape), required=True)

@@ -14,7 +14,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.optimize import cleaned
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import UncapturableError, record
 
 LARGEST, DEEPEST = 64, 4

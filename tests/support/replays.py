@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.optimize import cleaned
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape, record
 
 Function = Callable[..., Sequence[Tensor]]

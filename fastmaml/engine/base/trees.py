@@ -19,10 +19,10 @@ def flatten(tree: Any) -> tuple[list[Any], Spec]:
 
 
 def _flatten(tree: Any, leaves: list[Any]) -> Spec:
-    if tree is None or isinstance(tree, Tensor):
+    kind = type(tree)
+    if tree is None or isinstance(tree, Tensor) or kind in (bool, int, float, str):
         leaves.append(tree)
         return None
-    kind = type(tree)
     if kind is dict:
         return dict, tuple(tree), tuple([_flatten(x, leaves) for x in tree.values()])
     if kind is tuple or kind is list:

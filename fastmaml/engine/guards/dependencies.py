@@ -147,6 +147,11 @@ class Dependencies:
             self.unguardable = "it depends on structures that are too deep to look through"
         self._enter()
 
+    def knows(self, sight: Sight) -> bool:
+        """Whether a run showed nothing but code and exceptions that are known."""
+        seen = self._codes.issuperset(sight.pools) and self.raised.issuperset(sight.raised)
+        return seen and not sight.elsewhere
+
     def _add(self, sight: Sight, roots: Iterable[Any]) -> None:
         every = [code_reads(code) for code in sight.pools]
         written = frozenset().union(*(reads.written for reads in every))

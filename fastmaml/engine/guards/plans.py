@@ -15,8 +15,9 @@ from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.guards import PLAIN
 from fastmaml.engine.guards.sight import root
 
-MAX_PLANS = 16
-"""The plans that are kept, of all kinds of calls together; the oldest one goes."""
+MAX_PLANS = 256
+"""The plans that are kept, of all kinds of calls together; the oldest one goes. Those for data of
+other sizes (`other_sizes`) have little of their own."""
 
 MAX_MISSES = 8
 """After so many calls in a row for which a plan had to be made anew, a former one has to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import functools
 import gc
 import os
@@ -154,7 +155,7 @@ class Sight:
         self.pools: dict[types.CodeType, Pool] = {}
         self.elsewhere = ""
         self.raised: set[tuple[types.CodeType, int, type]] = set()
-        self._own: dict[types.CodeType, bool] = {}
+        self._kinds: dict[types.CodeType, _Kind] = {}
         self._stack: list[Pool] = []
         self._strong: dict[int, Any] = {}
         self._hidden = 0
@@ -178,14 +179,17 @@ class Sight:
 
     def _called(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        own = self._own.get(code)
-        if own is None:
-            own = self._own[code] = own_code(code, frame.f_globals.get("__name__"))
-        if not own:
-            if code in _STARTS and not self._hidden:
-                self._starts(frame)
-            return self._hides(frame) if _hides_others(frame) else None
+        kind = self._kinds.get(code)
+        if kind is None:
+            kind = self._kinds[code] = _kind(frame)
+        if kind is _Kind.OTHER:  # nearly all are
+            return None
+        if kind is _Kind.HIDES:
+            return self._hides(frame)
         if self._hidden:  # what modules do when they are loaded is done once
+            return None
+        if kind is _Kind.STARTS:
+            self._starts(frame)
             return None
         pool = self.pools.get(code)
         if pool is None:
@@ -223,6 +227,26 @@ class Sight:
     def _shown(self, frame: types.FrameType, event: str, arg: Any) -> Any:
         self._hidden -= event == "return"
         return self._shown
+
+
+class _Kind(enum.Enum):
+    """What a function is to `Sight`."""
+
+    OWN = enum.auto()
+    """The user's."""
+    STARTS = enum.auto()
+    """It gives a thread work."""
+    HIDES = enum.auto()
+    """What it calls is no code of the model's."""
+    OTHER = enum.auto()
+
+
+def _kind(frame: types.FrameType) -> _Kind:
+    if own_code(frame.f_code, frame.f_globals.get("__name__")):
+        return _Kind.OWN
+    if frame.f_code in _STARTS:
+        return _Kind.STARTS
+    return _Kind.HIDES if _hides_others(frame) else _Kind.OTHER
 
 
 def _hides_others(frame: types.FrameType) -> bool:

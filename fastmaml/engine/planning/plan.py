@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.memory.law import MemoryLaw
@@ -38,6 +39,7 @@ class Plan:
         uncertain: whether the code may do something else when it runs again.
         recorded: whether it may run from recordings.
         refusal: why tasks run one at a time; empty where vmap batches them.
+        sizes: see `Program`.
     """
 
     gradient: GradientMethod
@@ -61,6 +63,7 @@ class Plan:
     uncertain: bool = False
     recorded: bool = True
     refusal: str = ""
+    sizes: Literal["", "vary", "known"] = ""
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -93,6 +96,7 @@ class Plan:
             unreached=self.unreached,
             depends=self.depends,
             uncertain=self.uncertain,
+            sizes=self.sizes,
         )
 
 

@@ -76,7 +76,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         check_method(one, values.numbers)
     one = one.by(tables=tables, repeatable=not drew)
     kept = kept_bytes(one)
-    size = _chunk(tasks, asked, sum(kept), device, free)
+    size = chunk_size(tasks, asked, sum(kept), device, free)
 
     some = some._replace(program=one.program)
     estimator = Estimator(some, tasks, steps, asked.lanes)
@@ -108,7 +108,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         law=candidate.law,
         backend=backend,
         reasons=(
-            _about_tasks(size, tasks, asked, refusal, candidate.estimator.lanes),
+            about_tasks(size, tasks, asked, refusal, candidate.estimator.lanes),
             candidate.about(),
             method_why,
             *_about_sharing(call, method, bool(drew)),
@@ -151,7 +151,7 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         check_differentiable_twice([query.value], lambda: [query.value])
         kept = 2 * kept // max(calls[0], 1)  # of one step and the query pass, as elsewhere
     free = free_bytes(device) // 2 if asked.budget is None else asked.budget
-    size = 1 if refusal else _chunk(tasks, asked, kept, device, free)
+    size = 1 if refusal else chunk_size(tasks, asked, kept, device, free)
     sums = sum(x.nbytes for x in tensors_of(call.meta))
     law = MemoryLaw(2 * sums, kept, 0)
     peak = law.peak(min(tasks, size * max(asked.lanes, 1)), 1)
@@ -171,7 +171,7 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         law=law,
         backend=backend,
         reasons=(
-            _about_tasks(size, tasks, asked, refusal, asked.lanes),
+            about_tasks(size, tasks, asked, refusal, asked.lanes),
             f"memory: about {mib(peak)}, guessed from what autograd keeps",
             "gradient: of the function as it is written",
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
@@ -204,7 +204,7 @@ def _tried(
     return one, outputs, why, audit, sight
 
 
-def _chunk(tasks: int, asked: Asked, bytes_task: int, device: torch.device, free: int) -> int:
+def chunk_size(tasks: int, asked: Asked, bytes_task: int, device: torch.device, free: int) -> int:
     """How many tasks to run at a time, where vmap can batch them."""
     if asked.chunk is not None:
         return min(asked.chunk, tasks)
@@ -245,7 +245,7 @@ def _unrepeatable(drew: bool, depends: Dependencies) -> str:
     return drawing(drew, f"{found}, which changes whenever it runs" if found else "")
 
 
-def _about_tasks(size: int, tasks: int, asked: Asked, refusal: str, lanes: int) -> str:
+def about_tasks(size: int, tasks: int, asked: Asked, refusal: str, lanes: int) -> str:
     """How many run at a time, and why."""
     if refusal:
         return f"tasks: one at a time, because vmap cannot batch this model: {refusal}"
@@ -265,7 +265,7 @@ def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:
     if chosen.steps_once:
         return [
             "support set: what no adapted parameter reaches runs once, not at every inner step "
-            "(but what is random, written in place or checkpointed, and all after it)"
+            "(but what is random, checkpointed or written through views, and all after it)"
         ]
     return [
         "support set: every inner step runs whole, and again for its derivative; Unrolled() runs "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmaml.engine.base.sizes import Sizes, general, sizes_of
 from fastmaml.engine.base.storages import address
 from fastmaml.engine.base.trees import Spec, flatten, unflatten
 from fastmaml.engine.recording.tape import UncapturableError
@@ -25,7 +26,7 @@ class FlatCall:
 
     Attributes:
         call: what runs.
-        shared: leaves of (meta-parameters, frozen parameters, buffers).
+        shared: leaves of (meta-parameters, frozen parameters, buffers, weights of steps).
         own: leaves of (data, seeds, weights, cotangents).
         specs: the trees of both.
         seeds: ``[tasks]``, one of `own`.
@@ -74,7 +75,20 @@ class FlatCall:
             (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x
             for x in (*self.shared, *self.own)
         )
-        return (tuple(self.call.step_weights), self.call.data.kind, self.specs, tuple(leaves))
+        return (self.call.data.kind, self.specs, tuple(leaves))
+
+    def general_kind(self) -> Any:
+        """The same but for the sizes of data; whether one is 0 or 1 is no matter of degree."""
+        shared = (
+            (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x
+            for x in self.shared
+        )
+        own = (general(x) if isinstance(x, Tensor) else x for x in self.own)
+        return (self.call.data.kind, self.specs, tuple(shared), tuple(own))
+
+    def sizes(self) -> Sizes:
+        """Of data."""
+        return sizes_of(self.own)
 
     def run(self, tensors: Sequence[Tensor]) -> MetaResult:
         """The eager meta-step on other tensors of the same kind."""
@@ -83,7 +97,7 @@ class FlatCall:
             [next(rest) if isinstance(x, Tensor) else x for x in part]
             for part in (self.shared, self.own)
         ]
-        meta, frozen, buffers = unflatten(filled[0], self.specs[0])
+        meta, frozen, buffers, step_weights = unflatten(filled[0], self.specs[0])
         data, seeds, weights, cotangents = unflatten(filled[1], self.specs[1])
         program = self.program
         forward = replace(program.forward, frozen=frozen, buffers=buffers, fuses=True)
@@ -94,7 +108,7 @@ class FlatCall:
                 self.call.data.of_tree(data),
                 seeds,
                 weights,
-                self.call.step_weights,
+                step_weights,
                 cotangents,
             )
         )
@@ -107,7 +121,8 @@ def flattened(call: Call) -> FlatCall:
         UncapturableError: a sparse tensor or a subclass without memory is among them.
     """
     forward = call.program.forward
-    shared, shared_spec = flatten((call.meta, forward.frozen, forward.buffers))
+    by_step = list(call.step_weights)
+    shared, shared_spec = flatten((call.meta, forward.frozen, forward.buffers, by_step))
     own, own_spec = flatten((call.data.tree(), call.seeds, call.weights, call.cotangents))
     return FlatCall(
         call,

@@ -23,8 +23,10 @@ from fastmaml.engine.guards.sight import Sight
 from fastmaml.engine.recording.arguments import FlatCall, Function, Layout, flattened
 from fastmaml.engine.recording.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
 from fastmaml.engine.recording.fresh_constants import require_constants
-from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.general import Family, Sample
+from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay import Recording, Traceable, replay
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.spot_checks import TRIES, difference, due, same_each_time, spot_check
 from fastmaml.engine.recording.tape import Tape, UncapturableError, record
 from fastmaml.engine.step.meta_step import meta_step
@@ -63,6 +65,7 @@ class Captured:
     ) -> None:
         self.prepare, self.required, self.spot_checks = prepare, required, spot_checks
         self._kept: OrderedDict[Any, Recording | UncapturableError] = OrderedDict()
+        self._families: OrderedDict[Any, Family] = OrderedDict()
         self._misses_in_a_row = self._returned = 0
         self._gone: OrderedDict[int, None] = OrderedDict()
         self._told: set[str] = set()
@@ -128,10 +131,18 @@ class Captured:
         known = self._kept.get(key)
         if isinstance(known, Recording) and known.stale():
             del self._kept[key]
+        varies = program.sizes and self.prepare is compiled and flat.seeds.device.type == "cpu"
+        family = self._family((*key[:-1], flat.general_kind())) if varies else None
+        if key not in self._kept and family is not None and program.sizes == "known":
+            foretold = family.at(flat.sizes(), flat.tensors())
+            if foretold is not None:
+                self._rested()
+                return foretold
         if key not in self._kept:
-            self._count(hash(key))
+            if family is None or not family.young():
+                self._count(hash(key))
             try:
-                self._kept[key] = self._record(flat)
+                self._kept[key] = self._record(flat, family)
             except UncapturableError as refusal:  # its traceback holds what was recorded
                 self._kept[key] = UncapturableError(str(refusal))
             if len(self._kept) > MAX_RECORDINGS:
@@ -140,13 +151,25 @@ class Captured:
                 if len(self._gone) > MAX_FORGOTTEN_KEYS:
                     self._gone.popitem(last=False)
         else:
-            if self._misses_in_a_row < MAX_RECORDINGS:
-                self._misses_in_a_row = 0
+            self._rested()
             self._kept.move_to_end(key)
         found = self._kept[key]
         if isinstance(found, UncapturableError):
             raise UncapturableError(str(found))
         return found
+
+    def _family(self, key: Any) -> Family:
+        """What is known of such meta-steps at other sizes."""
+        family = self._families.setdefault(key, Family())
+        self._families.move_to_end(key)
+        if len(self._families) > MAX_RECORDINGS:
+            self._families.popitem(last=False)
+        return family
+
+    def _rested(self) -> None:
+        """A recording was there."""
+        if self._misses_in_a_row < MAX_RECORDINGS:
+            self._misses_in_a_row = 0
 
     def _count(self, kind: int) -> None:
         """Refuse another recording, for good, where they would be made again and again."""
@@ -163,7 +186,7 @@ class Captured:
             )
         self._misses_in_a_row += 1
 
-    def _record(self, flat: FlatCall) -> Recording:
+    def _record(self, flat: FlatCall, family: Family | None = None) -> Recording:
         chunk = Traceable(flat)
         depends = flat.program.depends
         with torch.enable_grad(), Sight() as sight:
@@ -186,6 +209,7 @@ class Captured:
             )
         hosts = frozenset(v for v, x in tape.constants.items() if graphs and x.device.type == "cpu")
         fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
+        general = tape.copy() if family is not None and family.learns() else None
         # Inductor places results itself, and takes fewer of the views that are written through.
         tape = cleaned(tape, in_place=self.prepare is compiled, known=hosts)
         of = chunk.tensors, results, chunk.layout, flat
@@ -194,6 +218,9 @@ class Captured:
         if graphs:
             run = self._graph(run, chunk.tensors, flat.seeds.device)
             _check(run, *of)
+        if general is not None and family is not None:
+            general = cleaned(general, computes_constants=False)
+            family.add(Sample(flat.sizes(), general, chunk.layout))
         return Recording.of(run, tape, chunk.layout, fixed)
 
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
@@ -210,11 +237,13 @@ class Captured:
         own = self.prepare is compiled and flat.seeds.device.type == "cpu"
         result = replay(chunks, recordings, own)
         for recording in dict.fromkeys(recordings):
-            recording.calls += 1
-            if self.spot_checks and due(recording.calls):
+            recording.uses.calls += 1
+            if self.spot_checks and due(recording.uses.calls):
                 # Another chunk at each time, of those that it is for.
                 own_chunks = [c for c, r in zip(chunks, recordings, strict=True) if r is recording]
-                self._check(own_chunks[recording.calls.bit_length() % len(own_chunks)], recording)
+                self._check(
+                    own_chunks[recording.uses.calls.bit_length() % len(own_chunks)], recording
+                )
         return result
 
     def _check(self, flat: FlatCall, recording: Recording) -> None:
@@ -227,6 +256,7 @@ class Captured:
             spot_check(flat, recording.layout, recording.run, anew)
         except BaseException:  # whatever it is: the next call must not replay it
             self._kept.clear()
+            self._families.clear()
             raise
 
 

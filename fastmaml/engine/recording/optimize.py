@@ -1,9 +1,8 @@
-"""A recorded function made smaller, and then a plain Python function of operations alone."""
+"""A recorded function made smaller."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +16,16 @@ from fastmaml.engine.recording.memory_reuse import (
     require_own_memory,
     reuse_memory,
 )
+from fastmaml.engine.recording.replay_code import look
 from fastmaml.engine.recording.tape import Operation, Ref, Tape, View
 
-Replay = Callable[..., list[Tensor]]
 
-
-def cleaned(tape: Tape, in_place: bool = True, known: frozenset[int] = frozenset()) -> Tape:
+def cleaned(
+    tape: Tape,
+    in_place: bool = True,
+    known: frozenset[int] = frozenset(),
+    computes_constants: bool = True,
+) -> Tape:
     """The same outputs to the last bit, from fewer steps.
 
     What nothing uses goes (the random keys of a model without dropout, say), equal calls are made
@@ -32,10 +35,12 @@ def cleaned(tape: Tape, in_place: bool = True, known: frozenset[int] = frozenset
         tape: is changed.
         in_place: let sums and products overwrite operands that nothing needs any more.
         known: constants whose numbers will not change, either.
+        computes_constants: else what depends on no input is computed at each replay.
     """
     _look_through_empty_sums(tape)
     _share_equal_steps(tape)
-    _compute_constants(tape, known)
+    if computes_constants:
+        _compute_constants(tape, known)
     _drop_unused(tape)
     if in_place:
         reuse_memory(tape)
@@ -112,13 +117,23 @@ def _root(roots: dict[int, int], owner: int) -> int:
     return owner
 
 
+def of_numbers_alone(tape: Tape, known: frozenset[int] = frozenset()) -> list[bool]:
+    """For each step whether it is made of nothing but numbers and constants that are known."""
+    made, found = set(known), []
+    for step in tape.steps:
+        touched = {tape.owner[v] for v in (*read_by(step), *made_by(step))}
+        found.append(not touched & tape.written and made.issuperset(read_by(step)))
+        if found[-1]:
+            made.update(made_by(step))
+    return found
+
+
 def _compute_constants(tape: Tape, known: frozenset[int]) -> None:
     """What is made of nothing but numbers is the same at every replay."""
     values: dict[int, Tensor] = {v: tape.constants[v] for v in known}
     kept = []
-    for step in tape.steps:
-        touched = {tape.owner[v] for v in (*read_by(step), *made_by(step))}
-        if touched & tape.written or not all(v in values for v in read_by(step)):
+    for step, alone in zip(tape.steps, of_numbers_alone(tape, known), strict=True):
+        if not alone:
             kept.append(step)
             continue
         if isinstance(step, Operation):
@@ -174,72 +189,3 @@ def _look_through_empty_sums(tape: Tape) -> None:
             tape.steps[i] = (made, View(ref.value, target.size, target.stride, 0))
             root = tape.owner[ref.value]
             tape.owner[:] = [root if owner == made else owner for owner in tape.owner]
-
-
-def look(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
-    """The memory of `x` seen otherwise."""
-    return torch.as_strided(x, size, stride, x.storage_offset() + offset)
-
-
-def compiled(tape: Tape) -> Replay:
-    """A Python function of the inputs that runs the tape and lets go of each value after its use.
-
-    Call it with gradients disabled: it holds no graph. Its results are the caller's to change, so
-    one that is an input or a constant is a copy.
-    """
-    scope: dict[str, Any] = {"look": look, "as_strided": torch.as_strided}
-    names = [f"v{i}" for i in range(len(tape.owner))]
-    for value, x in tape.constants.items():
-        scope[names[value]] = x
-    last = {v: i for i, step in enumerate(tape.steps) for v in (*made_by(step), *read_by(step))}
-    # Inputs are the caller's; constants stay.
-    kept = {*tape.outputs, *tape.constants, *range(tape.inputs)}
-    lines = [f"def replay({', '.join(names[: tape.inputs])}):"]
-    for i, step in enumerate(tape.steps):
-        lines.append("    " + _line(step, names, scope))
-        over = [v for v in {*made_by(step), *read_by(step)} if last[v] == i and v not in kept]
-        if over:
-            lines.append(f"    del {', '.join(names[v] for v in sorted(over))}")
-    own = tape.outside()
-    results = [f"{names[v]}.clone()" if tape.owner[v] in own else names[v] for v in tape.outputs]
-    lines.append(f"    return [{', '.join(results)}]")
-    exec("\n".join(lines), scope)  # our own text: operations by number, arguments by name
-    replay: Replay = scope["replay"]
-    return replay
-
-
-def _line(step: Any, names: list[str], scope: dict[str, Any]) -> str:
-    if not isinstance(step, Operation):
-        value, view = step
-        return f"{names[value]} = {_viewed(view, names)}"
-    function = f"f{len(scope)}"
-    scope[function] = step.function._op
-    arguments = [_text(x, names, scope) for x in step.arguments]
-    arguments += [f"{k}={_text(x, names, scope)}" for k, x in step.keywords.items()]
-    call = f"{function}({', '.join(arguments)})"
-    return f"{_targets(step.results, names)} = {call}" if step.made() else call
-
-
-def _targets(results: Any, names: list[str]) -> str:
-    if isinstance(results, tuple):
-        return f"[{', '.join(_targets(r, names) for r in results)}]"
-    return "_" if results is None else names[results]
-
-
-def _viewed(view: View, names: list[str]) -> str:
-    if view.offset:
-        return f"look({names[view.source]}, {view.size}, {view.stride}, {view.offset})"
-    return f"as_strided({names[view.source]}, {view.size}, {view.stride})"
-
-
-def _text(x: Any, names: list[str], scope: dict[str, Any]) -> str:
-    """An argument as Python text; whatever has none is put into the scope."""
-    if isinstance(x, Ref):
-        return names[x.value]
-    if isinstance(x, list):
-        return f"[{', '.join(_text(y, names, scope) for y in x)}]"
-    if x is None or type(x) in (bool, int, str):
-        return repr(x)
-    name = f"c{len(scope)}"
-    scope[name] = x
-    return name

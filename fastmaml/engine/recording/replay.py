@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from torch import Tensor
@@ -41,6 +41,13 @@ class Traceable:
         return found
 
 
+@dataclass
+class Uses:
+    """How often recordings that say the same were used."""
+
+    calls: int = 0
+
+
 @dataclass(eq=False)
 class Recording:
     """A chunk of the meta-step.
@@ -51,7 +58,7 @@ class Recording:
         operations: how many calls a replay makes, views not counted.
         small: whether the operations are too small for more than one thread.
         fixed: see `Tape`.
-        calls: how often it was used.
+        uses: how often it, and others that follow from the same, were used.
     """
 
     run: Function
@@ -59,7 +66,7 @@ class Recording:
     operations: int
     small: bool
     fixed: Sequence[tuple[Tensor, Tensor]] = ()
-    calls: int = 0
+    uses: Uses = field(default_factory=Uses)
 
     @classmethod
     def of(

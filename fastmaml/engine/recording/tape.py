@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -98,6 +98,19 @@ class Tape:
     geometry: list[Geometry] = field(default_factory=list)
     written: set[int] = field(default_factory=set)
     fixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def copy(self) -> Tape:
+        """Another one of the same steps and constants."""
+        return replace(
+            self,
+            steps=list(self.steps),
+            outputs=list(self.outputs),
+            owner=list(self.owner),
+            geometry=list(self.geometry),
+            constants=dict(self.constants),
+            written=set(self.written),
+            fixed=list(self.fixed),
+        )
 
     def outside(self) -> set[int]:
         """The owners of memory that a replay finds and must leave as it is, views included."""

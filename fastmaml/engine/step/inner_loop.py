@@ -26,12 +26,13 @@ class Objective:
         weights: ``[tasks]``, each task's share of the meta-loss.
         step_weights: the weight of the query loss after 0, 1, ..., steps inner steps (the last
             one is always evaluated); MAML is 0, ..., 0, 1, and MAML++'s multi-step loss is not.
+            Tensors count whatever their value, which may be another one at each call.
         outputs: cotangents of the query outputs, one a leaf, where something else than the loss
             uses them.
     """
 
     weights: Tensor
-    step_weights: Sequence[float]
+    step_weights: Sequence[float | Tensor]
     outputs: Sequence[Tensor | None] | None = None
 
 
@@ -142,7 +143,8 @@ class InnerLoop:
 
     def observed(self, step: int) -> bool:
         """Whether the query loss after `step` steps counts; the last one is always wanted."""
-        return step == self.steps or self.objective.step_weights[step] != 0
+        weight = self.objective.step_weights[step]
+        return step == self.steps or isinstance(weight, Tensor) or weight != 0
 
     def query(self, step: int, parameters: Tensors, shared: Tensors) -> Query:
         """The query loss and outputs after `step` steps."""

@@ -49,7 +49,7 @@ def concatenate(parts: Sequence[Any]) -> Any:
     return tree_map(lambda *xs: torch.cat(xs) if isinstance(xs[0], Tensor) else xs[0], *parts)
 
 
-def _losses(queries: Sequence[Query], step_weights: Sequence[float]) -> Tensor:
+def _losses(queries: Sequence[Query], step_weights: Sequence[float | Tensor]) -> Tensor:
     total = queries[0].losses * step_weights[queries[0].step]
     for query in queries[1:]:
         total = total + query.losses * step_weights[query.step]

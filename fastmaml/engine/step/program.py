@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Program:
         tables: embeddings that adapt in the rows that a task looks up.
         unreached: about a trainable tensor that would get no meta-gradient.
         uncertain: whether what was seen when it was planned may not be all (see `careful`).
+        sizes: whether it was seen with data of other sizes ("vary"), and the code does with these
+            what it did with those ("known").
     """
 
     forward: TaskForward
@@ -54,6 +56,7 @@ class Program:
     tables: tuple[RowTable, ...] = ()
     unreached: str = ""
     uncertain: bool = False
+    sizes: Literal["", "vary", "known"] = ""
 
     def watched(self, sight: Sight) -> None:
         """Depend on what was seen to run, too."""
@@ -78,8 +81,8 @@ class Call(NamedTuple):
     """``[tasks]`` int64; the result depends on them where the model draws at random."""
     weights: Tensor
     """``[tasks]``."""
-    step_weights: Sequence[float]
-    """One number for each of 0, 1, ..., steps."""
+    step_weights: Sequence[float | Tensor]
+    """One number for each of 0, 1, ..., steps; see `Objective`."""
     cotangents: Any = None
     """One for each leaf of the outputs, None for zero."""
 
@@ -109,7 +112,7 @@ class Call(NamedTuple):
         """The first tasks, each with a weight of 1; the last query loss counts, or that of each."""
         found, steps = self.part(0, min(tasks, len(self.seeds))), self.program.steps
         weights = torch.ones(len(found.seeds), device=self.seeds.device)
-        by_step = [1.0] * (steps + 1) if every_step else [0.0] * steps + [1.0]
+        by_step: Sequence[float | Tensor] = [1.0 if every_step else 0.0] * steps + [1.0]
         return found._replace(weights=weights, step_weights=by_step, cotangents=None)
 
     def loop(self) -> InnerLoop:

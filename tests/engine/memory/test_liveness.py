@@ -11,7 +11,8 @@ from torch import Tensor
 import fastmaml as fm
 from fastmaml.engine.memory.live import Alive, LiveMemory
 from fastmaml.engine.memory.liveness import alive_in
-from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.optimize import cleaned
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import record
 
 N = 256

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import fastmaml as fm
 from fastmaml.engine.recording import captured
 from fastmaml.engine.recording.memory_reuse import require_own_memory
-from fastmaml.engine.recording.optimize import cleaned, compiled
+from fastmaml.engine.recording.optimize import cleaned
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, UncapturableError
 
 PROGRAMS: dict[str, Callable[[Tensor], list[Tensor]]] = {

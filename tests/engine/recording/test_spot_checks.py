@@ -135,7 +135,7 @@ def test_a_check_without_memory_is_told(caplog: pytest.LogCaptureFixture) -> Non
     hide(2.0)
     assert outcome(maml, vectors()).same_bits(before)
     assert [r.message for r in caplog.records if "could not be checked" in r.message]
-    assert [r.calls for r in recorded(maml)] == [2]
+    assert [r.uses.calls for r in recorded(maml)] == [2]
 
 
 @pytest.mark.sampled(at_most=1)
@@ -258,7 +258,7 @@ def test_kinks_of_float32_are_no_difference(backend: str, gradient: fm.gradients
             for p in maml.parameters():
                 p -= 0.1 * p.grad / p.grad.norm().clamp(min=1e-6)
         maml.zero_grad()
-    assert [r.calls for r in recorded(maml)] == [9]
+    assert [r.uses.calls for r in recorded(maml)] == [9]
 
 
 def test_what_a_model_prints_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

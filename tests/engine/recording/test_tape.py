@@ -11,7 +11,8 @@ from problems import tensor
 from replays import Function, check, names, recorded
 from torch import Tensor
 
-from fastmaml.engine.recording.optimize import cleaned, compiled, operation_count
+from fastmaml.engine.recording.optimize import cleaned, operation_count
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import UncapturableError
 
 ATEN = torch.ops.aten

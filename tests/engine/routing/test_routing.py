@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.optimize import compiled
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape
 
 Function = Callable[[nn.ParameterDict, Tensor], Tensor]

@@ -83,7 +83,7 @@ def test_explain_says_so() -> None:
 
     assert said(Unrolled()) == (
         "support set: what no adapted parameter reaches runs once, not at every inner step "
-        "(but what is random, written in place or checkpointed, and all after it)"
+        "(but what is random, checkpointed or written through views, and all after it)"
     )
     assert "every inner step runs whole" in said(Checkpointed())
     assert said(Unrolled(), steps=1) == said(Unrolled(), scope="all") == ""
