@@ -1,4 +1,5 @@
-// The module fastmaml._C: importing it registers the ops, and it runs Python code on all cores.
+// The module fastmaml._C: importing it registers the ops, it runs Python code on all cores, and makes
+// programs.
 #include <pybind11/pybind11.h>
 
 #include <dlfcn.h>
@@ -8,6 +9,8 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+
+#include "program_bind.h"
 
 namespace py = pybind11;
 
@@ -72,4 +75,5 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fastmaml's native ops (torch.ops.fastmaml) and its parallel region.";
   module.def("alone", &alone, py::arg("body"));
   module.def("parallel_region", &parallel_region, py::arg("body"), py::arg("count"));
+  fastmaml::program::bind(module);
 }

@@ -1,4 +1,5 @@
 // Dropout masks of all tasks.
+#include "kernel_table.h"
 #include "dropout_bits.h"
 #include "views.h"
 #include "work.h"
@@ -34,5 +35,5 @@ Tensor dropout_mask(const Tensor& key, int64_t size, double p, ScalarType dtype)
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("dropout_mask", TORCH_BOX(&fastmaml::dropout_mask));
+  FM_CPU_KERNEL(m, dropout_mask);
 }

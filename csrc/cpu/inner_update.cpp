@@ -4,6 +4,7 @@
 // Every op here is elementwise over [T, *shape] with a rate that has no task dimension. A parameter's
 // tensors are brought into the memory order of its gradient (convolution weight gradients are not
 // row-major), so what is shared by all tasks is converted once and the rest not at all.
+#include "kernel_table.h"
 #include "simd.h"
 #include "views.h"
 #include "work.h"
@@ -291,8 +292,8 @@ std::tuple<Tensors, Tensors> inner_momentum(const Tensors& p, const Tensors& g, 
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("inner_update", TORCH_BOX(&fastmaml::inner_update));
-  m.impl("inner_scale", TORCH_BOX(&fastmaml::inner_scale));
-  m.impl("inner_rate_grad", TORCH_BOX(&fastmaml::inner_rate_grad));
-  m.impl("inner_momentum", TORCH_BOX(&fastmaml::inner_momentum));
+  FM_CPU_KERNEL(m, inner_update);
+  FM_CPU_KERNEL(m, inner_scale);
+  FM_CPU_KERNEL(m, inner_rate_grad);
+  FM_CPU_KERNEL(m, inner_momentum);
 }

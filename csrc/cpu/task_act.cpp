@@ -1,4 +1,5 @@
 // Activations and their first two derivatives, elementwise, in whatever dense order they come.
+#include "kernel_table.h"
 #include "../math/activation.h"
 
 #include "simd.h"
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor> task_act_bwd2(const Tensor& h, const Tensor& g, const
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_act", TORCH_BOX(&fastmaml::task_act));
-  m.impl("task_act_bwd", TORCH_BOX(&fastmaml::task_act_bwd));
-  m.impl("task_act_bwd2", TORCH_BOX(&fastmaml::task_act_bwd2));
+  FM_CPU_KERNEL(m, task_act);
+  FM_CPU_KERNEL(m, task_act_bwd);
+  FM_CPU_KERNEL(m, task_act_bwd2);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernel_table.h"
 #include "../math/elementary.h"
 
 #include "simd.h"
@@ -200,7 +201,7 @@ std::tuple<Tensor, Tensor> task_cross_entropy_bwd2(const Tensor& h, const Tensor
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_cross_entropy", TORCH_BOX(&fastmaml::task_cross_entropy));
-  m.impl("task_cross_entropy_bwd", TORCH_BOX(&fastmaml::task_cross_entropy_bwd));
-  m.impl("task_cross_entropy_bwd2", TORCH_BOX(&fastmaml::task_cross_entropy_bwd2));
+  FM_CPU_KERNEL(m, task_cross_entropy);
+  FM_CPU_KERNEL(m, task_cross_entropy_bwd);
+  FM_CPU_KERNEL(m, task_cross_entropy_bwd2);
 }

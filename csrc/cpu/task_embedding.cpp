@@ -1,4 +1,5 @@
 // Rows of each task's table by ids, and the transpose: sums of rows by ids.
+#include "kernel_table.h"
 #include "simd.h"
 #include "views.h"
 #include "work.h"
@@ -95,6 +96,6 @@ Tensor task_embedding_grad(const Tensor& g, const Tensor& ids, int64_t rows) {
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_embedding", TORCH_BOX(&fastmaml::task_embedding));
-  m.impl("task_embedding_grad", TORCH_BOX(&fastmaml::task_embedding_grad));
+  FM_CPU_KERNEL(m, task_embedding);
+  FM_CPU_KERNEL(m, task_embedding_grad);
 }

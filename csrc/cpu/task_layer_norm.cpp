@@ -1,4 +1,5 @@
 // Layer norm with a weight and bias of each task's own, and its first two derivatives.
+#include "kernel_table.h"
 #include "layer_norm_rows.h"
 
 #include "views.h"
@@ -172,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> task_layer_norm_bwd2(
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_layer_norm", TORCH_BOX(&fastmaml::task_layer_norm));
-  m.impl("task_layer_norm_bwd", TORCH_BOX(&fastmaml::task_layer_norm_bwd));
-  m.impl("task_layer_norm_bwd2", TORCH_BOX(&fastmaml::task_layer_norm_bwd2));
+  FM_CPU_KERNEL(m, task_layer_norm);
+  FM_CPU_KERNEL(m, task_layer_norm_bwd);
+  FM_CPU_KERNEL(m, task_layer_norm_bwd2);
 }

@@ -1,4 +1,5 @@
 // Linear layers with weights of their own per task, and their two gradients: three calls of gemm.
+#include "kernel_table.h"
 #include "../math/activation.h"
 #include "gemm/kernels.h"
 #include "scratch.h"
@@ -227,9 +228,9 @@ std::tuple<Tensor, Tensor> task_linear_wgrad(const Tensor& g, const Tensor& x, b
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_linear", TORCH_BOX(&task_linear));
-  m.impl("task_linear_dgrad", TORCH_BOX(&task_linear_dgrad));
-  m.impl("task_linear_wgrad", TORCH_BOX(&task_linear_wgrad));
+  FM_CPU_KERNEL(m, task_linear);
+  FM_CPU_KERNEL(m, task_linear_dgrad);
+  FM_CPU_KERNEL(m, task_linear_wgrad);
 }
 
 }  // namespace fastmaml

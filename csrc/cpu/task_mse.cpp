@@ -1,4 +1,5 @@
 // Mean squared error of each task and its derivatives with respect to x.
+#include "kernel_table.h"
 #include "simd.h"
 #include "views.h"
 #include "work.h"
@@ -119,7 +120,7 @@ std::tuple<Tensor, Tensor> task_mse_bwd2(const Tensor& h, const Tensor& g, const
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_mse", TORCH_BOX(&fastmaml::task_mse));
-  m.impl("task_mse_bwd", TORCH_BOX(&fastmaml::task_mse_bwd));
-  m.impl("task_mse_bwd2", TORCH_BOX(&fastmaml::task_mse_bwd2));
+  FM_CPU_KERNEL(m, task_mse);
+  FM_CPU_KERNEL(m, task_mse_bwd);
+  FM_CPU_KERNEL(m, task_mse_bwd2);
 }

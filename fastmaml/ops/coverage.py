@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,21 @@ def alone() -> Callable[[Callable[[], None]], None] | None:
     """
     module = _load.native_module()
     return None if module is None else module.alone
+
+
+def native_programs() -> Any:
+    """`make_program` and what goes with it (`engine.recording.native`).
+
+    None where the native module is not built.
+    """
+    return _load.native_module()
+
+
+def program_peak(func: Any, args: Any) -> int:
+    """The most bytes that such a call has alive of what it makes, where it runs a program."""
+    if getattr(func, "_opname", "") != "replay" or func.namespace != "fastmaml":
+        return 0
+    return int(_load.native_module().program_peak(args[0]))
 
 
 def parallel_region() -> Callable[[Callable[[int], None], int], None] | None:

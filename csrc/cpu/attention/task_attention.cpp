@@ -2,6 +2,7 @@
 //
 // The softmax is taken online (Milakov and Gimelshein, 2018): what was summed so far is scaled down
 // when a larger score turns up. No matrix of all rows by all keys exists at any time.
+#include "../kernel_table.h"
 #include "rows.h"
 #include "tiles.h"
 
@@ -104,5 +105,5 @@ std::tuple<Tensor, Tensor> task_attention(const Tensor& q, const Tensor& k, cons
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_attention", TORCH_BOX(&fastmaml::task_attention));
+  FM_CPU_KERNEL(m, task_attention);
 }

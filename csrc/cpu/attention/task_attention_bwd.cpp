@@ -1,6 +1,7 @@
 // The gradients of attention. With probabilities p, dropout mask m, and d = rowsum(g o):
 //   gv = (p m)^T g,  ds = scale p (m (g v^T) - d),  gq = ds k,  gk = ds^T q,
 // p computed again from the saved log-sum-exp, a tile of rows by keys at a time (Dao et al., 2022).
+#include "../kernel_table.h"
 #include "derivatives.h"
 
 namespace fastmaml {
@@ -145,5 +146,5 @@ std::tuple<Tensor, Tensor, Tensor> task_attention_bwd(const Tensor& g, const Ten
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_attention_bwd", TORCH_BOX(&fastmaml::task_attention_bwd));
+  FM_CPU_KERNEL(m, task_attention_bwd);
 }

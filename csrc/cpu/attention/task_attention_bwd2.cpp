@@ -5,6 +5,7 @@
 //   gq = tds k + ds hk,  gk = tds^T q + ds^T hq,  gv = (tp m)^T g.
 // Since Σ p (m g v^T - d) = 0 the slope is Σ p (t (m g v^T - d) + m g hv^T): one pass over the keys gives
 // both sums of a row, and where its keys are more than a tile a second pass the results.
+#include "../kernel_table.h"
 #include "derivatives.h"
 
 namespace fastmaml {
@@ -246,5 +247,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> task_attention_bwd2(
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_attention_bwd2", TORCH_BOX(&fastmaml::task_attention_bwd2));
+  FM_CPU_KERNEL(m, task_attention_bwd2);
 }

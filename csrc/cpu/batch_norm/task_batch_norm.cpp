@@ -1,5 +1,6 @@
 // Batch norm of each task by the statistics of its own images, fused with ReLU and 2x2 max pooling,
 // and its first two derivatives: checks, layouts, and the arithmetic of one channel.
+#include "../kernel_table.h"
 #include "../views.h"
 #include "second.h"
 
@@ -259,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> task_batch_norm_bwd2(
 }  // namespace fastmaml
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_batch_norm", TORCH_BOX(&fastmaml::task_batch_norm));
-  m.impl("task_batch_norm_bwd", TORCH_BOX(&fastmaml::task_batch_norm_bwd));
-  m.impl("task_batch_norm_bwd2", TORCH_BOX(&fastmaml::task_batch_norm_bwd2));
+  FM_CPU_KERNEL(m, task_batch_norm);
+  FM_CPU_KERNEL(m, task_batch_norm_bwd);
+  FM_CPU_KERNEL(m, task_batch_norm_bwd2);
 }

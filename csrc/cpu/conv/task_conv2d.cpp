@@ -1,4 +1,5 @@
 // 2-D convolutions with weights of their own per task, and their two gradients.
+#include "../kernel_table.h"
 #include "../views.h"
 #include "../work.h"
 #include "conv.h"
@@ -173,9 +174,9 @@ std::tuple<Tensor, Tensor> task_conv2d_wgrad(const Tensor& g, const Tensor& x, c
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastmaml, CPU, m) {
-  m.impl("task_conv2d", TORCH_BOX(&task_conv2d));
-  m.impl("task_conv2d_dgrad", TORCH_BOX(&task_conv2d_dgrad));
-  m.impl("task_conv2d_wgrad", TORCH_BOX(&task_conv2d_wgrad));
+  FM_CPU_KERNEL(m, task_conv2d);
+  FM_CPU_KERNEL(m, task_conv2d_dgrad);
+  FM_CPU_KERNEL(m, task_conv2d_wgrad);
 }
 
 }  // namespace fastmaml

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmaml.engine.base.storages import made_of
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.base.zero_tensors import with_memory
+from fastmaml.ops import program_peak
 
 
 class Alive(NamedTuple):
@@ -39,11 +40,11 @@ class LiveMemory(TorchDispatchMode):
 
     It sees every operator that PyTorch dispatches: forward, backward, under `torch.func`, on any
     device but "meta", which has no memory (all are added together; a fake tensor counts as what it
-    stands for). A storage counts once however many tensors view it,
-    with its new size once it is resized. Storages alive before the block count as zero, unless
-    an operator resizes them. It does not see the scratch space inside a kernel, nor what an
-    allocator rounds up or keeps: the figure is a lower bound of what a process needs, and does
-    not depend on the machine's load. One object serves one block.
+    stands for), and knows what a program of the native module needs. A storage counts once however
+    many tensors view it, with its new size once it is resized. Storages alive before the block
+    count as zero, unless an operator resizes them. It does not see the scratch space inside a
+    kernel, nor what an allocator rounds up or keeps: the figure is a lower bound of what a process
+    needs, and does not depend on the machine's load. One object serves one block.
 
     Args:
         marked: sizes in bytes of storages of which a larger run of the kind has no more.
@@ -98,6 +99,10 @@ class LiveMemory(TorchDispatchMode):
         fresh = func is torch.ops.aten.lift_fresh.default
         given = [] if fresh else _storages((args, kwargs))
         before = {s._cdata: s.nbytes() for s in given}
+        inside = program_peak(func, args)
+        if inside:
+            during = self.live.more(inside, False)
+            self.peak = max(self.peak, during, key=lambda alive: alive.at(self.scale))
         result = func(*args, **kwargs)
         for storage in (*given, *_storages(result)):
             if before.get(storage._cdata) != storage.nbytes():

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from fastmaml.engine.memory.live import Alive
 from fastmaml.engine.recording.memory_reuse import OVERWRITES, made_by, read_by
-from fastmaml.engine.recording.tape import Geometry, Operation, Tape
+from fastmaml.engine.recording.tape import Operation, Tape
 
 
 def alive_in(tape: Tape, marked: Collection[int]) -> tuple[list[Alive], list[Alive]]:
@@ -29,7 +29,7 @@ def alive_in(tape: Tape, marked: Collection[int]) -> tuple[list[Alive], list[Ali
             sizes[step.results] = sizes.pop(owner[step.arguments[0].value])
         elif isinstance(step, Operation):
             for value in step.made():
-                size = sizes[value] = _bytes(tape.geometry[value])
+                size = sizes[value] = tape.geometry[value].reach()
                 now = now.more(size, size in marked)
         after.append(now)
         for x in touched[i]:
@@ -37,11 +37,3 @@ def alive_in(tape: Tape, marked: Collection[int]) -> tuple[list[Alive], list[Ali
                 size = sizes.pop(x, 0)
                 now = now.more(-size, size in marked)
     return [*before, now], after
-
-
-def _bytes(geometry: Geometry) -> int:
-    """Of memory that reaches from the first element to the last."""
-    if 0 in geometry.size:
-        return 0
-    reach = sum((n - 1) * by for n, by in zip(geometry.size, geometry.stride, strict=True))
-    return (1 + reach) * geometry.dtype.itemsize

@@ -26,7 +26,7 @@ from fastmaml.engine.recording.fresh_constants import require_constants
 from fastmaml.engine.recording.general import Family, Sample
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay import Recording, Traceable, replay
-from fastmaml.engine.recording.replay_code import compiled
+from fastmaml.engine.recording.replay_code import compiled, natively
 from fastmaml.engine.recording.spot_checks import TRIES, difference, due, same_each_time, spot_check
 from fastmaml.engine.recording.tape import Tape, UncapturableError, record
 from fastmaml.engine.step.meta_step import meta_step
@@ -49,7 +49,7 @@ class Captured:
     rates among them, are read at every replay.
 
     Args:
-        prepare: turns a cleaned tape and example inputs into what runs.
+        prepare: turns a cleaned tape into what runs; None for replays of our own.
         required: raise where a meta-step cannot be captured; else it runs eagerly, which is
             logged once.
         spot_checks: run calls 2, 4, 8, ... of a recording eagerly, too (see `spot_checks`).
@@ -59,7 +59,7 @@ class Captured:
 
     def __init__(
         self,
-        prepare: Callable[[Tape], Function] = compiled,
+        prepare: Callable[[Tape], Function] | None = None,
         required: bool = False,
         spot_checks: bool = True,
     ) -> None:
@@ -131,7 +131,7 @@ class Captured:
         known = self._kept.get(key)
         if isinstance(known, Recording) and known.stale():
             del self._kept[key]
-        varies = program.sizes and self.prepare is compiled and flat.seeds.device.type == "cpu"
+        varies = program.sizes and self.prepare is None and flat.seeds.device.type == "cpu"
         family = self._family((*key[:-1], flat.general_kind())) if varies else None
         if key not in self._kept and family is not None and program.sizes == "known":
             foretold = family.at(flat.sizes(), flat.tensors())
@@ -200,7 +200,7 @@ class Captured:
         flat.program.watched(sight)
         if depends.refusal:
             raise UncapturableError(depends.refusal)
-        graphs = self.prepare is compiled and has_graphs(flat.seeds.device)
+        graphs = self.prepare is None and has_graphs(flat.seeds.device)
         # A graph would keep the numbers of a host's tensor that it read when it was captured.
         if graphs and any(is_elsewhere(x, flat.seeds.device) for x in (*chunk.tensors, *results)):
             raise UncapturableError(
@@ -211,10 +211,14 @@ class Captured:
         fixed = [*tape.fixed, *((tape.constants[v], tape.constants[v].clone()) for v in hosts)]
         general = tape.copy() if family is not None and family.learns() else None
         # Inductor places results itself, and takes fewer of the views that are written through.
-        tape = cleaned(tape, in_place=self.prepare is compiled, known=hosts)
+        tape = cleaned(tape, in_place=self.prepare is None, known=hosts)
         of = chunk.tensors, results, chunk.layout, flat
-        _check(compiled(tape), *of)
-        run = self.prepare(tape)
+        run: Function = compiled(tape)
+        _check(run, *of)
+        if self.prepare is not None:
+            run = self.prepare(tape)
+        elif flat.seeds.device.type == "cpu":
+            run = self._native(tape, run, of)
         if graphs:
             run = self._graph(run, chunk.tensors, flat.seeds.device)
             _check(run, *of)
@@ -222,6 +226,18 @@ class Captured:
             general = cleaned(general, computes_constants=False)
             family.add(Sample(flat.sizes(), general, chunk.layout))
         return Recording.of(run, tape, chunk.layout, fixed)
+
+    def _native(self, tape: Tape, replay: Function, of: tuple[Any, ...]) -> Function:
+        """The replay without Python, as far as it can be, and where it gives the same."""
+        found = natively(tape)
+        if found is None:
+            return replay
+        try:
+            _check(found, *of)
+        except UncapturableError as error:
+            _log.warning("the native replay is left out, please report it: %s", error)
+            return replay
+        return found
 
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
         if device not in self._rooms:
@@ -234,7 +250,7 @@ class Captured:
         recordings = [self.recording(chunks[0])] * len(chunks)
         if chunks[-1].tasks != chunks[0].tasks:
             recordings[-1] = self.recording(chunks[-1])
-        own = self.prepare is compiled and flat.seeds.device.type == "cpu"
+        own = self.prepare is None and flat.seeds.device.type == "cpu"
         result = replay(chunks, recordings, own)
         for recording in dict.fromkeys(recordings):
             recording.uses.calls += 1

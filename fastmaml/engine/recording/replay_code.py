@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmaml.engine.base.sizes import Form
 from fastmaml.engine.recording.memory_reuse import made_by, read_by
+from fastmaml.engine.recording.native import Program, pieces
 from fastmaml.engine.recording.tape import Operation, Ref, Tape
 
 Replay = Callable[..., list[Tensor]]
@@ -28,6 +29,17 @@ def compiled(tape: Tape) -> Replay:
     """
     code = _Code(tape)
     exec("\n".join(code.function(tape.steps)), code.scope)  # our own text: see `_Code`
+    replay: Replay = code.scope["replay"]
+    return replay
+
+
+def natively(tape: Tape) -> Replay | None:
+    """The same with all that can be in the native module; None where that is nothing."""
+    found = list(pieces(tape))
+    if not any(isinstance(x, Program) for x in found):
+        return None
+    code = _Code(tape)
+    exec("\n".join(code.function(found)), code.scope)  # our own text: see `_Code`
     replay: Replay = code.scope["replay"]
     return replay
 
@@ -61,6 +73,12 @@ def compiled_for_sizes(
 _BOTH = (True, False)
 
 
+def _touched(step: Any) -> tuple[int, ...]:
+    if isinstance(step, Program):
+        return (*step.outputs, *step.inputs)
+    return (*made_by(step), *read_by(step))
+
+
 class _Code:
     """Python text of a tape: operations by number, values, numbers and other arguments by name."""
 
@@ -79,16 +97,16 @@ class _Code:
         """The lines of a function of the tape's inputs that takes these steps.
 
         Args:
-            steps: of the tape.
+            steps: of the tape, or programs of several.
             name: of the function; if it is "tried", results are looked at.
         """
         tape, names = self.tape, self.names
-        last = {v: i for i, step in enumerate(steps) for v in (*made_by(step), *read_by(step))}
+        last = {v: i for i, step in enumerate(steps) for v in _touched(step)}
         lines = [f"def {name}({', '.join(names[: tape.inputs])}):"]
         for i, step in enumerate(steps):
             looks = self.looks(step) if name == "tried" else ()
             lines += [f"    {line}" for line in (self.line(step), *looks)]
-            over = {v for v in (*made_by(step), *read_by(step)) if last[v] == i} - self.kept
+            over = {v for v in _touched(step) if last[v] == i} - self.kept
             if over:
                 lines.append(f"    del {', '.join(names[v] for v in sorted(over))}")
         own = tape.outside()
@@ -99,6 +117,11 @@ class _Code:
     def line(self, step: Any) -> str:
         """The line of a step."""
         names, scope = self.names, self.scope
+        if isinstance(step, Program):
+            program = f"p{len(scope)}"
+            scope[program] = step
+            made, given = ([names[v] for v in of] for of in (step.outputs, step.inputs))
+            return f"[{', '.join(made)}] = {program}({', '.join(given)})"
         if not isinstance(step, Operation):
             value, view = step
             source, size, stride = names[view.source], self.text(view.size), self.text(view.stride)

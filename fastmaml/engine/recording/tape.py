@@ -56,6 +56,13 @@ class Geometry(NamedTuple):
         """The geometry of a tensor."""
         return Geometry(tuple(x.shape), tuple(x.stride()), x.dtype)
 
+    def reach(self) -> int:
+        """Bytes of memory from the first element to the last."""
+        if 0 in self.size:
+            return 0
+        last = sum((n - 1) * by for n, by in zip(self.size, self.stride, strict=True))
+        return (1 + last) * self.dtype.itemsize
+
 
 class Operation(NamedTuple):
     """A call of an operation.

@@ -15,7 +15,7 @@ from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.chunks import Sum
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay import Recording, Traceable, replay
-from fastmaml.engine.recording.replay_code import compiled
+from fastmaml.engine.recording.replay_code import compiled, natively
 from fastmaml.engine.recording.tape import Operation, Tape, UncapturableError, record
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call, Executor, MetaResult
@@ -27,8 +27,9 @@ class PhasedExecutor:
     """Runs meta-steps as `execute` does, and tells `sink` which phase begins.
 
     What `execute` replays is recorded here anew, with marks between the operations, which are the
-    same. A CUDA graph becomes the operations that it was made of, one by one; in what Inductor
-    compiles no phase can be seen.
+    same; a native program is cut at the marks, and made of single operations for a sink that
+    follows them. A CUDA graph becomes the operations that it was made of, one by one; in what
+    Inductor compiles no phase can be seen.
 
     Args:
         execute: of a `MAML`, which has run such a meta-step before.
@@ -38,7 +39,7 @@ class PhasedExecutor:
     def __init__(self, execute: Executor, parallel: bool = True) -> None:
         self.execute, self.parallel = execute, parallel
         self.sink: Sink = Silence()
-        self._replays: dict[int, Recording] = {}
+        self._replays: dict[int, tuple[Recording, Recording]] = {}
 
     def __call__(self, call: Call) -> MetaResult:
         """The result of the meta-step, as `meta_step` gives it, with its phases marked."""
@@ -54,12 +55,12 @@ class PhasedExecutor:
     @property
     def opaque(self) -> bool:
         """Whether phases are invisible."""
-        return isinstance(self.execute, Captured) and self.execute.prepare is not compiled
+        return isinstance(self.execute, Captured) and self.execute.prepare is not None
 
     @property
     def replays(self) -> Sequence[Recording]:
         """The recordings made so far: of a chunk, and where it is another size, of the last one."""
-        return tuple(self._replays.values())
+        return tuple(as_timed for as_timed, _ in self._replays.values())
 
     def refusal(self, flat: FlatCall) -> str | None:
         """Why it runs eagerly; None where it is replayed."""
@@ -85,7 +86,7 @@ class PhasedExecutor:
     def _replay(self, flat: FlatCall) -> Recording:
         if flat.tasks not in self._replays:
             self._replays[flat.tasks] = recorded(flat, self.switch)
-        return self._replays[flat.tasks]
+        return self._replays[flat.tasks][self.sink.follows]
 
 
 @final
@@ -133,15 +134,19 @@ def phased(call: Call, sink: Sink) -> Call:
     return call.by(method=Phased(call.program.method, sink))
 
 
-def recorded(flat: FlatCall, switch: Callable[[str], None]) -> Recording:
-    """As `Captured` records a chunk, with marks."""
+def recorded(flat: FlatCall, switch: Callable[[str], None]) -> tuple[Recording, Recording]:
+    """As `Captured` records a chunk, with marks; and the same by single operations."""
     tape = Tape(len(flat.tensors()))
     tags = Tags(tape)
     chunk = Traceable(replace(flat, call=phased(flat.call, tags)))
     with torch.enable_grad():
         record(chunk, chunk.tensors, tape)
     cleaned(tape)
-    return Recording.of(compiled(_marked(tape, tags, switch)), tape, chunk.layout)
+    marked, on_cpu = _marked(tape, tags, switch), flat.seeds.device.type == "cpu"
+    single = compiled(marked)
+    native = (natively(marked) if on_cpu else None) or single
+    found = [Recording.of(run, tape, chunk.layout) for run in (native, single)]
+    return found[0], found[1]
 
 
 def _marked(tape: Tape, tags: Tags, switch: Callable[[str], None]) -> Tape:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -34,6 +34,9 @@ PHASES = (SAMPLING, *INSIDE, WHOLE, OPTIMIZER, REST)
 
 class Sink(ABC):
     """Is told what phase begins, on every thread."""
+
+    follows: ClassVar[bool] = False
+    """Whether it is to see every operation, so that none may run inside a native program."""
 
     @abstractmethod
     def switch(self, phase: str) -> None:

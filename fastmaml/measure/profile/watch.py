@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class Watch(Sink):
         samples: of live memory, in order.
         peak_bytes: the most that was alive at once, beyond what was before the step.
     """
+
+    follows: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.counts: dict[str, Counts] = {}

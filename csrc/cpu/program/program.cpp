@@ -1,0 +1,232 @@
+#include "program.h"
+
+#include <mutex>
+#include <unordered_map>
+
+namespace fastmaml {
+namespace {
+
+std::unordered_map<std::string, Boxed>& kernels_by_name() {
+  static std::unordered_map<std::string, Boxed> table;
+  return table;
+}
+
+}  // namespace
+
+Boxed find_kernel(const std::string& name) {
+  const auto found = kernels_by_name().find(name);
+  return found == kernels_by_name().end() ? nullptr : found->second;
+}
+
+bool remember_kernel(const char* name, Boxed kernel) {
+  kernels_by_name()[name] = kernel;
+  return true;
+}
+
+namespace program {
+namespace {
+
+using Values = std::vector<OptionalTensor>;
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+const Tensor& known(const Values& values, int64_t number) {
+  STD_TORCH_CHECK(values[number].has_value(), "value ", number, " of a program is not there");
+  return *values[number];
+}
+
+template <class T>
+StableIValue handed(const T& x, bool optional) {
+  return optional ? from(std::optional<T>(x)) : from(x);
+}
+
+StableIValue booleans(const std::vector<int64_t>& list) {
+  StableListHandle handle;
+  TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(list.size(), &handle));
+  for (const int64_t x : list) TORCH_ERROR_CODE_CHECK(torch_list_push_back(handle, from(x != 0)));
+  return torch::stable::detail::from(handle);
+}
+
+// What stands for an argument; whoever is called takes it over.
+StableIValue argument(const Argument& x, const Values& values) {
+  using Type = Argument::Type;
+  switch (x.type) {
+    case Type::none: return from(std::nullopt);
+    case Type::tensor: return from(known(values, x.value));
+    case Type::tensor_or_none:
+      return x.value < 0 ? from(std::nullopt) : from(OptionalTensor(known(values, x.value)));
+    case Type::tensors: {
+      std::vector<Tensor> tensors;
+      tensors.reserve(x.list.size());
+      for (const int64_t number : x.list) tensors.push_back(known(values, number));
+      return from(tensors);
+    }
+    case Type::integer: return handed(x.integer, x.optional);
+    case Type::number: return handed(x.number, x.optional);
+    case Type::boolean: return handed(x.integer != 0, x.optional);
+    case Type::integers: return handed(x.list, x.optional);
+    case Type::booleans: return booleans(x.list);
+    case Type::dtype: return handed(static_cast<ScalarType>(x.integer), x.optional);
+    case Type::memory_format: return handed(static_cast<torch::headeronly::MemoryFormat>(x.integer), x.optional);
+  }
+  STD_TORCH_CHECK(false, "an argument of a program has no type");
+}
+
+void run_call(const Call& call, Values& values) {
+  const size_t results = call.list ? 1 : call.results.size();
+  std::vector<StableIValue> stack(std::max(call.arguments.size(), results));
+  for (size_t i = 0; i < call.arguments.size(); ++i) stack[i] = argument(call.arguments[i], values);
+  if (call.kernel) {
+    call.kernel(stack.data(), call.arguments.size(), results);
+  } else {
+    TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher(call.name.c_str(), call.overload.c_str(), stack.data(), TORCH_ABI_VERSION));
+  }
+  if (call.list) {
+    const auto found = to<std::vector<Tensor>>(stack[0]);
+    for (size_t i = 0; i < call.results.size(); ++i)
+      if (call.results[i] >= 0) values[call.results[i]] = found.at(i);
+    return;
+  }
+  for (size_t i = 0; i < results; ++i) {
+    Tensor found = to<Tensor>(stack[i]);  // also where nobody needs it: it is ours to let go
+    if (call.results[i] >= 0) values[call.results[i]] = std::move(found);
+  }
+}
+
+void run_view(const View& view, Values& values) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      known(values, view.source).get(), static_cast<int64_t>(view.size.size()), view.size.data(),
+      view.stride.data(), view.offset, &handle));
+  values[view.result] = Tensor(handle);
+}
+
+void run_pointwise_step(const Pointwise& p, const Geometry& geometry, Values& values) {
+  const Tensor& a = known(values, p.a);
+  if (p.in_place) {
+    values[p.result] = a;
+  } else {
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(geometry.size.size()), geometry.size.data(), geometry.stride.data(),
+        shim_dtype(a), aoti_torch_device_type_cpu(), 0, &handle));
+    values[p.result] = Tensor(handle);
+  }
+  with_scalar(a, [&](auto zero) {
+    using S = decltype(zero);
+    const S* b = p.b < 0 ? nullptr : static_cast<const S*>(known(values, p.b).const_data_ptr());
+    run_pointwise<S>(p, static_cast<const S*>(a.const_data_ptr()), b, output<S>(*values[p.result]));
+  });
+}
+
+void check(const Tensor& x, const Geometry& expected, int64_t number) {
+  const bool same = x.is_cpu() && x.scalar_type() == expected.dtype && sizes_of(x) == expected.size &&
+                    Sizes(x.strides().begin(), x.strides().end()) == expected.stride;
+  STD_TORCH_CHECK(same, "value ", number, " of a program has shape ", shape_text(sizes_of(x)), " and dtype ",
+                  toString(x.scalar_type()), ", not what it was made for: ", shape_text(expected.size), ", ",
+                  toString(expected.dtype), ", or other strides");
+}
+
+struct Kept {
+  std::mutex lock;
+  std::unordered_map<int64_t, std::shared_ptr<Program>> programs;
+  int64_t next = 0;
+};
+
+Kept& kept() {
+  static Kept all;
+  return all;
+}
+
+std::vector<Tensor> replay(int64_t number, std::vector<Tensor> given) { return find(number)->run(given); }
+
+}  // namespace
+
+std::vector<Tensor> Program::run(const std::vector<Tensor>& given) {
+  STD_TORCH_CHECK(given.size() == inputs.size(), "a program takes ", inputs.size(), " tensors, not ",
+                  given.size());
+  Values now(values.size());
+  for (size_t i = 0; i < given.size(); ++i) {
+    check(given[i], values[inputs[i]], inputs[i]);
+    now[inputs[i]] = given[i];
+  }
+  const bool looks = !looked_;
+  for (const Step& step : steps) {
+    switch (step.type) {
+      case Step::Type::call:
+        run_call(step.call, now);
+        if (looks)
+          for (const int64_t number : step.call.results)
+            if (number >= 0) check(*now[number], values[number], number);
+        break;
+      case Step::Type::view: run_view(step.view, now); break;
+      case Step::Type::pointwise:
+        run_pointwise_step(step.pointwise, values[step.pointwise.result], now);
+        break;
+    }
+    for (const int64_t number : step.over) now[number].reset();
+  }
+  looked_ = true;
+  std::vector<Tensor> results;
+  results.reserve(outputs.size());
+  for (const int64_t number : outputs) results.push_back(known(now, number));
+  return results;
+}
+
+int64_t Program::peak() const {
+  // Memory goes with the last of the values that lie in it.
+  std::vector<int64_t> owner(values.size()), users(values.size(), 0);
+  std::vector<bool> made(values.size(), false);
+  for (size_t i = 0; i < owner.size(); ++i) owner[i] = static_cast<int64_t>(i);
+  int64_t now = 0, most = 0;
+  const auto begins = [&](int64_t value, int64_t of) {
+    owner[value] = of;
+    if (++users[of] == 1 && of == value) now += values[value].bytes, made[value] = true;
+  };
+  for (const Step& step : steps) {
+    switch (step.type) {
+      case Step::Type::call:
+        for (const int64_t number : step.call.results)
+          if (number >= 0) begins(number, number);
+        break;
+      case Step::Type::view: begins(step.view.result, owner[step.view.source]); break;
+      case Step::Type::pointwise: {
+        const Pointwise& p = step.pointwise;
+        begins(p.result, p.in_place ? owner[p.a] : p.result);
+        break;
+      }
+    }
+    most = std::max(most, now);
+    for (const int64_t number : step.over) {
+      const int64_t of = owner[number];
+      if (--users[of] == 0 && made[of]) now -= values[of].bytes;
+    }
+  }
+  return most;
+}
+
+std::shared_ptr<Program> find(int64_t number) {
+  std::lock_guard<std::mutex> lock(kept().lock);
+  const auto found = kept().programs.find(number);
+  STD_TORCH_CHECK(found != kept().programs.end(), "there is no program ", number);
+  return found->second;
+}
+
+int64_t keep(std::shared_ptr<Program> program) {
+  std::lock_guard<std::mutex> lock(kept().lock);
+  kept().programs[kept().next] = std::move(program);
+  return kept().next++;
+}
+
+void drop(int64_t number) {
+  std::lock_guard<std::mutex> lock(kept().lock);
+  kept().programs.erase(number);
+}
+
+}  // namespace program
+}  // namespace fastmaml
+
+STABLE_TORCH_LIBRARY_IMPL(fastmaml, CompositeExplicitAutograd, m) {
+  m.impl("replay", TORCH_BOX(&fastmaml::program::replay));
+}

@@ -1,0 +1,86 @@
+// A recorded meta-step as one object: its operations in order, called without Python.
+//
+// fastmaml/engine/recording/native.py makes programs, from recordings whose sizes, strides and dtypes
+// are known. Numbers and order of operations are those of the Python replay.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../kernel_table.h"
+#include "../views.h"
+#include "pointwise.h"
+
+namespace fastmaml::program {
+
+// How a value lies in memory.
+struct Geometry {
+  Sizes size, stride;
+  ScalarType dtype = ScalarType::Undefined;
+  int64_t bytes = 0;  // of memory that reaches from the first element to the last
+};
+
+// An argument of a call. Which of the members counts is up to the type in the op's schema.
+struct Argument {
+  enum class Type {
+    none, tensor, tensor_or_none, tensors, integer, number, boolean, integers, booleans, dtype, memory_format
+  };
+  Type type = Type::none;
+  bool optional = false;  // the schema says so: the argument is handed over as an optional one
+  int64_t value = -1;     // number of a tensor
+  int64_t integer = 0;
+  double number = 0;
+  std::vector<int64_t> list;
+};
+
+// A call of a kernel of our own, or of an operation of PyTorch's through its dispatcher.
+struct Call {
+  Boxed kernel = nullptr;
+  std::string name, overload;  // where there is no kernel
+  std::vector<Argument> arguments;
+  std::vector<int64_t> results;  // numbers of values, -1 for those that nobody needs
+  bool list = false;             // the results come as one list
+};
+
+// Another look at the memory of a value.
+struct View {
+  int64_t source = 0, result = 0, offset = 0;
+  Sizes size, stride;
+};
+
+struct Step {
+  enum class Type { call, view, pointwise };
+  Type type = Type::call;
+  Call call;
+  View view;
+  Pointwise pointwise;
+  std::vector<int64_t> over;  // values that nothing needs any more
+};
+
+class Program {
+ public:
+  std::vector<Geometry> values;
+  std::vector<int64_t> inputs, outputs;
+  std::vector<Step> steps;
+
+  // The outputs, in memory that is the caller's. The first run looks at every value, all runs at the
+  // inputs: pointwise steps rely on where their numbers lie.
+  std::vector<Tensor> run(const std::vector<Tensor>& given);
+
+  // The most bytes that a run has alive of what it made, after a step.
+  int64_t peak() const;
+
+ private:
+  std::atomic<bool> looked_{false};
+};
+
+// Keeps it, until it is dropped; returns its number.
+int64_t keep(std::shared_ptr<Program> program);
+std::shared_ptr<Program> find(int64_t number);
+void drop(int64_t number);
+
+}  // namespace fastmaml::program
