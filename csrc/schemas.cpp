@@ -44,6 +44,4 @@ STABLE_TORCH_LIBRARY(fastmaml, m) {
   m.def("inner_scale(Tensor[] g, Tensor[] rate, float scale) -> Tensor[]");
   m.def("inner_rate_grad(Tensor[] h, Tensor[] g, bool[] scalar, float scale) -> Tensor[]");
   m.def("inner_momentum(Tensor[] p, Tensor[] g, Tensor[] v, Tensor[] rate, float scale, float momentum, bool nesterov) -> (Tensor[] p, Tensor[] v)");
-
-  m.def("replay(int program, Tensor[] given) -> Tensor[]");
 }

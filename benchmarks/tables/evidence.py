@@ -151,6 +151,26 @@ def partial_scopes(found: Result) -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
+def varying(found: Result) -> str:
+    """What it costs that something is another at every call."""
+    names = list(dict.fromkeys(n for row in found["rows"] for n in row["contestants"]))
+    loop = names[0]
+    rows = []
+    for row in found["rows"]:
+        times = {n: c["median_s"] for n, c in row["contestants"].items()}
+        cells = [
+            f"{digits(1e3 * times[n])}" + f" ({times[loop] / times[n]:.1f}x)" * (n != loop)
+            for n in names
+        ]
+        rows.append([row["title"], row["varies"], *cells])
+    worst = max(row["error"] for row in found["rows"])
+    text = (
+        f"Second order; median ms of the second half of {found['calls']} calls (times as fast as "
+        f"the loop). Meta-gradients in float64 were at most {worst:.0e} apart. {note(found)}"
+    )
+    return f"{table(['model', 'varies', *names], rows)}\n\n{text}"
+
+
 def digits(x: float) -> str:
     """Three of them, or all before the point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"

@@ -6,13 +6,7 @@ same family, in reverse and forward mode, under vmap and in a trace; there is no
 """
 
 from fastmaml.ops._load import BACKENDS, default_backend, families, kernels, status
-from fastmaml.ops.coverage import (
-    alone,
-    covers,
-    native_programs,
-    parallel_region,
-    program_peak,
-)
+from fastmaml.ops.coverage import alone, covers, parallel_region
 from fastmaml.ops.dropout_mask import dropout_mask
 from fastmaml.ops.inner_momentum import inner_momentum
 from fastmaml.ops.inner_update import inner_update
@@ -36,9 +30,7 @@ __all__ = [
     "inner_momentum",
     "inner_update",
     "kernels",
-    "native_programs",
     "parallel_region",
-    "program_peak",
     "status",
     "task_act",
     "task_attention",

@@ -116,6 +116,21 @@ def test_op_timings_count_what_is_slower() -> None:
 
 
 @pytest.mark.slow
+def test_what_varies_beside_a_loop(tmp_path: Path) -> None:
+    """Equal gradients, whatever is another at every call."""
+    from benchmarks.tables import evidence as evidence_tables
+
+    path = tmp_path / "varying.json"
+    run("varying", "--quick", "--subjects", "shots", "in-place", "--json", str(path))
+    found = result(path)
+    assert [row["subject"] for row in found["rows"]] == ["shots", "in-place"]
+    assert max(row["error"] for row in found["rows"]) < 1e-12
+    text = evidence_tables.varying(found)
+    assert "| shots: 1 to 60, new at every call |" in text
+    assert "A quick run" in text
+
+
+@pytest.mark.slow
 def test_partial_scopes_beside_loops(tmp_path: Path) -> None:
     """Equal gradients, and memory that does not grow with the steps."""
     from benchmarks.tables import evidence as evidence_tables

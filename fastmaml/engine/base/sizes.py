@@ -16,6 +16,9 @@ from typing import Any, final
 
 from torch import Tensor
 
+LEAST_SIZES = 3
+"""Different ones, at which a form has to be confirmed."""
+
 Number = int | float
 Sizes = tuple[int, ...]
 
@@ -94,7 +97,8 @@ class Form:
 def fitted(numbers: Sequence[Number], values: Sequence[Sizes]) -> Number | Form | None:
     """What the numbers are: one and the same, or a form; None where nothing fits all of them.
 
-    A form is believed if more samples confirm it than it has coefficients.
+    A form is believed if it is confirmed at more sizes than it has coefficients, at least three:
+    through two points there is always a line, however often they were seen.
 
     Args:
         numbers: one a sample.
@@ -146,7 +150,8 @@ def _solved(
         + [Fraction(1)] * offset
         for x in values
     ]
-    if len(rows) <= len(rows[0]):
+    sizes = [len({x[v] for x in values}) for monomial in monomials for v in monomial]
+    if min(sizes) < LEAST_SIZES or len(set(map(tuple, rows))) <= len(rows[0]):
         return None
     solution = _eliminated([[*row, x] for row, x in zip(rows, numbers, strict=True)])
     if solution is None:
@@ -175,15 +180,18 @@ def _eliminated(rows: list[list[Fraction]]) -> list[Fraction] | None:
 
 
 def _quotient(numbers: Sequence[Number], values: Sequence[Sizes]) -> Form | None:
-    """A whole number divided by a product of sizes, as means and scales are."""
+    """A whole number divided by a product of sizes, as means are, or by one less, as variances."""
     count = len(values[0])
     products = [
         *((v,) for v in range(count)),
         *itertools.combinations_with_replacement(range(count), 2),
     ]
-    for chosen in products:
-        numerator = round(numbers[0] * math.prod(values[0][v] for v in chosen))
-        form = Form(((Fraction(1), chosen),), numerator=float(numerator), whole=False)
+    for chosen, less in itertools.product(products, (0, 1)):
+        divisors = [math.prod(x[v] for v in chosen) - less for x in values]
+        if len(set(divisors)) < LEAST_SIZES:
+            continue
+        numerator = float(round(numbers[0] * divisors[0]))
+        form = Form(((Fraction(1), chosen),), Fraction(-less), numerator, whole=False)
         if all(form.at(x) == number for x, number in zip(values, numbers, strict=True)):
             return form
     return None

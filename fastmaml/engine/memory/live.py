@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmaml.engine.base.storages import made_of
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.base.zero_tensors import with_memory
-from fastmaml.ops import program_peak
+from fastmaml.ops.coverage import program_peak
 
 
 class Alive(NamedTuple):

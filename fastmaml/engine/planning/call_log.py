@@ -35,11 +35,13 @@ class Log:
         calls: everything but numbers: functions, which tensor each was given, dtypes, words.
         numbers: sizes of tensors and other numbers, in order.
         outputs: of the query pass, ``[1, ...]``.
+        outside: what calls were given that none had made; their ids are among `calls`.
     """
 
     calls: tuple[Any, ...]
     numbers: tuple[Number, ...]
     outputs: Any
+    outside: tuple[Any, ...]
 
 
 class UnloggableError(Exception):
@@ -50,7 +52,8 @@ def logged(call: Call) -> Log:
     """Run the model and the loss on the support and the query set of the first task.
 
     Raises:
-        UnloggableError: it takes derivatives of its own by code that runs later.
+        UnloggableError: it takes derivatives of its own by code that runs later, or gives PyTorch
+            objects in which numbers may be that cannot be seen.
     """
     passes: list[_Pass] = []
 
@@ -75,6 +78,7 @@ def logged(call: Call) -> Log:
         tuple(call for one in passes for call in one.calls),
         tuple(number for one in passes for number in one.numbers),
         outputs,
+        tuple(x for one in passes for x in one.outside),
     )
 
 
@@ -101,6 +105,10 @@ def _require_known_derivatives(losses: Tensor) -> None:
         waiting += [n for n, _ in node.next_functions if n is not None]
 
 
+_VALUES: tuple[type, ...] = (bool, str, type(...), torch.dtype, torch.device)
+_VALUES += (torch.layout, torch.memory_format)
+
+
 @final
 class _Pass(TorchFunctionMode):
     """Notes every call of a pass, by where what it is given comes from.
@@ -113,6 +121,7 @@ class _Pass(TorchFunctionMode):
         super().__init__()
         self.calls: list[Any] = []
         self.numbers: list[Number] = []
+        self.outside: list[Any] = []
         self._tokens: dict[int, Any] = {}
         self._alive: list[Any] = []  # an id must not be used again meanwhile
         for i, x in enumerate(tree_leaves(given)):
@@ -155,15 +164,18 @@ class _Pass(TorchFunctionMode):
             return dict, *((k, self._note(v)) for k, v in x.items())
         if isinstance(x, slice):
             return slice, *map(self._note, (x.start, x.stop, x.step))
-        if x is None or isinstance(x, bool | str | torch.dtype | torch.device | type(...)):
+        if x is None or isinstance(x, _VALUES):
             return type(x), x
-        self._alive.append(x)
+        if not callable(x) and not isinstance(x, torch.Generator):
+            raise UnloggableError(f"it gives PyTorch a {type(x).__name__}")
+        self.outside.append(x)
         return type(x), id(x)
 
     def _tensor(self, x: Tensor) -> Any:
         token = self._tokens.get(id(x))
         if token is None:
             token = self._token(x, ("outside", id(x)))
+            self.outside.append(x)
         with torch._C.DisableTorchFunction():  # other modes need not hear of it
             self.numbers += x.shape
             return token, x.ndim, x.dtype
@@ -179,6 +191,7 @@ class Logs:
 
     def __init__(self, sizes: Sizes, log: Log) -> None:
         self.calls = log.calls
+        self._outside = log.outside  # whose ids must not be another's
         self._samples: list[tuple[Sizes, tuple[Number, ...]]] = []
         self._variables = Variables((), ())
         self._forms: list[Number | Form] | None = None

@@ -15,9 +15,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from fastmaml import ops
 from fastmaml.engine.recording.memory_reuse import made_by, read_by
 from fastmaml.engine.recording.tape import Geometry, Operation, Ref, Tape
+from fastmaml.ops.coverage import native_programs
 
 LEAST_STEPS = 4
 """Fewer in a row stay Python's: to hand tensors over costs as much."""
@@ -299,7 +299,7 @@ def pieces(tape: Tape) -> Iterator[Program | Any]:
     Yields:
         Programs, and steps that are left to Python.
     """
-    module = ops.native_programs()
+    module = native_programs()
     if module is None:
         yield from tape.steps
         return

@@ -107,7 +107,7 @@ class InPlace(TorchFunctionMode):
         kwargs = kwargs or {}
         call = _out_of_place(func, args, kwargs)
         if call is None or (self.level is None and func in _DRAWS) or not self._own(call.target):
-            return self._noted(func(*args, **kwargs), func, args)
+            return self._noted(func(*args, **kwargs), func, args, kwargs)
         result = call.function(*call.args, **call.kwargs)
         if result is call.target:  # dropout that drops nothing
             return result
@@ -121,15 +121,21 @@ class InPlace(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _own(self, x: Any) -> bool:
-        """Whether it is a tensor of this pass, whose memory nothing else looks at."""
+        """Whether it is a tensor of this pass, whose memory nothing else looks at.
+
+        Nor one that keeps its graph while it is written to, as all do under `torch.no_grad`, or
+        attributes of the user's.
+        """
         if type(x) is not Tensor or id(x) not in self.made or weakref.getweakrefcount(x):
             return False
-        if functorch.maybe_current_level() != self.level:
+        if functorch.maybe_current_level() != self.level or not torch.is_grad_enabled():
             return False
-        return _alone(x) and all(follower.may_become(x) for follower in self.followers)
+        mine = not x.__dict__ and _alone(x)
+        return mine and all(follower.may_become(x) for follower in self.followers)
 
-    def _noted(self, result: Any, func: Any, args: Any) -> Any:
-        if getattr(func, "__name__", "") == "__get__":  # an attribute, which was there before
+    def _noted(self, result: Any, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        # An attribute was there before, and so was what is written to.
+        if getattr(func, "__name__", "") == "__get__" or "out" in kwargs:
             return result
         for x in result if isinstance(result, tuple | list) else (result,):
             if type(x) is Tensor and not any(x is y for y in args):
@@ -172,6 +178,8 @@ def _alone(x: Any) -> bool:
                 return False
             x, expected = functorch.get_unwrapped(x), 2  # the wrapper holds it, and the object here
         if x._use_count() != expected or x.layout is not torch.strided:
+            return False
+        if x.requires_grad and x.is_leaf:  # which PyTorch refuses to write to
             return False
         of_view = 0
         if x._is_view():

@@ -32,6 +32,7 @@ FOLLOWS: dict[str, Callable[..., Number]] = {
     "float": lambda n, m=0: float(n),
     "reciprocal": lambda n, m=0: 1 / n,
     "mean of squares": lambda n, m=0: -2 / (n * n),
+    "variance": lambda n, m=0: 2 / (n - 1),
 }
 
 
@@ -84,6 +85,14 @@ def test_forms_of_two_sizes(f: Callable[[int, int], Number]) -> None:
 )
 def test_what_follows_no_form(numbers: list[Number]) -> None:
     assert fitted(numbers, ONE) is None
+
+
+def test_sizes_seen_again_confirm_nothing() -> None:
+    twice = [(5, 20), (5, 5), (20, 5), (20, 20), (5, 5)]
+    assert fitted([2 / (n - 1) for n, _ in twice], twice) is None
+    assert fitted([3 * n for n, _ in twice], twice) is None
+    assert fitted([n + m for n, m in twice], twice) is None
+    assert fitted([4 for _ in twice], twice) == 4
 
 
 def test_a_form_needs_more_samples_than_coefficients() -> None:

@@ -122,7 +122,25 @@ class Images(nn.Module):
         return self.out(self.drop(self.body(x.view(len(x), 1, 2, 2))))
 
 
-@pytest.mark.parametrize("model", [Attends, Images])
+class Normalises(nn.Module):
+    """Its derivative divides by one less than the number of examples, and nothing else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(WIDTH, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        return self.b((h - h.mean(0)) / (h.var(0) + 1).sqrt())
+
+
+def test_two_sizes_seen_again_and_again_say_nothing_of_a_third() -> None:
+    sizes = [(5, 20), (5, 5), (20, 5), (20, 20), (5, 20), (10, 10), (7, 9), (40, 30), (12, 8)]
+    same_as_eager(Normalises(), [vectors(*pair) for pair in sizes])
+
+
+@pytest.mark.parametrize("model", [Attends, Images, Normalises])
 def test_kinds_of_models(model: type[nn.Module]) -> None:
     assert same_as_eager(model(), map(vectors, SHOTS)) == 4
 

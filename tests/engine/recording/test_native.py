@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml import ops
 from fastmaml.engine.memory.liveness import alive_in
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.native import Program, pieces
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay_code import compiled, natively
 from fastmaml.engine.recording.tape import Operation, Tape, record
+from fastmaml.ops.coverage import native_programs
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_memory_is_known_before_it_runs() -> None:
     tape = cleaned(record(function, [tensor(9, 4, seed=1)])[0])
     program = program_of(tape)
     expected = max(alive.bytes for alive in alive_in(tape, ())[1])
-    assert ops.native_programs().program_peak(program._number) == expected
+    assert native_programs().program_peak(program._number) == expected
     from fastmaml.measure.profile import LiveMemory
 
     x = tensor(9, 4, seed=1)
@@ -205,7 +205,7 @@ def _steps(tape: Tape) -> Any:
     found: list[Any] = []
 
     class Module:
-        has_kernel = staticmethod(ops.native_programs().has_kernel)
+        has_kernel = staticmethod(native_programs().has_kernel)
         drop_program = staticmethod(lambda number: None)
 
         @staticmethod
@@ -214,7 +214,7 @@ def _steps(tape: Tape) -> Any:
             return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "native_programs", lambda: Module)
+        patch.setattr("fastmaml.engine.recording.native.native_programs", lambda: Module)
         list(pieces(tape))
     return found[0]
 
@@ -243,7 +243,7 @@ def _changed(x: Any, place: tuple[int, ...], new: Any) -> Any:
 )
 def test_programs_that_point_elsewhere_are_refused(place: tuple[int, ...], new: Any) -> None:
     values, inputs, outputs, steps = _steps(_tape())
-    module = ops.native_programs()
+    module = native_programs()
     module.drop_program(module.make_program(values, inputs, outputs, steps))
     with pytest.raises(RuntimeError, match=r"program|step"):
         module.make_program(*_changed([values, inputs, outputs, steps], place, new))
@@ -251,7 +251,7 @@ def test_programs_that_point_elsewhere_are_refused(place: tuple[int, ...], new: 
 
 def test_programs_go_with_what_made_them() -> None:
     program = program_of(_tape())
-    number, module = program._number, ops.native_programs()
+    number, module = program._number, native_programs()
     assert module.program_peak(number) > 0
     del program
     gc.collect()

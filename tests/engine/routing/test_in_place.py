@@ -107,6 +107,26 @@ def _other_dtype(y: Tensor, x: Tensor) -> Tensor:
     return y * z
 
 
+def _without_gradients(y: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y.mul_(2.0)  # keeps the graph that it had
+    return y.sin()
+
+
+def _leaf(y: Tensor, x: Tensor) -> Tensor:
+    w = torch.ones(WIDTH, dtype=y.dtype, requires_grad=True)
+    with torch.no_grad():
+        w.mul_(2.0)
+    (g,) = torch.autograd.grad((w * w).sum(), w)
+    return y * g
+
+
+def _attribute(y: Tensor, x: Tensor) -> Tensor:
+    y.tag = 3.0  # type: ignore[attr-defined]
+    y.mul_(2.0)
+    return y * y.tag  # type: ignore[attr-defined]
+
+
 def _steps(y: Tensor, x: Tensor) -> Tensor:
     total = torch.zeros_like(y)
     for i in range(3):
@@ -140,6 +160,9 @@ CASES = [
     _residual,
     _chained,
     _other_dtype,
+    _without_gradients,
+    _leaf,
+    _attribute,
     _steps,
     _contiguous,
     _expanded,
