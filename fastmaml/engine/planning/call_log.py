@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from fastmaml.engine.base.sizes import Form, Number, Sizes, Variables, fitted
 from fastmaml.engine.guards.sight import root
 from fastmaml.engine.step.program import Call
+from fastmaml.gradients.base import leaves_of
 
 LEAST_LOGS = 3
 """From which numbers are foretold."""
@@ -63,14 +64,14 @@ def logged(call: Call) -> Log:
 
     how: dict[str, Any] = {"batched": False, "fuses": False, "backend": "reference"}
     forward = replace(call.program.forward, listen=listen, **how)
-    one = call.part(0, 1).by(forward=forward, chunk=1)
-    loop, shared = one.loop(), one.meta.shared
+    loop = call.part(0, 1).by(forward=forward, chunk=1).loop()
     with torch.enable_grad():
-        carry = loop.start(one.meta)
+        meta = leaves_of(call.meta)
+        carry, shared = loop.start(meta), meta.shared
         losses = [loop.query(loop.steps, carry.parameters, shared)]
         outputs = losses[0].outputs
         passes.append(passes[-1])
-        if not _same_sizes(one.data):
+        if not _same_sizes(loop.episodes):
             passes.pop()
             loop.support_losses(0, carry.parameters, shared)
     _require_known_derivatives(losses[0].losses)

@@ -76,6 +76,20 @@ def test_recordings_of_a_few_sizes_are_enough(gradient: GradientMethod, backend:
     assert made == 4
 
 
+@pytest.mark.parametrize("scope", ["head", "body"])
+def test_where_a_part_adapts(scope: str) -> None:
+    assert same_as_eager(mlp(), map(vectors, SHOTS), scope=scope) == 4
+
+
+def test_learned_rates() -> None:
+    """One model of them, as they are the MAML's own."""
+    made = [
+        same_as_eager(mlp(), map(vectors, SHOTS), lr=None, rule=rule)
+        for rule in (fm.rules.MetaSGD(0.1), fm.rules.LSLR(0.1), fm.rules.Adam(0.01))
+    ]
+    assert made == [4, 4, 4]
+
+
 def test_support_and_query_vary_by_themselves() -> None:
     pairs = [(3, 5), (5, 9), (8, 4), (6, 6), (11, 7), (4, 12), (7, 7), (9, 3), (12, 5), (5, 5)]
     assert same_as_eager(mlp(), [vectors(*pair) for pair in pairs]) <= 6
