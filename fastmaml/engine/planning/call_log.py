@@ -68,17 +68,16 @@ def logged(call: Call) -> Log:
     with torch.enable_grad():
         meta = leaves_of(call.meta)
         carry, shared = loop.start(meta), meta.shared
-        losses = [loop.query(loop.steps, carry.parameters, shared)]
-        outputs = losses[0].outputs
-        passes.append(passes[-1])
-        if not _same_sizes(loop.episodes):
-            passes.pop()
+        query = loop.query(loop.steps, carry.parameters, shared)
+        if _same_sizes(loop.episodes):
+            passes.append(passes[-1])
+        else:
             loop.support_losses(0, carry.parameters, shared)
-    _require_known_derivatives(losses[0].losses)
+    _require_known_derivatives(query.losses)
     return Log(
         tuple(call for one in passes for call in one.calls),
         tuple(number for one in passes for number in one.numbers),
-        outputs,
+        query.outputs,
         tuple(x for one in passes for x in one.outside),
     )
 
@@ -110,6 +109,9 @@ _VALUES: tuple[type, ...] = (bool, str, type(...), torch.dtype, torch.device)
 _VALUES += (torch.layout, torch.memory_format)
 
 
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
+
+
 @final
 class _Pass(TorchFunctionMode):
     """Notes every call of a pass, by where what it is given comes from.
@@ -132,8 +134,10 @@ class _Pass(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "__get__":  # of an attribute, as x.T or x.shape
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in _HOOKS:
+            raise UnloggableError("it sets a hook, which runs later")
+        if name == "__get__":  # of an attribute, as x.T or x.shape
             result = func(*args, **kwargs)
             if not isinstance(result, Tensor):
                 return result

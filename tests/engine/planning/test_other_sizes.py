@@ -230,6 +230,17 @@ class _Squared(torch.autograd.Function):
         return g * x * (2 if x.shape[0] < 7 else 3)
 
 
+def _larger(g: Tensor) -> Tensor:
+    return g * (2.0 if len(g) < 7 else 3.0)
+
+
+def _hooked(m: Looks, x: Tensor, n: int) -> Tensor:
+    y = m.layers[0](x)
+    if y.requires_grad:
+        y.register_hook(_larger)
+    return y * y
+
+
 LOOKS: dict[str, Callable[[Looks, Tensor, int], Tensor]] = {
     "branch": lambda m, x, n: m.layers[0](x) * (2.0 if n > 7 else 1.0),
     "other function": lambda m, x, n: m.layers[0](x).sin() if n > 7 else m.layers[0](x).cos(),
@@ -241,6 +252,7 @@ LOOKS: dict[str, Callable[[Looks, Tensor, int], Tensor]] = {
     "square root": lambda m, x, n: m.layers[0](x) * n**0.5,
     "power": lambda m, x, n: m.layers[0](x) * float(1.5**n),
     "derivative": lambda m, x, n: _Squared.apply(m.layers[0](x)),
+    "hook": _hooked,
 }
 
 
