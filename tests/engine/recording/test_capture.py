@@ -236,11 +236,11 @@ def test_shapes_methods_weights_and_autocast_have_recordings_of_their_own() -> N
 @pytest.mark.slow
 def test_a_bounded_number_is_kept() -> None:
     both = pair(Model)
-    for examples in range(1, MAX_RECORDINGS + 4):
-        agree(*both, vectors(examples=examples))
-        agree(*both, vectors(examples=examples))
+    for tasks in range(1, MAX_RECORDINGS + 4):
+        agree(*both, vectors(tasks=tasks))
+        agree(*both, vectors(tasks=tasks))
     assert recordings(both[0]) == MAX_RECORDINGS
-    agree(*both, vectors(examples=1))  # whose recording went
+    agree(*both, vectors(tasks=1))  # whose recording went
     assert recordings(both[0]) == MAX_RECORDINGS
 
 
@@ -253,9 +253,9 @@ def test_kinds_that_take_turns_are_not_recorded_again_and_again(
     maml = fm.MAML(model, 0.3, steps=1, loss=F.mse_loss, backend="reference")
     recorded = []
     for _ in range(4):
-        for examples in range(1, MAX_RECORDINGS + 3):
-            maml(vectors(examples=examples))
-            maml(vectors(examples=examples))
+        for tasks in range(1, MAX_RECORDINGS + 3):
+            maml(vectors(tasks=tasks))
+            maml(vectors(tasks=tasks))
         recorded.append(maml._execute._returned)  # type: ignore[union-attr]
     assert recorded == [0, MAX_RECORDINGS, MAX_RECORDINGS, MAX_RECORDINGS]
     assert sum("take turns" in r.message for r in caplog.records) == 1
