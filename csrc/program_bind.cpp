@@ -46,6 +46,7 @@ Call call(const py::tuple& given) {
   for (const auto& each : given[3]) x.arguments.push_back(argument(each.cast<py::tuple>()));
   x.results = given[4].cast<std::vector<int64_t>>();
   x.list = given[5].cast<bool>();
+  x.inside = given[6].cast<int64_t>();
   return x;
 }
 

@@ -79,8 +79,9 @@ void run_call(const Call& call, Values& values) {
   if (call.kernel) {
     call.kernel(stack.data(), call.arguments.size(), results);
   } else {
-    TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher(call.name.c_str(), call.overload.c_str(), stack.data(), TORCH_ABI_VERSION));
+    const auto error =
+        torch_call_dispatcher(call.name.c_str(), call.overload.c_str(), stack.data(), TORCH_ABI_VERSION);
+    STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, call.name, " failed in a program");
   }
   if (call.list) {
     const auto found = to<std::vector<Tensor>>(stack[0]);
@@ -187,6 +188,7 @@ int64_t Program::peak() const {
   for (const Step& step : steps) {
     switch (step.type) {
       case Step::Type::call:
+        most = std::max(most, now + step.call.inside);
         for (const int64_t number : step.call.results)
           if (number >= 0) begins(number, number);
         break;

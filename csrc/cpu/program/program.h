@@ -44,6 +44,7 @@ struct Call {
   std::vector<Argument> arguments;
   std::vector<int64_t> results;  // numbers of values, -1 for those that nobody needs
   bool list = false;             // the results come as one list
+  int64_t inside = 0;            // the most bytes that it has alive of what it makes, where it calls back
 };
 
 // Another look at the memory of a value.

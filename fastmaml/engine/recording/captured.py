@@ -24,9 +24,10 @@ from fastmaml.engine.recording.arguments import FlatCall, Function, Layout, flat
 from fastmaml.engine.recording.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
 from fastmaml.engine.recording.fresh_constants import require_constants
 from fastmaml.engine.recording.general import Family, Sample
+from fastmaml.engine.recording.native import natively
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay import Recording, Traceable, replay
-from fastmaml.engine.recording.replay_code import compiled, natively
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.spot_checks import TRIES, difference, due, same_each_time, spot_check
 from fastmaml.engine.recording.tape import Tape, UncapturableError, record
 from fastmaml.engine.step.meta_step import meta_step

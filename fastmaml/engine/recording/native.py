@@ -1,322 +1,191 @@
-"""Recordings, or runs of their steps, as programs of the native module: no Python while they run.
+"""Recordings as programs of the native module: no Python while they run, or little.
 
 Our own kernels are called past the dispatcher, sums and products go over numbers in memory, views
 cost no call of Python's, and the interpreter's lock is not held, so that chunks of tasks run beside
-each other. The order of operations, and every bit, is that of the Python replay.
+each other. What the module cannot call is Python's: a program calls it back. The order of
+operations, and every bit, is that of the Python replay, and so is when a value's memory goes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from fastmaml.engine.recording.memory_reuse import made_by, read_by
-from fastmaml.engine.recording.tape import Geometry, Operation, Ref, Tape
+from fastmaml.engine.recording.native_steps import DTYPES, INTEGER, TENSORS, Encoder, renamed
+from fastmaml.engine.recording.replay_code import Replay, part
+from fastmaml.engine.recording.tape import Operation, Tape
 from fastmaml.ops.coverage import native_programs
 
 LEAST_STEPS = 4
-"""Fewer in a row stay Python's: to hand tensors over costs as much."""
+"""Fewer operations between two of Python's are Python's, too."""
 
-_DTYPES = {
-    torch.uint8: 0,
-    torch.int8: 1,
-    torch.int16: 2,
-    torch.int32: 3,
-    torch.int64: 4,
-    torch.float16: 5,
-    torch.float32: 6,
-    torch.float64: 7,
-    torch.bool: 11,
-    torch.bfloat16: 15,
-}
-"""As torch's headers number them."""
-
-_NONE, _TENSOR, _OPTIONAL, _TENSORS = range(4)
-_INTEGER, _NUMBER, _BOOLEAN, _INTEGERS, _BOOLEANS, _DTYPE, _FORMAT = range(4, 11)
-
-_FORMATS = {torch.contiguous_format: 0, torch.preserve_format: 1, torch.channels_last: 2}
-
-_TYPES = {
-    "int": _INTEGER,
-    "SymInt": _INTEGER,
-    "float": _NUMBER,
-    "bool": _BOOLEAN,
-    "List[int]": _INTEGERS,
-    "List[SymInt]": _INTEGERS,
-    "List[bool]": _BOOLEANS,
-}
-
-_ADD, _SUB, _MUL, _DIV, _NEG, _SQUARE, _CUBE = range(7)
-
-_aten = torch.ops.aten
-_POINTWISE = {
-    _aten.add.Tensor: _ADD,
-    _aten.add_.Tensor: _ADD,
-    _aten.sub.Tensor: _SUB,
-    _aten.sub_.Tensor: _SUB,
-    _aten.mul.Tensor: _MUL,
-    _aten.mul_.Tensor: _MUL,
-    _aten.mul.Scalar: _MUL,
-    _aten.mul_.Scalar: _MUL,
-    _aten.div.Tensor: _DIV,
-    _aten.div.Scalar: _DIV,
-    _aten.div_.Scalar: _DIV,
-    _aten.neg.default: _NEG,
-    _aten.neg_.default: _NEG,
-}
-_POWERS = {2: _SQUARE, 3: _CUBE}
-
-_THROUGH_THE_DISPATCHER = {
-    _aten.ones_like.default,
-    _aten.zeros_like.default,
-    _aten.sum.default,
-    _aten.sum.dim_IntList,
-    _aten.mean.dim,
-    _aten.clone.default,
-    _aten.rsqrt.default,
-    _aten.cos.default,
-    _aten.sin.default,
-    _aten.exp.default,
-    _aten.log.default,
-    _aten.tanh.default,
-    _aten.sigmoid.default,
-    _aten.relu.default,
-    _aten.abs.default,
-    _aten.sqrt.default,
-    _aten.where.self,
-    _aten.bitwise_not.default,
-    _aten.mm.default,
-    _aten.bmm.default,
-    _aten.cat.default,
-    _aten.gather.default,
-    _aten.embedding.default,
-    _aten.slice_backward.default,
-    _aten.select_backward.default,
-}
-"""What allocates and computes, and takes no argument that the stable interface cannot hand over."""
+LEAST_SHARE = 3
+"""So many operations have to be native for each call back, which costs as much as they save."""
 
 
-class _NotNativeError(Exception):
-    """A step that only Python calls."""
+class Group(NamedTuple):
+    """Steps in a row: one that is native, with its code, or some that are Python's."""
+
+    steps: list[Any]
+    code: tuple[Any, ...] | None
 
 
-@final
-class Encoder:
-    """Steps of a tape as the native module takes them."""
-
-    def __init__(self, tape: Tape, module: Any) -> None:
-        self.tape, self.module = tape, module
-
-    def step(self, step: Any) -> tuple[Any, ...] | None:
-        """One step, but for what is over after it; None if it is Python's."""
-        geometries = (self.tape.geometry[v] for v in (*read_by(step), *made_by(step)))
-        if any(g.dtype not in _DTYPES for g in geometries):
-            return None
-        if not isinstance(step, Operation):
-            value, view = step
-            return ("view", value, view.source, view.size, view.stride, view.offset)
-        if not isinstance(step.function, torch._ops.OpOverload):  # a mark in a profile
-            return None
-        try:
-            if step.function.namespace == "fastmaml":
-                return self._kernel(step)
-            if step.function in _POINTWISE or step.function is _aten.pow.Tensor_Scalar:
-                return self._pointwise(step)
-            if step.function in _THROUGH_THE_DISPATCHER:
-                return self._dispatched(step)
-        except _NotNativeError:
-            return None
+def natively(tape: Tape) -> Program | None:
+    """The replay of a tape (see `compiled`) in the native module; None where that gains nothing."""
+    module = native_programs()
+    if module is None or any(g.dtype not in DTYPES for g in tape.geometry):
         return None
+    groups = grouped(tape, module)
+    native = sum(isinstance(g.steps[0], Operation) for g in groups if g.code is not None)
+    backs = sum(g.code is None for g in groups)
+    if native < max(LEAST_STEPS, LEAST_SHARE * backs):
+        return None
+    return Program(tape, groups, module)
 
-    def _kernel(self, step: Operation) -> tuple[Any, ...]:
-        name = step.function._opname
-        if not self.module.has_kernel(name):
-            raise _NotNativeError
-        return ("call", name, None, *self._call(step))
 
-    def _dispatched(self, step: Operation) -> tuple[Any, ...]:
-        schema = step.function._schema
-        return ("call", schema.name, schema.overload_name, *self._call(step))
-
-    def _call(self, step: Operation) -> tuple[Any, ...]:
-        schema = step.function._schema
-        if schema.is_mutable:
-            raise _NotNativeError
-        arguments = []
-        for i, x in enumerate(schema.arguments):
-            if i < len(step.arguments):
-                given = step.arguments[i]
-            else:
-                given = step.keywords.get(x.name, x.default_value)
-            arguments.append(self._argument(given, str(x.type)))
-        returns = [str(r.type) for r in schema.returns]
-        if returns == ["List[Tensor]"]:
-            results, is_list = step.results, True
-        elif all(r == "Tensor" for r in returns):
-            results, is_list = step.results, False
-            results = results if isinstance(results, tuple) else (results,)
+def grouped(tape: Tape, module: Any) -> list[Group]:
+    """The steps in order, each native one by itself."""
+    encoder = Encoder(tape, module)
+    codes = [encoder.step(step) for step in tape.steps]
+    found: list[Group] = []
+    begin = 0
+    for native, run in itertools.groupby(codes, lambda code: code is not None):
+        pairs = list(zip(tape.steps[begin:], run, strict=False))
+        begin += len(pairs)
+        few = sum(isinstance(step, Operation) for step, _ in pairs) < LEAST_STEPS
+        if native and not (few and begin < len(codes) and found):
+            found += [Group([step], code) for step, code in pairs]
+        elif found and found[-1].code is None:
+            found[-1].steps.extend(step for step, _ in pairs)
         else:
-            raise _NotNativeError
-        if any(r is not None and type(r) is not int for r in results):
-            raise _NotNativeError
-        return arguments, [-1 if r is None else r for r in results], is_list
-
-    def _argument(self, given: Any, kind: str) -> tuple[Any, ...]:
-        """(type, whether the schema calls it optional, what it is)."""
-        optional = kind.startswith("Optional[")
-        kind = kind[len("Optional[") : -1] if optional else kind
-        if kind == "Tensor":
-            if optional:
-                return _OPTIONAL, True, -1 if given is None else given.value
-            return _TENSOR, False, given.value
-        if kind == "List[Tensor]" and not optional:
-            return _TENSORS, False, [ref.value for ref in given]
-        if given is None and optional:
-            return _NONE, True, None
-        if isinstance(given, torch.dtype) and given in _DTYPES:
-            return _DTYPE, optional, _DTYPES[given]
-        if isinstance(given, torch.memory_format) and given in _FORMATS:
-            return _FORMAT, optional, _FORMATS[given]
-        numbers = given if isinstance(given, list | tuple) else [given]
-        if kind not in _TYPES or not all(type(x) in (bool, int, float) for x in numbers):
-            raise _NotNativeError
-        return _TYPES[kind], optional, given
-
-    def _pointwise(self, step: Operation) -> tuple[Any, ...]:
-        """A sum, product or the like of floating-point numbers of one dtype."""
-        kind: Any = _POINTWISE.get(step.function)
-        a, *rest = step.arguments
-        b: Any = rest[0] if rest else 0.0
-        if step.function is _aten.pow.Tensor_Scalar:
-            kind, b = _POWERS.get(b) if type(b) in (int, float) else None, 0.0
-        made = step.results
-        if kind is None or step.keywords or len(rest) > 1 or type(made) is not int:
-            raise _NotNativeError
-        if type(a) is not Ref or not (type(b) is Ref or type(b) in (int, float)):
-            raise _NotNativeError
-        out, left = self.tape.geometry[made], self.tape.geometry[a.value]
-        right = self.tape.geometry[b.value] if type(b) is Ref else None
-        dtypes = {g.dtype for g in (out, left, right) if g is not None}
-        if len(dtypes) > 1 or out.dtype not in (torch.float32, torch.float64):
-            raise _NotNativeError
-        in_place = step.function._schema.is_mutable
-        if in_place and left != out:
-            raise _NotNativeError
-        size, steps = _loops(out, left, right)
-        second, number = (b.value, 0.0) if type(b) is Ref else (-1, float(b))
-        return ("pointwise", kind, a.value, second, number, made, in_place, size, *steps)
-
-
-def _loops(
-    out: Geometry, left: Geometry, right: Geometry | None
-) -> tuple[list[int], list[list[int]]]:
-    """Sizes and steps of as few loops as do, the innermost last."""
-    operands = [left, out if right is None else right, out]
-    rank = len(out.size)
-    found = []
-    for d in range(rank):
-        steps = []
-        for g in operands:
-            place = d - rank + len(g.size)
-            own = place >= 0 and g.size[place] == out.size[d]
-            if not own and place >= 0 and g.size[place] != 1:
-                raise _NotNativeError
-            steps.append(g.stride[place] if own else 0)
-        found.append((out.size[d], steps))
-    loops = [x for x in found if x[0] != 1]
-    loops.sort(key=lambda x: x[1][2], reverse=True)  # by where results lie
-    merged: list[tuple[int, list[int]]] = []
-    for size, steps in loops:
-        if merged and merged[-1][1] == [s * size for s in steps]:
-            merged[-1] = (merged[-1][0] * size, steps)
-        else:
-            merged.append((size, steps))
-    return [size for size, _ in merged], [[s[i] for _, s in merged] for i in (0, 1, 2)]
+            found.append(Group([step for step, _ in pairs], None))
+    return found
 
 
 @final
 class Program:
-    """Steps of a tape in the native module.
+    """A tape in the native module.
 
-    Attributes:
-        inputs: values that it is given, in order.
-        outputs: values that it returns.
+    Args:
+        tape: a cleaned one.
+        groups: its steps.
+        module: the native one.
     """
 
-    def __init__(
-        self, tape: Tape, steps: Sequence[tuple[Any, Any]], needed: frozenset[int], module: Any
-    ) -> None:
-        made = set(itertools.chain.from_iterable(made_by(step) for step, _ in steps))
-        read = dict.fromkeys(itertools.chain.from_iterable(read_by(step) for step, _ in steps))
-        self.inputs = [v for v in read if v not in made]
-        self.outputs = sorted(made & needed)
-        last = {v: i for i, (s, _) in enumerate(steps) for v in (*made_by(s), *read_by(s))}
-        kept = {*self.outputs, *self.inputs}
-        names = {v: i for i, v in enumerate(last)}
+    def __init__(self, tape: Tape, groups: Sequence[Group], module: Any) -> None:
+        self._constants = tuple(tape.constants.values())
+        inputs = [*range(tape.inputs), *tape.constants]
+        touched = [_touched(g.steps) for g in groups]
+        last = {v: i for i, values in enumerate(touched) for v in values}
+        names = {v: i for i, v in enumerate(dict.fromkeys([*inputs, *last, *tape.outputs]))}
+        stay = {*inputs, *tape.outputs}
+        last |= dict.fromkeys(tape.outputs, len(groups))
+        self._failed: list[BaseException] = []
+        own, steps = [], []
+        for i, group in enumerate(groups):
+            code = group.code
+            if code is None:
+                later = [v for v in touched[i] if last[v] > i]
+                code, number = self._back(tape, group.steps, later)
+                own.append(number)
+            over = [names[v] for v in touched[i] if last[v] == i and v not in stay]
+            steps.append((*renamed(code, names), over))
         geometries = [tape.geometry[v] for v in names]
-        values = [(g.size, g.stride, _DTYPES[g.dtype], g.reach()) for g in geometries]
-        encoded = []
-        for i, (step, code) in enumerate(steps):
-            over = {v for v in (*made_by(step), *read_by(step)) if last[v] == i} - kept
-            encoded.append((*_renamed(code, names), [names[v] for v in over]))
-        inputs, outputs = ([names[v] for v in of] for of in (self.inputs, self.outputs))
-        number = module.make_program(values, inputs, outputs, encoded)
-        weakref.finalize(self, module.drop_program, number)
-        self._number, self._run = number, torch.ops.fastmaml.replay.default._op
+        values = [(g.size, g.stride, DTYPES[g.dtype], g.reach()) for g in geometries]
+        of = ([names[v] for v in vs] for vs in (inputs, tape.outputs))
+        self.number = module.make_program(values, *of, steps)
+        weakref.finalize(self, _drop, module, self.number, own)
+        outside = tape.outside()
+        self._copied = [i for i, v in enumerate(tape.outputs) if tape.owner[v] in outside]
+        self._run = torch.ops.fastmaml.replay.default._op
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        """The outputs, given the inputs."""
-        found: list[Tensor] = self._run(self._number, tensors)
+        """The results, which are the caller's to change."""
+        try:
+            found: list[Tensor] = self._run(self.number, (*tensors, *self._constants))
+        except RuntimeError:
+            if self._failed:  # a call back, whose error is the better one
+                raise self._failed.pop() from None
+            raise
+        for i in self._copied:
+            found[i] = found[i].clone()
         return found
 
+    def _back(self, tape: Tape, steps: list[Any], later: Sequence[int]) -> tuple[Any, int]:
+        """The code of Python's steps, and the number by which they are called.
 
-def _renamed(code: tuple[Any, ...], names: dict[int, int]) -> tuple[Any, ...]:
-    """The same of values with other numbers."""
-    if code[0] == "view":
-        return ("view", names[code[1]], names[code[2]], *code[3:])
-    if code[0] == "pointwise":
-        _, kind, a, b, number, made, *rest = code
-        return ("pointwise", kind, names[a], names.get(b, -1), number, names[made], *rest)
-    _, name, overload, arguments, results, is_list = code
-    given = []
-    for kind, optional, x in arguments:
-        if kind in (_TENSOR, _OPTIONAL):
-            x = names.get(x, -1)
-        elif kind == _TENSORS:
-            x = [names[v] for v in x]
-        given.append((kind, optional, x))
-    return ("call", name, overload, given, [names.get(r, -1) for r in results], is_list)
+        Args:
+            tape: whose they are.
+            steps: in a row.
+            later: values of theirs that are read afterwards.
+        """
+        made = {v for step in steps for v in made_by(step)}
+        given = [v for v in _touched(steps) if v not in made]
+        wanted = [v for v in later if v in made]
+        run, number = part(tape, steps, given, wanted), next(_NUMBERS)
+        _BACK[number] = functools.partial(_guarded, run, self._failed)
+        _library()
+        # The dispatcher looks for tensors; a step that is given none gets one that it leaves alone.
+        arguments = [(INTEGER, False, number), (TENSORS, False, given or [0])]
+        inside = _bytes_inside(tape, steps, set(wanted))
+        return ("call", "fastmaml::call_back", "", arguments, wanted, True, inside), number
 
 
-def pieces(tape: Tape) -> Iterator[Program | Any]:
-    """The steps of a tape in order, as many as may be in programs.
+def _touched(steps: Sequence[Any]) -> list[int]:
+    every = ((*read_by(step), *made_by(step)) for step in steps)
+    return list(dict.fromkeys(itertools.chain.from_iterable(every)))
 
-    Yields:
-        Programs, and steps that are left to Python.
-    """
-    module = native_programs()
-    if module is None:
-        yield from tape.steps
-        return
-    encoder = Encoder(tape, module)
-    later: dict[int, int] = {v: len(tape.steps) for v in tape.outputs}
-    for i, step in enumerate(tape.steps):
-        for v in read_by(step):
-            later[v] = max(later.get(v, i), i)
-    codes = [encoder.step(step) for step in tape.steps]
-    begin = 0
-    for native, group in itertools.groupby(codes, lambda code: code is not None):
-        steps = list(zip(tape.steps[begin:], group, strict=False))
-        begin += len(steps)
-        calls = sum(isinstance(step, Operation) for step, _ in steps)
-        if not native or calls < LEAST_STEPS:
-            yield from (step for step, _ in steps)
-            continue
-        made = itertools.chain.from_iterable(made_by(step) for step, _ in steps)
-        needed = frozenset(v for v in made if later.get(v, -1) >= begin)
-        yield Program(tape, steps, needed, module)
+
+def _bytes_inside(tape: Tape, steps: Sequence[Any], wanted: set[int]) -> int:
+    """The most that these steps have alive of what they make."""
+    owner = tape.owner
+    last = {owner[v]: i for i, step in enumerate(steps) for v in (*read_by(step), *made_by(step))}
+    stay, sizes, most = {owner[v] for v in wanted}, dict[int, int](), 0
+    for i, step in enumerate(steps):
+        if isinstance(step, Operation):
+            sizes.update({v: tape.geometry[v].reach() for v in made_by(step) if owner[v] == v})
+        most = max(most, sum(sizes.values()))
+        sizes = {v: n for v, n in sizes.items() if last[v] > i or v in stay}
+    return most
+
+
+# ------------------------------------------------------------------ what is called back
+
+_BACK: dict[int, Callable[[list[Tensor]], list[Tensor]]] = {}
+"""By number: an operation of PyTorch's takes no function."""
+
+_NUMBERS = itertools.count()
+
+
+def _guarded(run: Replay, failed: list[BaseException], given: list[Tensor]) -> list[Tensor]:
+    """Call Python's steps; on the way through the module an error would lose what it says."""
+    try:
+        return run(*given)
+    except BaseException as error:
+        failed[:] = [error]
+        raise
+
+
+def _call_back(number: int, given: list[Tensor]) -> list[Tensor]:
+    return _BACK[number](given)
+
+
+@functools.cache
+def _library() -> torch.library.Library:
+    found = torch.library.Library("fastmaml", "FRAGMENT")
+    found.define("call_back(int number, Tensor[] given) -> Tensor[]")
+    found.impl("call_back", _call_back, "CompositeExplicitAutograd")
+    return found
+
+
+def _drop(module: Any, number: int, own: Sequence[int]) -> None:
+    module.drop_program(number)
+    for back in own:
+        del _BACK[back]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastmaml.engine.base.sizes import Form
 from fastmaml.engine.recording.memory_reuse import made_by, read_by
-from fastmaml.engine.recording.native import Program, pieces
 from fastmaml.engine.recording.tape import Operation, Ref, Tape
 
 Replay = Callable[..., list[Tensor]]
@@ -33,15 +32,15 @@ def compiled(tape: Tape) -> Replay:
     return replay
 
 
-def natively(tape: Tape) -> Replay | None:
-    """The same with all that can be in the native module; None where that is nothing."""
-    found = list(pieces(tape))
-    if not any(isinstance(x, Program) for x in found):
-        return None
+def part(tape: Tape, steps: Sequence[Any], given: Sequence[int], wanted: Sequence[int]) -> Replay:
+    """A function of some values of a tape that takes these steps, and returns other values."""
     code = _Code(tape)
-    exec("\n".join(code.function(found)), code.scope)  # our own text: see `_Code`
-    replay: Replay = code.scope["replay"]
-    return replay
+    code.kept = {*given, *wanted}
+    names = [", ".join(code.names[v] for v in values) for values in (given, wanted)]
+    lines = [f"def part({names[0] or '_'}):", *code.body(steps), f"    return [{names[1]}]"]
+    exec("\n".join(lines), code.scope)  # our own text: see `_Code`
+    found: Replay = code.scope["part"]
+    return found
 
 
 def compiled_for_sizes(
@@ -73,12 +72,6 @@ def compiled_for_sizes(
 _BOTH = (True, False)
 
 
-def _touched(step: Any) -> tuple[int, ...]:
-    if isinstance(step, Program):
-        return (*step.outputs, *step.inputs)
-    return (*made_by(step), *read_by(step))
-
-
 class _Code:
     """Python text of a tape: operations by number, values, numbers and other arguments by name."""
 
@@ -97,31 +90,33 @@ class _Code:
         """The lines of a function of the tape's inputs that takes these steps.
 
         Args:
-            steps: of the tape, or programs of several.
+            steps: of the tape.
             name: of the function; if it is "tried", results are looked at.
         """
-        tape, names = self.tape, self.names
-        last = {v: i for i, step in enumerate(steps) for v in _touched(step)}
-        lines = [f"def {name}({', '.join(names[: tape.inputs])}):"]
-        for i, step in enumerate(steps):
-            looks = self.looks(step) if name == "tried" else ()
-            lines += [f"    {line}" for line in (self.line(step), *looks)]
-            over = {v for v in _touched(step) if last[v] == i} - self.kept
-            if over:
-                lines.append(f"    del {', '.join(names[v] for v in sorted(over))}")
-        own = tape.outside()
+        tape, names, own = self.tape, self.names, self.tape.outside()
         copied = {v for v in tape.outputs if tape.owner[v] in own}
         results = [f"{names[v]}.clone()" if v in copied else names[v] for v in tape.outputs]
-        return [*lines, f"    return [{', '.join(results)}]"]
+        return [
+            f"def {name}({', '.join(names[: tape.inputs])}):",
+            *self.body(steps, name == "tried"),
+            f"    return [{', '.join(results)}]",
+        ]
+
+    def body(self, steps: Sequence[Any], tried: bool = False) -> list[str]:
+        """The lines of these steps, which let go of each value after its use."""
+        last = {v: i for i, step in enumerate(steps) for v in (*made_by(step), *read_by(step))}
+        lines = []
+        for i, step in enumerate(steps):
+            looks = self.looks(step) if tried else ()
+            lines += [f"    {line}" for line in (self.line(step), *looks)]
+            over = {v for v in (*made_by(step), *read_by(step)) if last[v] == i} - self.kept
+            if over:
+                lines.append(f"    del {', '.join(self.names[v] for v in sorted(over))}")
+        return lines
 
     def line(self, step: Any) -> str:
         """The line of a step."""
         names, scope = self.names, self.scope
-        if isinstance(step, Program):
-            program = f"p{len(scope)}"
-            scope[program] = step
-            made, given = ([names[v] for v in of] for of in (step.outputs, step.inputs))
-            return f"[{', '.join(made)}] = {program}({', '.join(given)})"
         if not isinstance(step, Operation):
             value, view = step
             source, size, stride = names[view.source], self.text(view.size), self.text(view.stride)

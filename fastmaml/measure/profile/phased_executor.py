@@ -13,9 +13,10 @@ from torch import Tensor
 from fastmaml.engine.recording.arguments import FlatCall, flattened
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.chunks import Sum
+from fastmaml.engine.recording.native import natively
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay import Recording, Traceable, replay
-from fastmaml.engine.recording.replay_code import compiled, natively
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape, UncapturableError, record
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call, Executor, MetaResult

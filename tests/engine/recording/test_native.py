@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 
 import fastmaml as fm
 from fastmaml.engine.memory.liveness import alive_in
+from fastmaml.engine.recording import native
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.native import Program, pieces
+from fastmaml.engine.recording.native import Program, grouped, natively
 from fastmaml.engine.recording.optimize import cleaned
-from fastmaml.engine.recording.replay_code import compiled, natively
+from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape, record
 from fastmaml.ops.coverage import native_programs
 
@@ -31,17 +33,15 @@ def _native() -> None:
 
 
 def program_of(tape: Tape) -> Program:
-    """The only one."""
-    (found,) = pieces(tape)
-    assert isinstance(found, Program)
+    found = natively(tape)
+    assert found is not None
     return found
 
 
 def same_bits(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Program:
     """Hold the program of a function against its Python replay."""
     tape = cleaned(record(function, [x.clone() for x in inputs])[0])
-    program, replay = natively(tape), compiled(tape)
-    assert program is not None
+    program, replay = program_of(tape), compiled(tape)
     with torch._C._AutoDispatchBelowAutograd():
         for _ in range(2):  # the first run looks at every value
             given = [x.clone() for x in inputs]
@@ -51,7 +51,7 @@ def same_bits(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Pro
                 assert torch.equal(a.isnan(), b.isnan())
                 assert torch.equal(a.nan_to_num(), b.nan_to_num())
             assert all(map(torch.equal, given, inputs)), "inputs are the caller's"
-    return program_of(tape)
+    return program
 
 
 BINARY: dict[str, Callable[[Tensor, Any], Tensor]] = {
@@ -127,13 +127,45 @@ def test_what_is_left_to_python_stands_between() -> None:
 
     x, y = tensor(3, 4, seed=1), tensor(3, 4, seed=2)
     tape = cleaned(record(function, [x.clone(), y.clone()])[0])
-    found = list(pieces(tape))
-    assert [isinstance(p, Program) for p in found if isinstance(p, Program | Operation)] == [
-        True, False, True,
-    ]  # fmt: skip
-    program = natively(tape)
-    assert program is not None
-    assert all(map(torch.equal, program(x, y), compiled(tape)(x, y)))
+    groups = [g for g in grouped(tape, native_programs()) if isinstance(g.steps[0], Operation)]
+    assert [g.code is None for g in groups].count(True) == 1
+    same_bits(function, x, y)
+
+
+def test_what_python_is_called_back_for_lets_go_of_memory() -> None:
+    """The program's values go when they are over, whoever computed them."""
+
+    def function(x: Tensor) -> list[Tensor]:
+        y = [x * i for i in range(8)]
+        for _ in range(3):
+            y = [(z.cumsum(0) * 2 - z) * z + z for z in y]
+        return [torch.stack([z.sum() for z in y])]
+
+    x = tensor(50, 4, seed=1)
+    tape = cleaned(record(function, [x.clone()])[0])
+    expected = max(alive.bytes for alive in alive_in(tape, ())[1])
+    program = program_of(tape)
+    assert native_programs().program_peak(program.number) == expected
+    assert torch.equal(program(x)[0], compiled(tape)(x)[0])
+
+
+def test_an_error_of_a_call_back_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        x = (x * 2 + 1) * x - x
+        return [(x.cumsum(0) * 2 + 1) * x - x]
+
+    program = program_of(cleaned(record(function, [tensor(3, 4, seed=1)])[0]))
+    (number,) = list(native._BACK)[-1:]
+
+    def fail(given: list[Tensor]) -> list[Tensor]:
+        raise MemoryError("no more")
+
+    run = functools.partial(native._guarded, lambda *given: fail(list(given)), program._failed)
+    monkeypatch.setitem(native._BACK, number, run)
+    with pytest.raises(MemoryError, match="no more"):
+        program(tensor(3, 4, seed=1))
+    monkeypatch.undo()
+    assert len(program(tensor(3, 4, seed=1))) == 1
 
 
 def test_other_types_stay_python_s() -> None:
@@ -156,7 +188,7 @@ def test_memory_is_known_before_it_runs() -> None:
     tape = cleaned(record(function, [tensor(9, 4, seed=1)])[0])
     program = program_of(tape)
     expected = max(alive.bytes for alive in alive_in(tape, ())[1])
-    assert native_programs().program_peak(program._number) == expected
+    assert native_programs().program_peak(program.number) == expected
     from fastmaml.measure.profile import LiveMemory
 
     x = tensor(9, 4, seed=1)
@@ -215,7 +247,7 @@ def _steps(tape: Tape) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmaml.engine.recording.native.native_programs", lambda: Module)
-        list(pieces(tape))
+        assert natively(tape) is not None
     return found[0]
 
 
@@ -251,7 +283,7 @@ def test_programs_that_point_elsewhere_are_refused(place: tuple[int, ...], new: 
 
 def test_programs_go_with_what_made_them() -> None:
     program = program_of(_tape())
-    number, module = program._number, native_programs()
+    number, module = program.number, native_programs()
     assert module.program_peak(number) > 0
     del program
     gc.collect()
@@ -302,14 +334,14 @@ def test_meta_steps(
     shares: list[float] = []
 
     def counted(tape: Tape) -> Any:
-        found = list(pieces(tape))
+        backs = [g.steps for g in grouped(tape, native_programs()) if g.code is None]
         left, of_all = (
             sum(
                 isinstance(step, Operation)
                 and any(tape.geometry[v].dtype.is_floating_point for v in step.made())
                 for step in steps
             )
-            for steps in (found, tape.steps)
+            for steps in (itertools.chain.from_iterable(backs), tape.steps)
         )
         shares.append(1 - left / of_all)
         return natively(tape)
@@ -317,8 +349,8 @@ def test_meta_steps(
     labels = torch.arange(5).remainder(3).expand(5, -1)
     episodes = fm.Episodes(*(fm.Batch(tensor(5, 5, 4, seed=s), labels) for s in (1, 2)))
     results = []
-    for native in (True, False):
-        replays = counted if native else (lambda tape: None)
+    for as_program in (True, False):
+        replays = counted if as_program else (lambda tape: None)
         monkeypatch.setattr("fastmaml.engine.recording.captured.natively", replays)
         torch.manual_seed(0)
         maml = fm.MAML(
