@@ -276,9 +276,6 @@ class Dependencies:
         if id(x) not in self.inputs and x.layout == torch.strided and not made_of_others:
             self.guards.place(x, label)
 
-    def _module(self, x: nn.Module, names: Names, label: str) -> None:
-        guard_module(self, x, names, label)
-
     def _function(self, x: types.FunctionType, names: Names, label: str) -> None:
         own = own_code(x.__code__, x.__globals__.get("__name__"))
         if not own and not x.__closure__:
@@ -312,9 +309,6 @@ class Dependencies:
         self.visit(x.__self__, names, label)
         if isinstance(x.__func__, types.FunctionType):
             self.visit(x.__self__, code_reads(x.__func__.__code__).within, label)
-
-    def _class_attribute(self, kind: type, name: str, within: Names, label: str) -> None:
-        guard_class_attribute(self, kind, name, within, label)
 
     def _sequence(self, x: Any, names: Names, label: str) -> None:
         if x and all(isinstance(y, Tensor) and left_behind(y) for y in x):
@@ -389,12 +383,12 @@ class Dependencies:
                 self.visit(look(), names, f"{label}{name}")
         for name in own_names(type(x)) if names is None else names:
             if own is None or name not in own:
-                self._class_attribute(type(x), name, names, label)
+                guard_class_attribute(self, type(x), name, names, label)
 
 
 _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (Tensor, Dependencies._tensor),
-    (nn.Module, Dependencies._module),
+    (nn.Module, guard_module),
     (types.FunctionType, Dependencies._function),
     (types.MethodType, Dependencies._method),
     (type, guard_class),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every_module
 
 from fastmaml.engine.guards.guards import Guards
+from fastmaml.engine.guards.namespaces import guard_class_attribute
 from fastmaml.engine.guards.sight import of_a_library, root
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
@@ -40,8 +41,6 @@ class Visitor(Protocol):
     def _dict(self, x: Any, names: frozenset[str] | None, label: str) -> None: ...
 
     def _entries(self, of: Any, names: Any, label: str, within: Any) -> None: ...
-
-    def _class_attribute(self, kind: type, name: str, within: Any, label: str) -> None: ...
 
 
 def guard_module(to: Visitor, module: nn.Module, names: frozenset[str] | None, label: str) -> None:
@@ -90,7 +89,7 @@ def _once(to: Visitor, module: nn.Module, label: str) -> None:
     to.guards.items(attributes, ("training",), f"{label}.")
     kind: type = type(module)
     for name in _FUNCTIONS:
-        to._class_attribute(kind, name, frozenset(), f"{kind.__name__}.")
+        guard_class_attribute(to, kind, name, frozenset(), f"{kind.__name__}.")
     _of_its_library(to, kind)
     if _by_names(kind):
         to._entries(attributes, ("forward",), f"{label}.", frozenset())

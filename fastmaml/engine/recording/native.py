@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastmaml.engine.recording.memory_reuse import made_by, read_by
 from fastmaml.engine.recording.native_steps import DTYPES, INTEGER, TENSORS, Encoder, renamed
-from fastmaml.engine.recording.replay_code import Replay, part
+from fastmaml.engine.recording.replay_code import Replay, compiled, part
 from fastmaml.engine.recording.tape import Operation, Tape
 from fastmaml.ops.coverage import native_programs
 
@@ -28,6 +28,8 @@ LEAST_STEPS = 4
 
 LEAST_SHARE = 3
 """So many operations have to be native for each call back, which costs as much as they save."""
+
+_OF_PYTORCH = " failed in a program"
 
 
 class Group(NamedTuple):
@@ -80,6 +82,7 @@ class Program:
     """
 
     def __init__(self, tape: Tape, groups: Sequence[Group], module: Any) -> None:
+        self._tape = tape
         self._constants = tuple(tape.constants.values())
         inputs = [*range(tape.inputs), *tape.constants]
         touched = [_touched(g.steps) for g in groups]
@@ -110,9 +113,11 @@ class Program:
         """The results, which are the caller's to change."""
         try:
             found: list[Tensor] = self._run(self.number, (*tensors, *self._constants))
-        except RuntimeError:
+        except RuntimeError as error:
             if self._failed:  # a call back, whose error is the better one
                 raise self._failed.pop() from None
+            if _OF_PYTORCH in str(error):  # not passed on is what PyTorch says; it does again here
+                compiled(self._tape)(*tensors)
             raise
         for i in self._copied:
             found[i] = found[i].clone()

@@ -81,6 +81,9 @@ class Follower(Protocol):
     def may_become(self, x: Tensor) -> bool:
         """Whether another tensor's numbers, memory and graph can become this one's."""
 
+    def is_again(self, x: Tensor) -> bool:
+        """Whether another pass has the same memory, and nothing else does in this one."""
+
     def exchanged(self, x: Tensor, y: Tensor) -> None:
         """Follow: each of the two is about to be what the other one was."""
 
@@ -130,8 +133,9 @@ class InPlace(TorchFunctionMode):
             return False
         if functorch.maybe_current_level() != self.level or not torch.is_grad_enabled():
             return False
-        mine = not x.__dict__ and _alone(x)
-        return mine and all(follower.may_become(x) for follower in self.followers)
+        if x.__dict__ or not (_alone(x) or any(f.is_again(x) for f in self.followers)):
+            return False
+        return all(follower.may_become(x) for follower in self.followers)
 
     def _noted(self, result: Any, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         # An attribute was there before, and so was what is written to.

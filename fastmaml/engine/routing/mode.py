@@ -162,6 +162,10 @@ class Routing(TorchFunctionMode):
         """See `Follower`: what is made in a pass is no table."""
         return True
 
+    def is_again(self, x: Tensor) -> bool:
+        """See `Follower`."""
+        return False
+
     def exchanged(self, x: Tensor, y: Tensor) -> None:
         """See `Follower`."""
         if self.ops is not None:

@@ -124,6 +124,8 @@ class _Known(NamedTuple):
     tensor: Tensor
     token: Token
     version: int
+    again: bool
+    """Whether a pass before computed it, whose memory it is, too."""
 
 
 class SharedPass(TorchFunctionMode):
@@ -168,6 +170,16 @@ class SharedPass(TorchFunctionMode):
     def may_become(self, x: Tensor) -> bool:
         """See `Follower`; without vmap, what is kept for other passes are these very objects."""
         return self.level is not None or id(x) not in self.known
+
+    def is_again(self, x: Tensor) -> bool:
+        """See `Follower`: what a pass had overwritten is not from there, but computed anew."""
+        found = self.known.get(id(x))
+        if found is None or not found.again:
+            return False
+        others = [other.tensor for other in self.known.values() if other is not found]
+        with torch._C.DisableTorchFunction():  # this is no call of the model's
+            mine = _memory(x)
+            return all(_memory(other) != mine for other in others)
 
     def exchanged(self, x: Tensor, y: Tensor) -> None:
         """See `Follower`."""
@@ -253,11 +265,12 @@ class SharedPass(TorchFunctionMode):
         found = x.value
         if x.dimension is not None and self.level is not None:
             found = functorch.add_batch_dim(x.value, x.dimension, self.level)
-        self._know(found, x.token)
+        self._know(found, x.token, again=True)
         return found
 
-    def _know(self, x: Tensor, token: Token) -> None:
-        self.known.setdefault(id(x), _Known(x, token, _plain(x, self.level)[0]._version))
+    def _know(self, x: Tensor, token: Token, again: bool = False) -> None:
+        version = _plain(x, self.level)[0]._version
+        self.known.setdefault(id(x), _Known(x, token, version, again))
 
 
 def _is_tensor(x: Any) -> bool:
@@ -266,6 +279,11 @@ def _is_tensor(x: Any) -> bool:
 
 class _NotAlikeError(Exception):
     """Something that a call is given is not known from the pass before."""
+
+
+def _memory(x: Tensor) -> int:
+    x = functorch.unwrapped(x)
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)
 
 
 def _version(x: Tensor) -> int:
