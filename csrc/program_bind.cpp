@@ -39,7 +39,7 @@ Call call(const py::tuple& given) {
   x.name = given[1].cast<std::string>();
   if (given[2].is_none()) {
     x.kernel = find_kernel(x.name);
-    STD_TORCH_CHECK(x.kernel, "there is no kernel ", x.name);
+    STD_TORCH_CHECK(x.kernel, "a program calls ", x.name, ", which is no kernel");
   } else {
     x.overload = given[2].cast<std::string>();
   }
@@ -47,6 +47,8 @@ Call call(const py::tuple& given) {
   x.results = given[4].cast<std::vector<int64_t>>();
   x.list = given[5].cast<bool>();
   x.inside = given[6].cast<int64_t>();
+  const bool fits = !x.kernel || x.kernel->fits(x.arguments, x.results.size(), x.list);
+  STD_TORCH_CHECK(fits, "a program calls ", x.name, " with other arguments or results than it has");
   return x;
 }
 

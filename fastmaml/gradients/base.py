@@ -23,6 +23,10 @@ class Meta(NamedTuple):
     rates: Tensors
     """What the rule learns."""
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the tree's leaves."""
+        return [x for part in self for x in part.values()]
+
 
 Cotangents = dict[str, Tensor | None]
 """Derivatives by name; None stands for zero, because nothing reaches that tensor."""
@@ -34,6 +38,10 @@ class MetaGradient(NamedTuple):
     adapted: Cotangents
     shared: Cotangents
     rates: Cotangents
+
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, in the order of the tree's leaves."""
+        return [x for part in self for x in part.values()]
 
 
 class Carry(NamedTuple):

@@ -52,11 +52,10 @@ def admit(
     check_device(held.device, episodes)
     episodes = without_inference_mode(episodes)
     by_step = weights_by_step(step_weights, steps, held.dtype, held.device)
-    meta = meta_of(maml, held)
+    known = maml._known.of(maml, held, episodes, steps, executor)
     seeds = task_seeds(episodes.tasks, held.device) if seeds is None else seeds
-    program = program_of(maml, held, steps, executor)
-    weights = task_weights(None, held.dtype, held.device, len(seeds))
-    return Call(program, meta, episodes, seeds, weights, by_step)
+    call = Call(known.program, known.meta, episodes, seeds, known.weights, by_step)
+    return call._replace(users=held.call, known=known)
 
 
 def admit_function(
@@ -67,7 +66,8 @@ def admit_function(
     meta, seeds = meta_of(maml, held), task_seeds(data.tasks, held.device)
     program = program_of(maml, held, 1, maml.executor, needs_loss=False)
     weights = task_weights(None, held.dtype, held.device, len(seeds))
-    return Call(replace(program, method=function), meta, data, seeds, weights, [0.0, 1.0])
+    call = Call(replace(program, method=function), meta, data, seeds, weights, [0.0, 1.0])
+    return call._replace(users=held.call)
 
 
 def check_device(device: torch.device, data: TaskData) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.model.buffers import keep_buffers
 from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.step.checks import check_finite, check_reached
@@ -37,7 +36,7 @@ def execute(
         with maml._turns, same:
             return executor(call._replace(weights=weights, cotangents=outputs))
 
-    return with_gradient(run, flatten(call.meta)[0], targets)
+    return with_gradient(run, call.meta.tensors(), targets)
 
 
 def check(maml: MAML, call: Call, result: MetaResult) -> None:

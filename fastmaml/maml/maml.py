@@ -32,6 +32,7 @@ from fastmaml.heads import Head
 from fastmaml.maml.admit import admit
 from fastmaml.maml.clones import Clones, Progress
 from fastmaml.maml.execute import check, execute
+from fastmaml.maml.known_calls import KnownCalls
 from fastmaml.maml.output import MetaOutput
 from fastmaml.maml.per_task import PerTask
 from fastmaml.maml.plan import meta_of, plan, plan_of
@@ -179,6 +180,7 @@ class MAML(Clones):
         """Begin without plans and recordings."""
         self._plans: Plans[Plan] = Plans()
         self._other_sizes = OtherSizes()
+        self._known = KnownCalls()
         self._stock = Stock()
         self._choose_executors()
 

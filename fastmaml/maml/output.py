@@ -112,7 +112,7 @@ class _MetaLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Any, result: Any, outputs: Any, *parameters: Tensor) -> Any:
         """The mean loss, the losses and the outputs."""
-        gradients = flatten(result.gradient)[0]
+        gradients = result.gradient.tensors()
         ctx.run, ctx.reached = run, [g is not None for g in gradients]
         ctx.losses = result.losses, result.losses._version
         ctx.save_for_backward(*parameters, *(g for g in gradients if g is not None))
@@ -151,7 +151,7 @@ def _again(ctx: Any, loss: Any, losses: Any, outputs: Any) -> list[Tensor | None
     result = ctx.run((loss, losses), cotangents)
     before, version = ctx.losses
     _check_same(before, version, result.losses)
-    found: list[Tensor | None] = flatten(result.gradient)[0]
+    found: list[Tensor | None] = result.gradient.tensors()
     return found
 
 

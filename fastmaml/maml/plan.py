@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastmaml.engine.base.trees import flatten
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.plans import Plans, environment, key_of
 from fastmaml.engine.model.inventory import Inventory
@@ -18,7 +17,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import make_plan
 from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
 from fastmaml.engine.step.checks import check_labels, check_reach, explain_failure
-from fastmaml.engine.step.data import TaskData
+from fastmaml.engine.step.data import signature
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import find_head_layer
 from fastmaml.engine.step.program import Call, Program
@@ -76,7 +75,7 @@ def program_of(
         host=find_host(maml.module),
     )
     method = given.gradient or Unrolled()
-    return Program(forward, given.rule, method, steps, 1, head=maml._head_layer, call=held.call)
+    return Program(forward, given.rule, method, steps, 1, head=maml._head_layer)
 
 
 def _no_loss(*_: Any) -> Tensor:
@@ -97,13 +96,17 @@ def plan(
         ValueError: a label that is no class of the model's; where it learns, something trainable
             that would get no gradient.
     """
-    found = plan_of(maml, maml._plans, held, call, method, executor)
+    found, known = plan_of(maml, maml._plans, held, call, method, executor), call.known
     if call.seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
         episodes: Any = call.data
         check_labels(maml.loss, found.classes, episodes)
     if learns:
         check_reach(found.unreached, call.data)
-    return call._replace(program=found.applied(call.program))
+    if known is None:
+        return call._replace(program=found.applied(call.program))
+    if known.applied is None or known.plan is not found:
+        known.plan, known.applied, known.specs = found, found.applied(known.program), None
+    return call._replace(program=known.applied)
 
 
 def plan_of(
@@ -126,9 +129,38 @@ def plan_of(
         executor: will run it.
         make: makes a plan; by default that of a meta-step.
     """
-    given = maml.settings
-    program, parallel = call.program, lanes(executor, call.seeds.device)
-    rest = (
+    given, known = maml.settings, call.known
+    if known is None or known.key is None or known.key[0] is not method:
+        key = _key(held, call, method, lanes(executor, call.seeds.device))
+        if known is not None:
+            known.key = method, key
+    else:
+        key = known.key[1]
+    if (found := plans.find(key, held.call)) is not None:
+        return found
+    parallel = lanes(executor, call.seeds.device)
+    asked = Asked(
+        method, given.tasks_chunk, given.memory_budget, given.backend is not None, parallel
+    )
+    if make is not None:
+        check_as_made(maml, call.meta)
+        return plans.keep(key, make(call.by(depends=Dependencies()), asked))
+    kind = (call.data.kind, general_signature(call.data), *key[1:])
+    followed = maml._other_sizes.find(kind, call, held.call, asked)
+    if followed is not None:
+        return plans.keep(key, followed)
+    check_as_made(maml, call.meta)
+    made = _planned(maml, call.by(depends=Dependencies()), asked)
+    return plans.keep(key, maml._other_sizes.keep(kind, made, call))
+
+
+def _key(
+    held: Inventory, call: Call, method: GradientMethod | None, parallel: int
+) -> tuple[Any, ...]:
+    """What must be equal for a plan to be for a call: first what is the data's."""
+    program = call.program
+    return (
+        signature(call.data),
         held.training,
         key_of(method),
         program.steps,
@@ -138,22 +170,6 @@ def plan_of(
         environment(call.seeds.device.type),
         settings_key(program),
     )
-    key = (signature(call.data), *rest)
-    if (found := plans.find(key, held.call)) is not None:
-        return found
-    asked = Asked(
-        method, given.tasks_chunk, given.memory_budget, given.backend is not None, parallel
-    )
-    if make is not None:
-        check_as_made(maml, call.meta)
-        return plans.keep(key, make(call.by(depends=Dependencies()), asked))
-    kind = (call.data.kind, general_signature(call.data), *rest)
-    followed = maml._other_sizes.find(kind, call, held.call, asked)
-    if followed is not None:
-        return plans.keep(key, followed)
-    check_as_made(maml, call.meta)
-    made = _planned(maml, call.by(depends=Dependencies()), asked)
-    return plans.keep(key, maml._other_sizes.keep(kind, made, call))
 
 
 def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
@@ -167,13 +183,6 @@ def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
         raise
     check_labels(maml.loss, found.classes, episodes)
     return found
-
-
-def signature(data: TaskData) -> tuple[Any, ...]:
-    """What must be equal for two meta-batches to run the same way."""
-    leaves, spec = flatten(data.tree())
-    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
-    return (data.kind, spec, *kinds)
 
 
 def shapes(parameters: Tensors) -> tuple[Any, ...]:

@@ -164,6 +164,7 @@ def _extension() -> str | None:
     return None
 
 
+@functools.cache
 def native_module() -> Any:
     """The module ``fastmaml._C``, or None where it is not built or does not load."""
     return None if _extension() else importlib.import_module("fastmaml._C")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmaml.ops import _load
@@ -43,6 +44,17 @@ def alone() -> Callable[[Callable[[], None]], None] | None:
     """
     module = _load.native_module()
     return None if module is None else module.alone
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether there is no NaN and no infinity among them.
+
+    False where the native module cannot tell: it is not built, or some are no plain tensors of
+    float32 or float64 on the CPU.
+    """
+    if _load.native_module() is None or not all(type(x) is Tensor and x.is_cpu for x in tensors):
+        return False
+    return bool(torch.ops.fastmaml.all_finite(tensors))
 
 
 def native_programs() -> Any:

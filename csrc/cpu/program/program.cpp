@@ -6,34 +6,28 @@
 namespace fastmaml {
 namespace {
 
-std::unordered_map<std::string, Boxed>& kernels_by_name() {
-  static std::unordered_map<std::string, Boxed> table;
+std::unordered_map<std::string, Kernel>& kernels_by_name() {
+  static std::unordered_map<std::string, Kernel> table;
   return table;
 }
 
 }  // namespace
 
-Boxed find_kernel(const std::string& name) {
+const Kernel* find_kernel(const std::string& name) {
   const auto found = kernels_by_name().find(name);
-  return found == kernels_by_name().end() ? nullptr : found->second;
+  return found == kernels_by_name().end() ? nullptr : &found->second;
 }
 
-bool remember_kernel(const char* name, Boxed kernel) {
-  kernels_by_name()[name] = kernel;
+bool remember_kernel(const char* name, Kernel kernel) {
+  if (kernel.run) kernels_by_name()[name] = kernel;
   return true;
 }
 
 namespace program {
 namespace {
 
-using Values = std::vector<OptionalTensor>;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
-
-const Tensor& known(const Values& values, int64_t number) {
-  STD_TORCH_CHECK(values[number].has_value(), "value ", number, " of a program is not there");
-  return *values[number];
-}
 
 template <class T>
 StableIValue handed(const T& x, bool optional) {
@@ -72,17 +66,14 @@ StableIValue argument(const Argument& x, const Values& values) {
   STD_TORCH_CHECK(false, "an argument of a program has no type");
 }
 
-void run_call(const Call& call, Values& values) {
+// Through PyTorch's dispatcher.
+void dispatch(const Call& call, Values& values) {
   const size_t results = call.list ? 1 : call.results.size();
   std::vector<StableIValue> stack(std::max(call.arguments.size(), results));
   for (size_t i = 0; i < call.arguments.size(); ++i) stack[i] = argument(call.arguments[i], values);
-  if (call.kernel) {
-    call.kernel(stack.data(), call.arguments.size(), results);
-  } else {
-    const auto error =
-        torch_call_dispatcher(call.name.c_str(), call.overload.c_str(), stack.data(), TORCH_ABI_VERSION);
-    STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, call.name, " failed in a program");
-  }
+  const auto error =
+      torch_call_dispatcher(call.name.c_str(), call.overload.c_str(), stack.data(), TORCH_ABI_VERSION);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, call.name, " failed in a program");
   if (call.list) {
     const auto found = to<std::vector<Tensor>>(stack[0]);
     for (size_t i = 0; i < call.results.size(); ++i)
@@ -156,7 +147,10 @@ std::vector<Tensor> Program::run(const std::vector<Tensor>& given) {
   for (const Step& step : steps) {
     switch (step.type) {
       case Step::Type::call:
-        run_call(step.call, now);
+        if (step.call.kernel)
+          step.call.kernel->run(step.call.arguments, step.call.results, now);
+        else
+          dispatch(step.call, now);
         if (looks)
           for (const int64_t number : step.call.results)
             if (number >= 0) check(*now[number], values[number], number);

@@ -24,22 +24,9 @@ struct Geometry {
   int64_t bytes = 0;  // of memory that reaches from the first element to the last
 };
 
-// An argument of a call. Which of the members counts is up to the type in the op's schema.
-struct Argument {
-  enum class Type {
-    none, tensor, tensor_or_none, tensors, integer, number, boolean, integers, booleans, dtype, memory_format
-  };
-  Type type = Type::none;
-  bool optional = false;  // the schema says so: the argument is handed over as an optional one
-  int64_t value = -1;     // number of a tensor
-  int64_t integer = 0;
-  double number = 0;
-  std::vector<int64_t> list;
-};
-
 // A call of a kernel of our own, or of an operation of PyTorch's through its dispatcher.
 struct Call {
-  Boxed kernel = nullptr;
+  const Kernel* kernel = nullptr;
   std::string name, overload;  // where there is no kernel
   std::vector<Argument> arguments;
   std::vector<int64_t> results;  // numbers of values, -1 for those that nobody needs

@@ -6,6 +6,7 @@ Nothing here loads Dynamo: where it is not loaded, nothing was compiled.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,8 +19,15 @@ def outside_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which torch.compile around its caller does not look into."""
     if "torch._dynamo" not in sys.modules:
         return function
-    disabled: Callable[..., Any] = torch.compiler.disable(function)
-    return disabled
+    method = getattr(function, "__func__", None)
+    if method is None:
+        return torch.compiler.disable(function)
+    return functools.partial(_disabled(method), function.__self__)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _disabled(method: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compiler.disable(method)
 
 
 def as_written() -> AbstractContextManager[Any]:

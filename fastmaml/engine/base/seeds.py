@@ -23,8 +23,9 @@ _SEEDS = 2**32
 
 def task_seeds(tasks: int, device: torch.device) -> Tensor:
     """``[tasks]`` int64 seeds, drawn from torch's global CPU generator (`torch.manual_seed`)."""
+    drawn = torch.randint(_SEEDS, (tasks,))
     # Blocking, the copy would wait for all that the device has been given to do.
-    return torch.randint(_SEEDS, (tasks,)).to(device, non_blocking=True)
+    return drawn if device.type == "cpu" else drawn.to(device, non_blocking=True)
 
 
 def step_keys(seeds: Tensor, step: int, query: bool) -> Tensor:

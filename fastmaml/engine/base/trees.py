@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Spec = Any
@@ -18,9 +18,12 @@ def flatten(tree: Any) -> tuple[list[Any], Spec]:
     return leaves, _flatten(tree, leaves)
 
 
+_LEAVES = (Tensor, nn.Parameter, type(None), bool, int, float, str)
+
+
 def _flatten(tree: Any, leaves: list[Any]) -> Spec:
     kind = type(tree)
-    if tree is None or isinstance(tree, Tensor) or kind in (bool, int, float, str):
+    if kind in _LEAVES or isinstance(tree, Tensor):
         leaves.append(tree)
         return None
     if kind is dict:

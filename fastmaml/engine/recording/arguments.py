@@ -120,15 +120,23 @@ def flattened(call: Call) -> FlatCall:
     Raises:
         UncapturableError: a sparse tensor or a subclass without memory is among them.
     """
-    forward = call.program.forward
-    by_step = list(call.step_weights)
-    shared, shared_spec = flatten((call.meta, forward.frozen, forward.buffers, by_step))
-    own, own_spec = flatten((call.data.tree(), call.seeds, call.weights, call.cotangents))
+    forward, by_step = call.program.forward, list(call.step_weights)
+    known = None if call.known is None or call.cotangents is not None else call.known
+    if known is not None and known.applied is call.program and known.specs is not None:
+        held = *forward.frozen.values(), *forward.buffers.values()
+        shared: list[Any] = [*call.meta.tensors(), *held, *by_step]
+        own, specs = [*flatten(call.data.tree())[0], call.seeds, call.weights, None], known.specs
+    else:
+        shared, shared_spec = flatten((call.meta, forward.frozen, forward.buffers, by_step))
+        own, own_spec = flatten((call.data.tree(), call.seeds, call.weights, call.cotangents))
+        specs = shared_spec, own_spec
+        if known is not None and known.applied is call.program:
+            known.specs = specs
     return FlatCall(
         call,
         [_dense(x.detach()) if isinstance(x, Tensor) else x for x in shared],
         [_strided(x).contiguous() if isinstance(x, Tensor) else x for x in own],
-        (shared_spec, own_spec),
+        specs,
         call.seeds,
     )
 

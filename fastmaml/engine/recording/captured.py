@@ -127,7 +127,7 @@ class Captured:
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             flat.kind(),
         )
-        if not depends.hold(program.call):
+        if not depends.hold(flat.call.users):
             raise UncapturableError(f"{depends.guards.changed()} changed before it ran")
         known = self._kept.get(key)
         if isinstance(known, Recording) and known.stale():

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmaml.engine.base.errors import NonFiniteLoss
-from fastmaml.engine.base.trees import flatten
-from fastmaml.engine.step.data import TaskData
+from fastmaml.engine.step.data import TaskData, tensors_in
 from fastmaml.engine.step.forward import call
 from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call, MetaResult, Program, tensors_of
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta, detached
+from fastmaml.ops.coverage import all_finite
 
 
 def check_reach(unreached: str, data: TaskData) -> None:
@@ -30,6 +30,8 @@ def check_reach(unreached: str, data: TaskData) -> None:
     """
     if unreached:
         raise ValueError(unreached)
+    if not any(x.requires_grad for x in tensors_in(data)):
+        return
     for name, tensors in data.named().items():
         if any(x.requires_grad for x in tensors):
             raise ValueError(
@@ -117,8 +119,9 @@ def check_reached(program: Program) -> None:
 
 def check_finite(call: Call, result: MetaResult) -> None:
     """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
-    leaves = flatten(result.gradient)[0]
-    found = [x for x in (result.losses, *leaves) if x is not None]
+    found = [x for x in (result.losses, *result.gradient.tensors()) if x is not None]
+    if all_finite(found):
+        return
     found = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in found]
     # The sum of a tensor is finite only if all of it is (or overflows, which the exact look below
     # tells apart); one number is read back from the device instead of one a tensor.

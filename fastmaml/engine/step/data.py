@@ -106,3 +106,10 @@ def mapped(data: D, function: Callable[[Tensor], Tensor]) -> D:
 def tensors_in(data: TaskData) -> list[Tensor]:
     """All tensors of the tasks."""
     return [x for tensors in data.named().values() for x in tensors]
+
+
+def signature(data: TaskData) -> tuple[Any, ...]:
+    """What must be equal for two meta-batches to run the same way."""
+    leaves, spec = flatten(data.tree())
+    kinds = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
+    return (data.kind, spec, *kinds)

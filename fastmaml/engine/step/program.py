@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ class Program:
         chunk: how many tasks run at a time.
         repeatable: whether it gives the same numbers when it runs again.
         depends: what it depends on besides its arguments, as far as that is known.
-        call: of the user's, see `Inventory`.
         head: a layer of which every task has its own; its parameters are among ``forward.frozen``.
         tables: embeddings that adapt in the rows that a task looks up.
         unreached: about a trainable tensor that would get no meta-gradient.
@@ -51,7 +50,6 @@ class Program:
     chunk: int
     repeatable: bool = True
     depends: Dependencies = field(default_factory=Dependencies)
-    call: Any = None
     head: HeadLayer | None = None
     tables: tuple[RowTable, ...] = ()
     unreached: str = ""
@@ -63,6 +61,30 @@ class Program:
         model = self.forward.model
         roots = (model, self.forward.loss, self.rule, self.method.code, self.head)
         self.depends.add(sight, roots, (*model.parameters(), *model.buffers()))
+
+
+@final
+@dataclass
+class Known:
+    """What the stages of a meta-step find out once for all that differ in nothing but numbers.
+
+    Attributes:
+        program: before anything is planned.
+        meta: the meta-parameters.
+        weights: ``[tasks]``, all tasks alike.
+        key: the gradient method that was asked for last, and the plan's key with it.
+        plan: that was applied last.
+        applied: the program with it.
+        specs: the trees of the arguments of `applied` (`FlatCall`), without cotangents.
+    """
+
+    program: Program
+    meta: Meta
+    weights: Tensor
+    key: tuple[Any, Any] | None = None
+    plan: Any = None
+    applied: Program | None = None
+    specs: tuple[Any, Any] | None = None
 
 
 class Call(NamedTuple):
@@ -85,6 +107,9 @@ class Call(NamedTuple):
     """One number for each of 0, 1, ..., steps; see `Objective`."""
     cotangents: Any = None
     """One for each leaf of the outputs, None for zero."""
+    users: object = None
+    """The user's call, see `Inventory`."""
+    known: Known | None = None
 
     def by(self, **changes: Any) -> Call:
         """The same of a program with other attributes."""

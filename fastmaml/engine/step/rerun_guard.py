@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.base.tensor_cores import ONE_RULE
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.step.data import TaskData
+from fastmaml.engine.step.data import TaskData, tensors_in
 from fastmaml.engine.step.program import Program
 
 
@@ -37,7 +37,8 @@ class RerunGuard:
         held: Inventory,
         program: Program | None = None,
     ) -> None:
-        self.model, self.data, self.program = model, data, program
+        self.model, self.program = model, program
+        self.tensors = tensors_in(data)
         self.device = held.device.type
         self.autocast = torch.is_autocast_enabled(self.device)
         self.dtype = torch.get_autocast_dtype(self.device)
@@ -84,7 +85,7 @@ class RerunGuard:
         )
 
     def _versions(self) -> list[int | None]:
-        return [_version(x) for tensors in self.data.named().values() for x in tensors]
+        return [_version(x) for x in self.tensors]
 
     def _others(self) -> list[Tensor]:
         """All that is read without getting a gradient; autograd looks after the rest."""

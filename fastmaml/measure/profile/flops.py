@@ -175,6 +175,7 @@ _OWN: dict[str, Formula] = {
             "inner_scale",
             "inner_rate_grad",
             "inner_momentum",
+            "all_finite",
         ),
         _none,
     ),

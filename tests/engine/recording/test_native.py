@@ -20,7 +20,7 @@ import fastmaml as fm
 from fastmaml.engine.memory.liveness import alive_in
 from fastmaml.engine.recording import native
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.native import Program, grouped, natively
+from fastmaml.engine.recording.native import LEAST_STEPS, Program, grouped, natively
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape, record
@@ -278,6 +278,37 @@ def test_programs_that_point_elsewhere_are_refused(place: tuple[int, ...], new: 
     module = native_programs()
     module.drop_program(module.make_program(values, inputs, outputs, steps))
     with pytest.raises(RuntimeError, match=r"program|step"):
+        module.make_program(*_changed([values, inputs, outputs, steps], place, new))
+
+
+def _call_tape() -> Tape:
+    def function(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+        for _ in range(LEAST_STEPS):
+            x = torch.ops.fastmaml.task_linear(x, w, b, 1)[0]
+        return [x]
+
+    inputs = [tensor(2, 3, 4, seed=1), tensor(2, 4, 4, seed=2), tensor(2, 4, seed=3)]
+    return cleaned(record(function, inputs)[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        ((3, 0, 1), "task_layer_norm"),
+        ((3, 0, 1), "task_nothing"),
+        ((3, 0, 3, 0, 0), 2),  # the type of an argument
+        ((3, 0, 3, 3, 0), 5),
+        ((3, 0, 3), []),
+        ((3, 0, 3, 1, 2), 99),  # a tensor
+        ((3, 0, 4), [3]),  # results
+        ((3, 0, 5), True),
+    ],
+)
+def test_kernels_are_given_what_they_take(place: tuple[int, ...], new: Any) -> None:
+    values, inputs, outputs, steps = _steps(_call_tape())
+    module = native_programs()
+    module.drop_program(module.make_program(values, inputs, outputs, steps))
+    with pytest.raises(RuntimeError, match="a program"):
         module.make_program(*_changed([values, inputs, outputs, steps], place, new))
 
 
