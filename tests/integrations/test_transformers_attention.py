@@ -133,3 +133,32 @@ def test_a_function_that_a_decorated_method_calls(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(modeling_llama, "create_causal_mask", recent)
     right(maml)
     assert maml(episodes()).loss != before, "the mask makes no difference: nothing was tested"
+
+
+def _without_mask(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 23, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "intermediate_size": 12, "max_position_embeddings": 16}
+    own = {"Gemma2": {"head_dim": 4}, "Qwen3": {"head_dim": 4}}.get(kind, {})
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **own, "pad_token_id": 0})
+    made: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config).eval().double()
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.4)
+    return made
+
+
+@pytest.mark.sampled(at_most=2)
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma2", "GPTNeoX"])
+def test_decoders_without_a_mask_are_recorded(kind: str) -> None:
+    """They look whether the positions that they number themselves are of one text or several."""
+    given = episodes()
+    data = fm.Episodes(
+        *(
+            fm.Batch({"input_ids": b.inputs["input_ids"]}, b.targets)
+            for b in (given.support, given.query)
+        )
+    )
+    maml = fm.MAML(_without_mask(kind), 0.1, steps=2, loss=loss, executor="captured")
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        for _ in range(2):
+            as_by_hand(maml, data, loss, 0.1)

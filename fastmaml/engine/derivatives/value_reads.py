@@ -8,16 +8,28 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.base.zero_tensors import with_memory
 
-DOORS = frozenset(
+AS_NUMBERS = frozenset(
+    {
+        Tensor.tolist,
+        Tensor.__float__,
+        Tensor.__int__,
+        Tensor.__index__,
+        Tensor.__complex__,
+    }
+)
+"""What returns numbers of Python's; all but the first do inside of ``torch.Tensor([x, y])``."""
+
+DOORS = AS_NUMBERS | frozenset(
     {
         Tensor.numpy,
-        Tensor.tolist,
         Tensor.storage,
         Tensor.apply_,
         Tensor.map_,
@@ -27,13 +39,9 @@ DOORS = frozenset(
         Tensor.__repr__,
         Tensor.__format__,
         Tensor.__reduce_ex__,
-        Tensor.__float__,
-        Tensor.__int__,
-        Tensor.__index__,
-        Tensor.__complex__,
     }
 )
-"""What reads values without an operation; the last ones do inside of ``torch.Tensor([x, y])``."""
+"""What reads values without an operation."""
 
 _MAKERS = frozenset(
     {
@@ -117,6 +125,8 @@ class ValueReads:
 
     A shape that depends on numbers counts, as code can ask for it.
 
+    What no tensor from outside had a part in is read freely: it is the same every time.
+
     Attributes:
         numbers: what read one first; nothing if nothing did.
         shapes: what made such a shape first, but for masks, which vmap refuses where it must.
@@ -145,6 +155,8 @@ class _Operations(TorchDispatchMode):
     def __init__(self, found: ValueReads) -> None:
         super().__init__()
         self.found = found
+        self.fixed: dict[int, StorageWeakRef] = {}
+        """Memory whose numbers nothing from outside had a part in, and that is still there."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -156,7 +168,7 @@ class _Operations(TorchDispatchMode):
     ) -> Any:
         # A stand-in for zero without memory would end the interpreter under a dispatch mode.
         result = func(*with_memory(func, args), **(kwargs or {}))
-        found = self.found
+        found, fixed = self.found, self._follow(func, (args, kwargs), result)
         if torch._C._current_graph_task_id() != -1:
             return result  # some of PyTorch's own derivatives look at values, and know why
         if func is torch.ops.aten.index.Tensor:
@@ -165,10 +177,29 @@ class _Operations(TorchDispatchMode):
             tags = getattr(func, "tags", ())
             shapes = torch.Tag.dynamic_output_shape in tags
             found.shapes = found.shapes or str(func) * shapes
-        if reads(func, result) or not isinstance(func, OpOverload):
+        if (reads(func, result) and not fixed) or not isinstance(func, OpOverload):
             found.numbers = found.numbers or str(func)
         found.seen = found.seen or found.numbers or str(func) * shapes
         return result
+
+    def _follow(self, func: Any, given: Any, result: Any) -> bool:
+        """Whether an operation gives the same whenever it runs, as ``torch.arange(4)`` does."""
+        tensors, made = found_in(given, Tensor), found_in(result, Tensor)
+        fixed = torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ())
+        fixed = fixed and all(map(self._is_fixed, tensors))
+        # Without a schema it may write to anything.
+        writes = not isinstance(func, OpOverload) or func._schema.is_mutable
+        for x in (*(tensors if writes else ()), *made):
+            if torch._C._has_storage(x):
+                storage = x.untyped_storage()
+                self.fixed.pop(storage._cdata, None)
+                if fixed:
+                    self.fixed[storage._cdata] = StorageWeakRef(storage)
+        return fixed
+
+    def _is_fixed(self, x: Tensor) -> bool:
+        found = self.fixed.get(x.untyped_storage()._cdata) if torch._C._has_storage(x) else None
+        return found is not None and not found.expired()
 
 
 class _Doors(TorchFunctionMode):

@@ -8,8 +8,7 @@ memory.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,10 +18,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.base.trees import exchanged, found_in
 from fastmaml.engine.base.zero_tensors import with_memory
-from fastmaml.engine.derivatives.value_reads import ABOUT_SHAPES, door, reads
+from fastmaml.engine.derivatives.value_reads import ABOUT_SHAPES, AS_NUMBERS, door, reads
+from fastmaml.engine.recording.operation_facts import about, draws
 
 
 class UncapturableError(Exception):
@@ -135,8 +136,8 @@ def record(
         tape: an empty one to fill, which the function may look at meanwhile.
 
     Raises:
-        UncapturableError: it reads a value back, draws random numbers, or writes to what is not
-            its own.
+        UncapturableError: it reads a value back that its inputs decide, draws random numbers, or
+            writes to what is not its own.
     """
     recorder = _Recorder(inputs, tape)
     state = foreign_state()
@@ -179,13 +180,13 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
             func = torch.ops.aten._native_batch_norm_legit.default  # which owns up to its writes
-        about = _about(func)
-        if about.seeded and _draws(func, args, kwargs):
+        facts = about(func)
+        if facts.seeded and draws(func, args, kwargs):
             self._refuse(f"it calls {func}, which draws random numbers")
-        if about.list_in_place and torch.is_grad_enabled():
+        if facts.list_in_place and torch.is_grad_enabled():
             # Under a dispatch mode torch forgets what they take their gradients to (seen in 2.13).
             self._refuse(f"it calls {func}, whose derivative PyTorch loses while it is recorded")
-        if not about.has_derivative and _learns(args, kwargs):
+        if not facts.has_derivative and _learns(args, kwargs):
             self._refuse(
                 f"it calls {func}, inside of which PyTorch differentiates nothing meanwhile"
             )
@@ -193,18 +194,20 @@ class _Recorder(TorchDispatchMode):
         keywords = {name: self._argument(x) for name, x in kwargs.items()}
         result = func(*args, **kwargs)
         if reads(func, result):
-            self._refuse(f"it calls {func}, which reads a value back from a tensor")
-        if about.other_memory:
+            if found_in(result, Tensor) or not self.fixed(found_in((args, kwargs), Tensor)):
+                self._refuse(f"it calls {func}, which reads a value back from a tensor")
+            return result  # the same at every replay
+        if facts.other_memory:
             self._refuse(f"it calls {func}, which changes what memory a tensor has")
-        if about.other_view:
+        if facts.other_view:
             return result  # another shape for the same memory: seen at the tensor's next use
-        if about.shape_of_values and not self._same_shape(func, args):
+        if facts.shape_of_values and not self._same_shape(func, args):
             self._refuse(f"it calls {func}, the shape of whose result depends on values")
         results = self._results(result)
-        if about.writes:
+        if facts.writes:
             self._note_writes(func, arguments, keywords)
         operation = Operation(func, arguments, keywords, results)
-        if about.writes or operation.made():
+        if facts.writes or operation.made():
             self.tape.steps.append(operation)
         return result
 
@@ -226,14 +229,20 @@ class _Recorder(TorchDispatchMode):
         masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
         if not masks:
             return True
-        on_cpu = all(x.device.type == "cpu" for x in (args[0], *masks))
-        owners = {self.tape.owner[self.number(mask)] for mask in masks}
-        known = on_cpu and owners.isdisjoint(self._from_inputs())
-        if known:
-            made_of = self._made_of(owners)
-            values = ((self.tape.owner[v], x) for v, x in self.tape.constants.items())
-            self.tape.fixed += [(x, x.clone()) for v, x in values if v in made_of]
-        return known
+        return all(x.device.type == "cpu" for x in (args[0], *masks)) and self.fixed(masks)
+
+    def fixed(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether their numbers depend on no input, as those of ``torch.arange``.
+
+        What they are made of must then stay as it is.
+        """
+        owners = {self.tape.owner[self.number(x)] for x in tensors}
+        if not owners.isdisjoint(self._from_inputs()):
+            return False
+        made_of = self._made_of(owners)
+        values = ((self.tape.owner[v], x) for v, x in self.tape.constants.items())
+        self.tape.fixed += [(x, x.clone()) for v, x in values if v in made_of]
+        return True
 
     def _made_of(self, owners: set[int]) -> set[int]:
         """The owners of all memory that went into these."""
@@ -338,41 +347,6 @@ def _learns(args: Any, kwargs: Any) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
-class _About(NamedTuple):
-    """What the recorder asks of an operation, at each of its calls."""
-
-    seeded: bool
-    list_in_place: bool
-    has_derivative: bool
-    other_memory: bool
-    other_view: bool
-    shape_of_values: bool
-    writes: bool
-
-
-@functools.cache
-def _about(func: Any) -> _About:
-    writes = func._schema.is_mutable
-    return _About(
-        seeded=torch.Tag.nondeterministic_seeded in func.tags,
-        list_in_place=writes and func._opname.startswith("_foreach_"),
-        has_derivative=_has_derivative(func),
-        other_memory=func._opname in ("resize_", "set_"),
-        other_view=torch.Tag.inplace_view in func.tags,
-        shape_of_values=torch.Tag.dynamic_output_shape in func.tags,
-        writes=writes,
-    )
-
-
-def _has_derivative(func: Any) -> bool:
-    """Whether PyTorch has one for the operation itself, and need not look at what it does."""
-    if func.namespace in ("aten", "prims", "fastmaml"):
-        return True
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
-    return any(has(func.name(), key) for key in keys)
-
-
 def _refs(arguments: Any) -> list[Ref]:
     return found_in(arguments, Ref)
 
@@ -388,12 +362,7 @@ class _NoEscape(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if through := door(func, args, kwargs or {}):
-            self.recorder._refuse(f"it calls {through}, which reads a value back")
+            fixed = func in AS_NUMBERS and self.recorder.fixed([functorch.unwrapped(args[0])])
+            if not fixed:
+                self.recorder._refuse(f"it calls {through}, which reads a value back")
         return func(*args, **(kwargs or {}))
-
-
-def _draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Attention and recurrent kernels carry the tag for a dropout that is mostly off."""
-    names = [a.name for a in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return not any(name in given and given[name] == 0 for name in ("dropout_p", "dropout"))

@@ -126,6 +126,63 @@ def test_a_mask_from_outside_is_read_live() -> None:
     assert recordings(both[0]) == 1
 
 
+def _branch(m: Odd, y: Tensor) -> Tensor:
+    positions = torch.arange(len(y))
+    return y.sin() if (positions.diff() == 1).all() else y.tanh()
+
+
+def _scaled(m: Odd, y: Tensor) -> Tensor:
+    return y.sin() * float(torch.linspace(0, 1, len(y)).square().sum())
+
+
+def _listed(m: Odd, y: Tensor) -> Tensor:
+    first, second = (torch.arange(len(y)) * 2).tolist()[1:3]
+    return y.sin() * first + y[int(torch.tensor(1))] * second
+
+
+def _compared(m: Odd, y: Tensor) -> Tensor:
+    ones = torch.ones(3)
+    ones[1] = 2  # written to, and viewed
+    return y.sin() if torch.equal(ones[::2], torch.ones(2)) else y.tanh()
+
+
+@pytest.mark.parametrize("how", [_branch, _scaled, _listed, _compared], ids=lambda f: f.__name__)
+def test_values_that_depend_on_no_input_are_read(how: Callable[[Odd, Tensor], Tensor]) -> None:
+    """As decoders of transformers look at the positions of tokens."""
+    both = pair(odd(how))
+    for seed in (1, 4):
+        agree(*both, vectors(seed=seed))
+    assert recordings(both[0]) == 1
+
+
+def test_a_value_from_outside_is_read_live() -> None:
+    rate = torch.tensor(0.5)
+    both = pair(odd(lambda m, y: y.sin() if (rate * 2).item() > 0.7 else y.tanh() * rate.item()))
+    found = []
+    for other in (0.5, 0.3, 0.2, 0.6):
+        rate.fill_(other)
+        found.append(agree(*both, vectors()))
+    assert recordings(both[0]) == 1
+    assert [found[0].same_bits(x) for x in found] == [True, False, False, True]
+
+
+def _masked(m: Odd, y: Tensor) -> Tensor:
+    known = torch.zeros(2, dtype=y.dtype)
+    known += y.detach()[0]  # and so it depends on the inputs, too
+    return y.sin() * known.sum().item()
+
+
+def _dropped(m: Odd, y: Tensor) -> Tensor:
+    return y.sin() * F.dropout(torch.ones(8), 0.5).sum().item()
+
+
+@pytest.mark.parametrize("how", [_masked, _dropped], ids=lambda f: f.__name__)
+def test_values_that_inputs_were_written_into_are_not(how: Callable[[Odd, Tensor], Tensor]) -> None:
+    captured, _ = pair(odd(how))
+    with pytest.raises(RuntimeError, match=r"cannot be captured.*reads a value back"):
+        captured(vectors())
+
+
 def test_pythons_random_numbers_are_not_frozen() -> None:
     captured, _ = pair(odd(lambda m, y: y.sin() * random.random()))
     with pytest.raises(RuntimeError, match=r"cannot be captured.*Python's random"):
