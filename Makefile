@@ -79,6 +79,7 @@ bench: $(STAMP)
 	$(BENCH).memory_growth
 	$(BENCH).partial_scopes --rounds 5
 	$(BENCH).varying
+	$(BENCH).decoders --threads 2
 	$(BENCH).profiles --rounds 3 $(if $(BERT),--model $(BERT))
 	$(BENCH).vs_first_order --seconds 12
 	$(BENCH).meta_step --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))

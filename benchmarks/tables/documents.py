@@ -156,6 +156,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "time": measured("meta_step", time_tables.times),
         "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
         "varying": measured("varying", evidence_tables.varying),
+        "decoders": measured("decoders", evidence_tables.decoders),
     },
     "docs/measurements/memory.md": {
         "memory": measured("memory_growth", memory),

@@ -171,6 +171,28 @@ def varying(found: Result) -> str:
     return f"{table(['model', 'varies', *names], rows)}\n\n{text}"
 
 
+def decoders(found: Result) -> str:
+    """Small decoders of transformers beside a loop by hand."""
+    names = list(found["rows"][0]["contestants"])
+    rows = []
+    for row in found["rows"]:
+        each = [row["contestants"][name] for name in names]
+        times = [c["median_s"] for c in each]
+        shown = [digits(1e3 * t) for t in times]
+        shown[-1] += f" ({times[0] / times[-1]:.1f}x)"
+        sizes = [digits(c["peak_bytes"] / MIB) for c in each]
+        rows.append([row["subject"], *shown, *sizes, *(f"{c['first_s']:.1f}" for c in each)])
+    columns = ("ms", "MiB", "first call, s")
+    header = ["decoder", *(f"{name}, {unit}" for unit in columns for name in names)]
+    worst = max(row["error"] for row in found["rows"])
+    text = (
+        f"{found['title']}; second order; medians of the second half of {found['calls']} calls "
+        f"(times as fast as the loop), and the peak of live tensors in a meta-step. Meta-gradients "
+        f"in float64 were at most {worst:.0e} apart. {note(found)}"
+    )
+    return f"{table(header, rows)}\n\n{text}"
+
+
 def digits(x: float) -> str:
     """Three of them, or all before the point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
