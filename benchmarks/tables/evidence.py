@@ -188,7 +188,7 @@ def decoders(found: Result) -> str:
     text = (
         f"{found['title']}; second order; medians of the second half of {found['calls']} calls "
         f"(times as fast as the loop), and the peak of live tensors in a meta-step. Meta-gradients "
-        f"in float64 were at most {worst:.0e} apart. {note(found)}"
+        f"in float64 were at most {worst:.0e} apart (the models normalise in float32). {note(found)}"
     )
     return f"{table(header, rows)}\n\n{text}"
 
