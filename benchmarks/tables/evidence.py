@@ -187,8 +187,9 @@ def decoders(found: Result) -> str:
     worst = max(row["error"] for row in found["rows"])
     text = (
         f"{found['title']}; second order; medians of the second half of {found['calls']} calls "
-        f"(times as fast as the loop), and the peak of live tensors in a meta-step. Meta-gradients "
-        f"in float64 were at most {worst:.0e} apart (the models normalise in float32). {note(found)}"
+        f"(times as fast as the loop), and the peak of live tensors in a meta-step. The models "
+        f"normalise in float32; meta-gradients in float64 were at most {worst:.0e} apart. "
+        f"{note(found)}"
     )
     return f"{table(header, rows)}\n\n{text}"
 
