@@ -94,8 +94,9 @@ class Tape:
         owner: for each value, the value that owns its memory.
         geometry: for each value, its shape, strides and dtype.
         written: owners that some operation writes to.
-        fixed: tensors from outside on whose values shapes depend, with copies: once one of them
-            was written to (by numpy, say, which tells nobody), the tape is no longer right.
+        fixed: tensors from outside on whose values shapes depend, or what the code does, with
+            copies: once one of them was written to (by numpy, say, which tells nobody), the tape is
+            no longer right.
     """
 
     inputs: int
@@ -239,9 +240,10 @@ class _Recorder(TorchDispatchMode):
         owners = {self.tape.owner[self.number(x)] for x in tensors}
         if not owners.isdisjoint(self._from_inputs()):
             return False
-        made_of = self._made_of(owners)
+        made_of, noted = self._made_of(owners), {id(x) for x, _ in self.tape.fixed}
         values = ((self.tape.owner[v], x) for v, x in self.tape.constants.items())
-        self.tape.fixed += [(x, x.clone()) for v, x in values if v in made_of]
+        found = [x for v, x in values if v in made_of and id(x) not in noted]
+        self.tape.fixed += [(x, x.clone()) for x in found]
         return True
 
     def _made_of(self, owners: set[int]) -> set[int]:
