@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 from fastmaml.engine.guards.plans import environment
 from fastmaml.engine.model.inventory import Inventory
@@ -21,27 +21,24 @@ MAX_KNOWN = 32
 """Kinds of meta-steps of which something is known; the least recently used one goes first."""
 
 
-class _Made(NamedTuple):
-    """Everything but the data that `meta_of`, `program_of` and the key of a plan look at."""
+def _made_from(
+    maml: MAML, held: Inventory, executor: ExecutorName | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What `meta_of`, `program_of` and the key of a plan look at, besides data and modes.
 
-    same: tuple[Any, ...]
-    """These very objects."""
-    equal: tuple[Any, ...]
-    """What equals these."""
-
-    @classmethod
-    def of(cls, maml: MAML, held: Inventory, executor: ExecutorName | None) -> _Made:
-        """As it is now."""
-        given, device, rates = maml.settings, held.device, maml.rates
-        model = held.parameters, held.buffers, maml.module, maml._head_layer
-        backend = chosen_backend(given.backend, executor, device)
-        return cls(
-            (*model, given, maml.loss, *(rates[rate_key(n)] for n in maml._rate_names)),
-            (
-                [(p.requires_grad, p.dtype, p.shape) for p in held.parameters.values()],
-                *(device, backend, lanes(executor, device), environment(device.type)),
-            ),
-        )
+    Returns:
+        Objects that have to be these very ones, and others that have to be equal.
+    """
+    given, device, rates = maml.settings, held.device, maml.rates
+    model = held.parameters, held.buffers, maml.module, maml._head_layer
+    backend = chosen_backend(given.backend, executor, device)
+    return (
+        (*model, given, maml.loss, *(rates[rate_key(n)] for n in maml._rate_names)),
+        (
+            [(p.requires_grad, p.dtype, p.shape) for p in held.parameters.values()],
+            *(device, backend, lanes(executor, device), environment(device.type)),
+        ),
+    )
 
 
 @final
@@ -52,7 +49,8 @@ class KnownCalls:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Any, tuple[_Made, Known]] = OrderedDict()
+        self._kept: OrderedDict[Any, tuple[tuple[Any, ...], Known]] = OrderedDict()
+        self._same: tuple[Any, ...] = ()
 
     def __reduce__(self) -> Any:
         return KnownCalls, ()
@@ -74,21 +72,20 @@ class KnownCalls:
             steps: inner steps.
             executor: will run it.
         """
-        made = _Made.of(maml, held, executor)
+        same, equal = _made_from(maml, held, executor)
+        if len(same) != len(self._same) or not all(map(is_, same, self._same)):
+            self._kept.clear()  # or it would keep what is the model's no more
+            self._same = same
         key = signature(data), held.training, steps, executor
-        if (found := self._kept.get(key)) is not None:
-            before, known = found
-            if len(made.same) == len(before.same) and all(map(is_, made.same, before.same)):
-                if made.equal == before.equal:
-                    self._kept.move_to_end(key)
-                    return known
-            else:
-                self._kept.clear()  # they would keep what is the model's no more
+        found = self._kept.get(key)
+        if found is not None and found[0] == equal:
+            self._kept.move_to_end(key)
+            return found[1]
         program = program_of(maml, held, steps, executor)
         weights = task_weights(None, held.dtype, held.device, data.tasks)
         known = Known(program, meta_of(maml, held), weights)
         if _stays(maml, program):
-            self._kept[key] = made, known
+            self._kept[key] = equal, known
             if len(self._kept) > MAX_KNOWN:
                 self._kept.popitem(last=False)
         return known

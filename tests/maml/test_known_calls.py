@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -144,9 +146,14 @@ def test_copies_begin_empty_and_old_parameters_are_let_go() -> None:
     assert len(maml._known._kept) == 2
     for other in (copy.deepcopy(maml), pickle.loads(pickle.dumps(maml))):
         assert not other._known._kept
-    maml.module = network()
-    maml(episodes())
+    old = weakref.ref(_body(maml)[0].weight)
+    _body(maml)[0].weight = nn.Parameter(tensor(6, 3, seed=2))
+    maml(episodes(shots=6))
     assert len(maml._known._kept) == 1
+    gc.collect()
+    assert old() is None or not any(
+        old() is p for _, known in maml._known._kept.values() for p in known.meta.tensors()
+    )
 
 
 def test_what_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,9 @@ _MAKERS = frozenset(
 )
 """What makes a tensor of a list; tensors in that are read without an operation."""
 
+OWN = frozenset({"aten", "prims", "fastmaml"})
+"""Operations that read nothing but what they are given; others may hold tensors of their own."""
+
 ABOUT_SHAPES = {
     torch.ops.aten.is_same_size.default,
     torch.ops.aten._has_same_storage_numel.default,
@@ -185,10 +188,11 @@ class _Operations(TorchDispatchMode):
     def _follow(self, func: Any, given: Any, result: Any) -> bool:
         """Whether an operation gives the same whenever it runs, as ``torch.arange(4)`` does."""
         tensors, made = found_in(given, Tensor), found_in(result, Tensor)
-        fixed = torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ())
+        known = isinstance(func, OpOverload) and func.namespace in OWN
+        fixed = known and torch.Tag.nondeterministic_seeded not in func.tags
         fixed = fixed and all(map(self._is_fixed, tensors))
         # Without a schema it may write to anything.
-        writes = not isinstance(func, OpOverload) or func._schema.is_mutable
+        writes = not known or func._schema.is_mutable
         for x in (*(tensors if writes else ()), *made):
             if torch._C._has_storage(x):
                 storage = x.untyped_storage()

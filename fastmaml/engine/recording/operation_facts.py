@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmaml.engine.derivatives.value_reads import OWN
+
 
 class Facts(NamedTuple):
     """What the recorder asks at each call of an operation.
@@ -47,7 +49,7 @@ def about(func: Any) -> Facts:
 
 def _has_derivative(func: Any) -> bool:
     """Whether PyTorch has one for the operation itself, and need not look at what it does."""
-    if func.namespace in ("aten", "prims", "fastmaml"):
+    if func.namespace in OWN:
         return True
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")

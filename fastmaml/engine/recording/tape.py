@@ -22,7 +22,7 @@ from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.base.trees import exchanged, found_in
 from fastmaml.engine.base.zero_tensors import with_memory
-from fastmaml.engine.derivatives.value_reads import ABOUT_SHAPES, AS_NUMBERS, door, reads
+from fastmaml.engine.derivatives.value_reads import ABOUT_SHAPES, AS_NUMBERS, OWN, door, reads
 from fastmaml.engine.recording.operation_facts import about, draws
 
 
@@ -240,11 +240,22 @@ class _Recorder(TorchDispatchMode):
         owners = {self.tape.owner[self.number(x)] for x in tensors}
         if not owners.isdisjoint(self._from_inputs()):
             return False
-        made_of, noted = self._made_of(owners), {id(x) for x, _ in self.tape.fixed}
-        values = ((self.tape.owner[v], x) for v, x in self.tape.constants.items())
-        found = [x for v, x in values if v in made_of and id(x) not in noted]
-        self.tape.fixed += [(x, x.clone()) for x in found]
+        made_of, constants = self._made_of(owners), self.tape.constants
+        noted = {_place(x) for x, _ in self.tape.fixed}
+        for x in (constants[v] for v in made_of if v in constants):
+            for view in (x, *self._views(x)):
+                if _place(view) not in noted:
+                    self.tape.fixed.append((view, view.clone()))
         return True
+
+    def _views(self, x: Tensor) -> list[Tensor]:
+        """What was seen of the memory of a constant, besides itself."""
+        owner = self._storages[x.untyped_storage()._cdata][1]
+        return [
+            x.detach().as_strided(size, stride, offset)
+            for of, offset, size, stride, dtype in self._places
+            if of == owner and dtype == x.dtype
+        ]
 
     def _made_of(self, owners: set[int]) -> set[int]:
         """The owners of all memory that went into these."""
@@ -263,7 +274,7 @@ class _Recorder(TorchDispatchMode):
         for step in self.tape.steps:
             if isinstance(step, Operation):
                 given = {owner[r.value] for r in _refs((step.arguments, step.keywords))}
-                if not found.isdisjoint(given):
+                if not found.isdisjoint(given) or step.function.namespace not in OWN:
                     found |= {owner[v] for v in step.made()}
                     if step.function._schema.is_mutable:
                         found |= given & self.tape.written
@@ -347,6 +358,10 @@ def _learns(args: Any, kwargs: Any) -> bool:
     """Whether something given has a gradient."""
     given = found_in((args, kwargs), Tensor)
     return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
 def _refs(arguments: Any) -> list[Ref]:

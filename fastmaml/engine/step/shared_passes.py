@@ -168,8 +168,8 @@ class SharedPass(TorchFunctionMode):
         return result
 
     def may_become(self, x: Tensor) -> bool:
-        """See `Follower`; without vmap, what is kept for other passes are these very objects."""
-        return self.level is not None or id(x) not in self.known
+        """See `Follower`; of what vmap does not batch, these very objects are kept for others."""
+        return id(x) not in self.known or _plain(x, self.level)[1] is not None
 
     def is_again(self, x: Tensor) -> bool:
         """See `Follower`: what a pass had overwritten is not from there, but computed anew."""

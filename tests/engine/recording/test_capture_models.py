@@ -166,6 +166,25 @@ def test_a_value_from_outside_is_read_live() -> None:
     assert [found[0].same_bits(x) for x in found] == [True, False, False, True]
 
 
+def test_what_shares_memory_is_looked_at() -> None:
+    base = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    first, second = base[0], base[1]
+    both = pair(odd(lambda m, y: y.sin() * first * second.item()))
+    before = agree(*both, vectors())
+    second.fill_(5)
+    found = agree(*both, vectors())
+    assert not found.same_bits(before)
+    assert recordings(both[0]) == 1
+
+
+_HELD = torch.tensor(2.0, dtype=torch.float64)
+
+
+def _another_library(m: Odd, y: Tensor) -> Tensor:
+    value = torch.ones((), dtype=torch.float64)
+    return y.sin() * torch.ops.fastmaml_tests.held(value).item()
+
+
 def _masked(m: Odd, y: Tensor) -> Tensor:
     known = torch.zeros(2, dtype=y.dtype)
     known += y.detach()[0]  # and so it depends on the inputs, too
@@ -176,8 +195,13 @@ def _dropped(m: Odd, y: Tensor) -> Tensor:
     return y.sin() * F.dropout(torch.ones(8), 0.5).sum().item()
 
 
-@pytest.mark.parametrize("how", [_masked, _dropped], ids=lambda f: f.__name__)
-def test_values_that_inputs_were_written_into_are_not(how: Callable[[Odd, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("how", [_masked, _dropped, _another_library], ids=lambda f: f.__name__)
+def test_values_that_others_may_have_a_part_in_are_not(
+    how: Callable[[Odd, Tensor], Tensor],
+) -> None:
+    library = torch.library.Library("fastmaml_tests", "FRAGMENT")
+    library.define("held(Tensor x) -> Tensor")
+    library.impl("held", lambda x: x * _HELD, "CompositeExplicitAutograd")
     captured, _ = pair(odd(how))
     with pytest.raises(RuntimeError, match=r"cannot be captured.*reads a value back"):
         captured(vectors())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from anil import Count
-from hand_loop import hand_loop
+from hand_loop import batch_loss, hand_loop
 from outcomes import require
 from problems import relative, tensor
 from torch import Tensor, nn
@@ -54,6 +54,12 @@ def _view_after(y: Tensor, x: Tensor) -> Tensor:
     seen = y[:, 1:2]
     y *= 0.5
     return y - seen
+
+
+def _no_task_s_own(y: Tensor, x: Tensor) -> Tensor:
+    p = torch.arange(WIDTH, dtype=y.dtype)
+    p.add_(1.0)
+    return y * p + p
 
 
 def _of_a_view(y: Tensor, x: Tensor) -> Tensor:
@@ -166,6 +172,7 @@ CASES = [
     _steps,
     _contiguous,
     _expanded,
+    _no_task_s_own,
     lambda y, x: F.elu(y, 0.5, True),
     lambda y, x: F.leaky_relu(y, inplace=True),
     lambda y, x: F.silu(y, inplace=True),
@@ -216,6 +223,60 @@ def test_numbers_are_the_plain_loop_s(
     torch.testing.assert_close(out.loss, loss, rtol=1e-12, atol=1e-13)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-10, atol=1e-12)
+
+
+class _Around(nn.Module):
+    """Something written in place before the head, which alone adapts, or after it."""
+
+    def __init__(self, between: Callable[[Tensor, Tensor], Tensor], after: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.between, self.after = between, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight * 1.0
+        weight.mul_(1.5)  # no task's own
+        y = F.linear(x, weight, self.first.bias)
+        y = self.head(y if self.after else self.between(y, x))
+        return self.between(y, x) if self.after else y
+
+
+def _head_by_hand(model: nn.Module, episodes: fm.Episodes) -> tuple[Tensor, Sequence[Tensor]]:
+    theta = dict(model.named_parameters())
+    names = [name for name in theta if name.startswith("head")]
+    losses = []
+    for task in episodes:
+        adapted = theta
+        for _ in range(3):
+            loss = batch_loss(model, _loss, adapted, task.support)
+            given = [adapted[name] for name in names]
+            steps = torch.autograd.grad(loss, given, create_graph=True)
+            pairs = zip(names, given, steps, strict=True)
+            adapted = {**adapted, **{name: p - 0.1 * g for name, p, g in pairs}}
+        losses.append(batch_loss(model, _loss, adapted, task.query))
+    mean = torch.stack(losses).mean()
+    return mean.detach(), torch.autograd.grad(mean, list(theta.values()))
+
+
+@pytest.mark.sampled(at_most=30)
+@pytest.mark.parametrize("executor", ["captured", "eager"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("between", CASES, ids=lambda f: f.__name__)
+def test_passes_share_only_what_stays(
+    between: Callable[[Tensor, Tensor], Tensor], after: bool, executor: str
+) -> None:
+    model, episodes = _Around(between, after).double(), _episodes(WIDTH)
+    loss, gradients = _head_by_hand(model, episodes)
+    maml = fm.MAML(
+        model, lr=0.1, steps=3, loss=_loss, scope="head", executor=executor, backend="reference"
+    )  # type: ignore[arg-type]
+    for out in (maml(episodes), maml(episodes)):
+        torch.testing.assert_close(out.loss, loss, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(maml.evaluate(episodes).loss, loss, rtol=1e-12, atol=1e-13)
+    out.loss.backward()
+    for p, expected in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_what_plain_pytorch_refuses_is_refused() -> None:
