@@ -20,7 +20,7 @@ def outside_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
     if "torch._dynamo" not in sys.modules:
         return function
     method = getattr(function, "__func__", None)
-    if method is None:
+    if method is None or torch.compiler.is_compiling():  # which warns of caches
         return torch.compiler.disable(function)
     return functools.partial(_disabled(method), function.__self__)  # type: ignore[attr-defined]
 
