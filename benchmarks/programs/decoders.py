@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastmaml as fm
-from benchmarks.support.reference import Parameters, batch_loss, relative, sgd_step
+from benchmarks.support.reference import Parameters, hand_loop, relative
 from benchmarks.support.results import about, place, quartiles, save
 from fastmaml.measure.profile import LiveMemory
 
 SUBJECTS = ("Llama", "Qwen3", "Gemma2", "GPTNeoX")
-VOCABULARY, WIDTH, TASKS, TEXTS, LENGTH, STEPS, LR = 256, 128, 4, 4, 32, 3, 0.01
+VOCABULARY, WIDTH, LAYERS, TASKS, TEXTS, LENGTH, STEPS, LR = 256, 128, 4, 4, 4, 32, 3, 0.01
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 352,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
     "max_position_embeddings": 64, "attention_dropout": 0.0, "use_cache": False, "pad_token_id": 0,
 }  # fmt: skip
 
@@ -40,11 +40,11 @@ SIZES = {
 class Decoder(nn.Module):
     """A model of transformers that returns its logits."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, layers: int) -> None:
         super().__init__()
         import transformers
 
-        config = getattr(transformers, f"{kind}Config")(**SIZES)
+        config = getattr(transformers, f"{kind}Config")(**SIZES, num_hidden_layers=layers)
         self.model = getattr(transformers, f"{kind}ForCausalLM")(config)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ class Decoder(nn.Module):
         return logits
 
 
-def decoder(kind: str) -> Decoder:
+def decoder(kind: str, layers: int) -> Decoder:
     """The same weights each time."""
     torch.manual_seed(0)
-    return Decoder(kind)
+    return Decoder(kind, layers)
 
 
 def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -79,16 +79,7 @@ class ByHand:
 
     def step(self, given: fm.Episodes) -> Parameters:
         """The meta-gradient."""
-        theta = dict(self.model.named_parameters())
-        losses = []
-        for task in given:
-            adapted = theta
-            for _ in range(STEPS):
-                loss = batch_loss(self.model, next_token, adapted, task.support)
-                adapted = sgd_step(adapted, loss, LR, first_order=False)
-            losses.append(batch_loss(self.model, next_token, adapted, task.query))
-        total = torch.stack(losses).mean()
-        return dict(zip(theta, torch.autograd.grad(total, list(theta.values())), strict=True))
+        return hand_loop(self.model, next_token, given, LR, STEPS)[1]
 
 
 class Ours:
@@ -111,18 +102,18 @@ TOLERANCE = 1e-6
 CONTESTANTS = {"loop by hand": ByHand, "fastmaml": Ours}
 
 
-def error(kind: str) -> float:
+def error(kind: str, layers: int) -> float:
     """In float64, of a first call and one after it."""
     given = episodes()
-    expected = ByHand(decoder(kind).double()).step(given)
-    ours = Ours(decoder(kind).double())
+    expected = ByHand(decoder(kind, layers).double()).step(given)
+    ours = Ours(decoder(kind, layers).double())
     return max(relative(ours.step(given), expected) for _ in range(2))
 
 
-def measured(kind: str, calls: int) -> dict[str, Any]:
+def measured(kind: str, layers: int, calls: int) -> dict[str, Any]:
     """Seconds of first calls and of the second half of the calls; bytes."""
     given = episodes()
-    made = {name: contestant(decoder(kind)) for name, contestant in CONTESTANTS.items()}
+    made = {name: contestant(decoder(kind, layers)) for name, contestant in CONTESTANTS.items()}
     turns: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(calls):
         for name, one in made.items():
@@ -150,21 +141,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="few calls")
+    parser.add_argument("--quick", action="store_true", help="few calls of one layer")
     parser.add_argument("--json", type=Path, help="where the results go")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = place(options.json, "cpu", "decoders", options.quick)
-    calls = 4 if options.quick else options.calls
-    title = f"4 layers, d={WIDTH}, {TASKS} tasks of {TEXTS} texts of {LENGTH} tokens, K={STEPS}"
+    calls, layers = (4, 1) if options.quick else (options.calls, LAYERS)
+    title = (
+        f"{layers} layers, d={WIDTH}, {TASKS} tasks of {TEXTS} texts of {LENGTH} tokens, K={STEPS}"
+    )
     result: dict[str, Any] = {**about("cpu"), "quick": options.quick, "calls": calls}
     result |= {"title": title, "rows": []}
     for kind in options.subjects:
         with sdpa_kernel(SDPBackend.MATH):
-            row: dict[str, Any] = {"subject": kind, "error": error(kind)}
+            row: dict[str, Any] = {"subject": kind, "error": error(kind, layers)}
             if not row["error"] < TOLERANCE:
                 raise SystemExit(f"{kind}: {row['error']:.1e} off the loop.")
-            row["contestants"] = measured(kind, calls)
+            row["contestants"] = measured(kind, layers, calls)
         result["rows"].append(row)
         save(path, result)
         print(kind, row["error"], row["contestants"], flush=True)

@@ -18,11 +18,12 @@ from benchmarks.support.results import ROOT
 from benchmarks.support.workloads import Workload, arrays
 
 sys.path.append(str(ROOT / "tests" / "support"))  # the plain loop that the tests hold everything to
-from hand_loop import Parameters, batch_loss, sgd_step
+from hand_loop import Parameters, batch_loss, hand_loop, sgd_step
 
 __all__ = [
     "Parameters",
     "batch_loss",
+    "hand_loop",
     "meta_gradient",
     "own_gradient",
     "problem_of",

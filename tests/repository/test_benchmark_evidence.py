@@ -131,6 +131,23 @@ def test_what_varies_beside_a_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_decoders_beside_a_loop(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from benchmarks.tables import evidence as evidence_tables
+
+    path = tmp_path / "decoders.json"
+    run("decoders", "--quick", "--subjects", "GPTNeoX", "--json", str(path))
+    found = result(path)
+    (row,) = found["rows"]
+    assert row["error"] < 1e-6
+    loop, ours = row["contestants"].values()
+    assert 0 < ours["peak_bytes"] < loop["peak_bytes"]
+    text = evidence_tables.decoders(found)
+    assert "| GPTNeoX |" in text
+    assert "1 layers, d=128" in text
+
+
+@pytest.mark.slow
 def test_partial_scopes_beside_loops(tmp_path: Path) -> None:
     """Equal gradients, and memory that does not grow with the steps."""
     from benchmarks.tables import evidence as evidence_tables
