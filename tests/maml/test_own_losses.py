@@ -174,3 +174,22 @@ def test_losses_of_nothing_are_as_they_were() -> None:
     assert not out.losses.any()
     out.losses.sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in maml.parameters())
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_episodes_that_hold_other_tensors_by_then_are_refused(how: str) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.layer(x + y)
+
+    given = vectors()
+    support = fm.Batch([given.support.inputs, given.support.inputs], given.support.targets)
+    query = fm.Batch([given.query.inputs, given.query.inputs], given.query.targets)
+    out = maml_of(Sum(), **HOW[how])(fm.Episodes(support, query))
+    support.inputs[1] = support.inputs[1] * 2
+    with pytest.raises(RuntimeError, match="the episodes were written to"):
+        out.losses.square().mean().backward()

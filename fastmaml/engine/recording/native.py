@@ -29,7 +29,8 @@ LEAST_STEPS = 4
 LEAST_SHARE = 3
 """So many operations have to be native for each call back, which costs as much as they save."""
 
-_OF_PYTORCH = " failed in a program"
+_REFUSED = "a program takes", "of a program has"
+"""What is said of tensors that a program is not for, or that a first run did not expect."""
 
 
 class Group(NamedTuple):
@@ -116,8 +117,8 @@ class Program:
         except RuntimeError as error:
             if self._failed:  # a call back, whose error is the better one
                 raise self._failed.pop() from None
-            if _OF_PYTORCH in str(error):  # not passed on is what PyTorch says; it does again here
-                compiled(self._tape)(*tensors)
+            if not any(x in str(error) for x in _REFUSED):
+                compiled(self._tape)(*tensors)  # what PyTorch says is lost in the module: once more
             raise
         for i in self._copied:
             found[i] = found[i].clone()

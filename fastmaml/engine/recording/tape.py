@@ -242,10 +242,11 @@ class _Recorder(TorchDispatchMode):
             return False
         made_of, constants = self._made_of(owners), self.tape.constants
         noted = {_place(x) for x, _ in self.tape.fixed}
-        for x in (constants[v] for v in made_of if v in constants):
-            for view in (x, *self._views(x)):
-                if _place(view) not in noted:
-                    self.tape.fixed.append((view, view.clone()))
+        with torch._C._DisableTorchDispatch(), torch.no_grad():  # this is no part of the tape
+            for x in (constants[v] for v in made_of if v in constants):
+                for view in (x, *self._views(x)):
+                    if _place(view) not in noted:
+                        self.tape.fixed.append((view, view.clone()))
         return True
 
     def _views(self, x: Tensor) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from operator import is_
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class RerunGuard:
         held: Inventory,
         program: Program | None = None,
     ) -> None:
-        self.model, self.program = model, program
+        self.model, self.data, self.program = model, data, program
         self.tensors = tensors_in(data)
         self.device = held.device.type
         self.autocast = torch.is_autocast_enabled(self.device)
@@ -49,7 +50,8 @@ class RerunGuard:
 
     def __enter__(self) -> None:
         modes = (tuple(m.training for m in self.model.modules())) if self.ran else self.before[1]
-        if (self._versions(), modes) != self.before:
+        others = self.ran and not all(map(is_, tensors_in(self.data), self.tensors))
+        if others or (self._versions(), modes) != self.before:
             raise RuntimeError(
                 "the episodes were written to, or the model changed between train() and eval(), "
                 "after maml(episodes): the backward() of a loss of your own over out.losses or "
