@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ def build(name: str, setup: Setup) -> Built:
     # Its own default on a GPU is TF32, which nobody else here uses unless asked to.
     precision = "tensorfloat32" if setup.tf32 else "float32"
     jax.config.update("jax_default_matmul_precision", precision)
-    forward = {"mlp": mlp, "conv4": conv4, "transformer": transformer}[setup.work.network]
+    forward = forwards().get(setup.work.network)
+    if forward is None:
+        raise ValueError(f"{setup.work.network} is not written in JAX here")
     step = jax.jit(meta_gradient(setup.work, forward, by_map="lax.map" in name))
     theta = {n: jnp.asarray(inwards(w)) for n, w in setup.weights.items()}
     parts = ("support.inputs", "support.targets", "query.inputs", "query.targets")
@@ -79,9 +82,18 @@ def linear(weights: Parameters, name: str, x: Array) -> Array:
     return x @ weights[f"{name}weight"].T + weights[f"{name}bias"]
 
 
-def mlp(weights: Parameters, x: Array) -> Array:
+def forwards() -> dict[str, Callable[[Parameters, Array], Array]]:
+    """By network; what writes in place computes the same."""
+    policy = functools.partial(mlp, activation=jnp.tanh)
+    convolutions = dict.fromkeys(("conv4", "conv4-inplace"), conv4)
+    return {"mlp": mlp, "policy": policy, **convolutions, "transformer": transformer}
+
+
+def mlp(
+    weights: Parameters, x: Array, activation: Callable[[Array], Array] = jax.nn.relu
+) -> Array:
     for i in (0, 2):
-        x = jax.nn.relu(linear(weights, f"features.{i}.", x))
+        x = activation(linear(weights, f"features.{i}.", x))
     return linear(weights, "classifier.", x)
 
 

@@ -3,6 +3,7 @@
     benchmarks/peers/install.sh PEERS          # once: learn2learn, higher, TorchOpt, JAX
     python -m benchmarks.programs.meta_step --peers PEERS [--rounds 15] [--threads 2]
     python -m benchmarks.programs.meta_step --slow --workloads sinusoid-1 sinusoid-5
+    python -m benchmarks.programs.meta_step --large --peers PEERS
 
 Every contestant has a process of its own, the same weights and the same episodes, and takes its
 turn in every round, so that a slow moment hits all; only one computes at a time. Meta-gradients are
@@ -15,7 +16,8 @@ and quartiles over its turns; the peak of its memory over the state before the f
 memory; on CUDA, what the allocator gave out), and the same where the libraries that the call loads
 were loaded by a tiny one before. Writes benchmarks/results/DEVICE/meta_step.json; with ``--slow``,
 where what takes minutes to begin is timed beside the loops, torch.func and fastmaml, all in one run
-as well, meta_step_slow.json.
+as well, meta_step_slow.json; with ``--large``, of workloads that take seconds a step,
+meta_step_large.json.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.support.exactness import Check, allowed, difference, loop_of, read, require
 from benchmarks.support.results import about, place, quartiles
 from benchmarks.support.turns import Field, Process, WorkerError
-from benchmarks.support.workloads import WORKLOADS, Workload, arrays, network
+from benchmarks.support.workloads import LARGE, WORKLOADS, Workload, arrays, network
 
 TINY = "sinusoid-1"
 Rows = dict[str, dict[str, Any]]
@@ -165,8 +167,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tf32", action="store_true", help="on CUDA, for all alike")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--contestants", nargs="+", help="parts of names; the loops always run")
+    parser.add_argument("--large", action="store_true", help="what takes seconds a step")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS)
+    parser.add_argument("--contestants", nargs="+", help="names, or parts of them; the loops are always there")
     parser.add_argument("--check", action="store_true", help="compare gradients, time nothing")
     parser.add_argument("--json", type=Path, help="where the results go")
     return parser.parse_args()
@@ -175,7 +178,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
-    works, field = [WORKLOADS[key] for key in options.workloads], Field(options)
+    usual = [key for key in WORKLOADS if (key in LARGE) == options.large]
+    works, field = [WORKLOADS[key] for key in options.workloads or usual], Field(options)
     settings = {n: getattr(options, n) for n in ("rounds", "turn", "budget", "patience", "tf32")}
     result: dict[str, Any] = {**about(options.device), **settings, "workloads": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -183,7 +187,7 @@ def main() -> None:
             np.savez(Path(scratch) / f"{work.key}.npz", **arrays(work))
         check = Check(field, works, Path(scratch))
         check.run()
-        name = "meta_step_slow" if options.slow else "meta_step"
+        name = "meta_step" + ("_slow" if options.slow else "_large" if options.large else "")
         path = place(options.json, options.device, name)
         for work in works if not options.check else []:
             result["workloads"].append(measured(check, work))

@@ -22,10 +22,10 @@ class Workload:
         key: a short name, for the command line.
         short: a column's heading.
         title: a description.
-        network: "mlp", "conv4" or "transformer".
+        network: "mlp", "policy", "conv4", "conv4-inplace", "resnet12" or "transformer".
         tasks, steps, lr: of the meta-batch and of the inner loop.
         support, query: examples a task.
-        ways: classes; 1 for regression.
+        ways: classes, or numbers to predict in a regression.
         shape: of an example.
         filters: channels of conv4's layers, or an MLP's hidden width (0: the usual one).
     """
@@ -46,7 +46,7 @@ class Workload:
     @property
     def regression(self) -> bool:
         """Whether the loss is the squared error; else cross-entropy."""
-        return self.ways == 1
+        return self.network in ("mlp", "policy")
 
 
 WORKLOADS = {
@@ -82,8 +82,31 @@ WORKLOADS = {
             "2-layer transformer, d=128, 8 x 32 tokens, 4 tasks, K=5",
             "transformer", 4, 5, 0.01, 8, 8, 5, (32,),
         ),
+        Workload(
+            "policy", "policy MLP, K=1",
+            "policy MLP 2-64-64-2 with tanh, 20 tasks of 2,000 + 2,000 rows, K=1",
+            "policy", 20, 1, 0.1, 2000, 2000, 2, (2,), 64,
+        ),
+        Workload(
+            "images-84", "3x84x84 5w5s, K=5",
+            "conv4-32 on 3x84x84, 5-way 5-shot, 15 queries a class, 4 tasks, K=5",
+            "conv4", 4, 5, 0.01, 25, 75, 5, (3, 84, 84), 32,
+        ),
+        Workload(
+            "images-84-inplace", "the same, ReLU in place",
+            "the same with nn.ReLU(inplace=True)",
+            "conv4-inplace", 4, 5, 0.01, 25, 75, 5, (3, 84, 84), 32,
+        ),
+        Workload(
+            "resnet-12", "ResNet-12, K=2",
+            "ResNet-12 (64 to 640 channels) on 3x84x84, 5-way 1-shot, 1 query a class, 2 tasks, K=2",
+            "resnet12", 2, 2, 0.01, 5, 5, 5, (3, 84, 84),
+        ),
     )
 }  # fmt: skip
+
+LARGE = ("policy", "images-84", "images-84-inplace", "resnet-12")
+"""Those that take long, in results of their own."""
 
 
 def network(work: Workload) -> nn.Module:
@@ -92,10 +115,34 @@ def network(work: Workload) -> nn.Module:
 
     if work.network == "mlp":
         return fm.models.mlp(1, 1, [work.filters or 40] * 2)
-    if work.network == "conv4":
+    if work.network == "policy":
+        return with_tanh(fm.models.mlp(*work.shape, work.ways, [work.filters] * 2))
+    if work.network == "resnet12":
+        return fm.models.resnet12(work.ways, work.shape[0])
+    if work.network.startswith("conv4"):
         channels, size, _ = work.shape
-        return fm.models.conv4(work.ways, channels, work.filters, pool="max", image_size=size)
+        conv4 = fm.models.conv4(work.ways, channels, work.filters, pool="max", image_size=size)
+        return in_place(conv4) if work.network == "conv4-inplace" else conv4
     return transformer(work.ways)
+
+
+def with_tanh(model: nn.Module) -> nn.Module:
+    """The model with tanh for ReLU."""
+    from torch import nn
+
+    features: Any = model.get_submodule("features")
+    features[1], features[3] = nn.Tanh(), nn.Tanh()
+    return model
+
+
+def in_place(model: nn.Module) -> nn.Module:
+    """The model with every ReLU overwriting what it is given."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return model
 
 
 def transformer(classes: int) -> nn.Module:
@@ -135,7 +182,10 @@ def arrays(work: Workload, seed: int = 0) -> dict[str, Any]:
     amplitude, phase = torch.rand(2, work.tasks, 1, 1).unbind()
     for part, examples in (("support", work.support), ("query", work.query)):
         size = (work.tasks, examples, *work.shape)
-        if work.network == "mlp":
+        if work.network == "policy":
+            x = torch.randn(size)
+            y = torch.randn(work.tasks, 1, work.ways) - x
+        elif work.network == "mlp":
             x = 10 * torch.rand(size) - 5
             y = (0.1 + 4.9 * amplitude) * torch.sin(x + torch.pi * phase)
         else:

@@ -139,7 +139,7 @@ struct Panels {
 };
 
 template <class S>
-void gemm(const Gemm<S>& g) {
+void product(const Gemm<S>& g) {
   const Panels panels(g.columns, kLanes<S>);
   for (int64_t p = 0; p < panels.count; ++p) {
     const int64_t column = panels.begin(p), vectors = panels.vectors_of(p);
@@ -155,6 +155,34 @@ void gemm(const Gemm<S>& g) {
       table[rows - 1](g, row, column, panels.last(p), panel, b_step);
       row += rows;
     }
+  }
+}
+
+// Long sums in pieces whose part of a panel stays in the second-level cache while all rows pass; the
+// additions and their order are the same.
+template <class S>
+void gemm(const Gemm<S>& g) {
+  constexpr int64_t kPanel = 256 << 10, most = kPanel / (MAX_VECTORS * VECTOR_BYTES);
+  if (g.segments * g.length <= most || g.rows <= most_rows(MAX_VECTORS)) return product(g);
+  // Pieces of some segments each, or of a part of one.
+  const int64_t cuts = (g.length + most - 1) / most;
+  const int64_t pieces = cuts > 1 ? g.segments * cuts : (g.segments * g.length + most - 1) / most;
+  Gemm<S> part = g;
+  for (int64_t i = 0; i < pieces; ++i) {
+    int64_t a_segment, b_segment;
+    if (cuts > 1) {
+      const int64_t s = i / cuts, begin = i % cuts * g.length / cuts, end = (i % cuts + 1) * g.length / cuts;
+      a_segment = g.a_segment[s] + begin * g.a_step, b_segment = g.b_segment[s] + begin;
+      part.a_segment = &a_segment, part.b_segment = &b_segment;
+      part.segments = 1, part.length = end - begin;
+    } else {
+      const int64_t begin = i * g.segments / pieces, end = (i + 1) * g.segments / pieces;
+      part.a_segment = g.a_segment + begin, part.b_segment = g.b_segment + begin;
+      part.segments = end - begin;
+    }
+    part.relu = g.relu && i == pieces - 1;
+    product(part);
+    part.accumulate = true, part.bias = nullptr;
   }
 }
 
