@@ -13,6 +13,7 @@ namespace {
 // Names of scratch buffers.
 struct Packed;
 struct Offsets;
+struct Turned;
 
 // C [rows, columns] of one task = A · B, where B [depth, columns] is packed unless it is used as is.
 template <class S>
@@ -83,35 +84,57 @@ FM_CLONES void sums(const Product<S>& p, const S* a, const S* b, S* c, int64_t b
   }
 }
 
+// A long sum goes in pieces whose rows of A and B stay in the caches; where A lies across, in parts of
+// its rows as well, each turned around first: its columns may be a power of two apart.
+constexpr int64_t kDepth = 256, kTurned = 192;
+
+// Rows [begin, end) of one task's product, of terms [from, from + length) of every sum.
+template <class S>
+void multiply_piece(const Product<S>& p, const S* a, int64_t a_row, int64_t a_step, const S* b, bool packed, S* c,
+                    const S* bias, bool relu, int64_t begin, int64_t end, int64_t from, int64_t length) {
+  int64_t* rows = scratch<Offsets, int64_t>(2 * (end - begin));
+  int64_t* c_row = rows + (end - begin);
+  for (int64_t m = begin; m < end; ++m) {
+    rows[m - begin] = (m - begin) * a_row;
+    c_row[m - begin] = m * p.columns;
+  }
+  const int64_t a_segment = 0;
+  Gemm<S> g;
+  g.a = a, g.b = b, g.c = c, g.bias = bias;
+  g.rows = end - begin, g.columns = p.columns;
+  g.a_row = rows, g.c_row = c_row;
+  g.segments = 1, g.length = length, g.a_segment = &a_segment, g.b_segment = &from;
+  g.a_step = a_step, g.b_step = p.b_step;
+  if (packed) g.depth = p.depth;
+  g.accumulate = from > 0;
+  g.relu = relu && from + length == p.depth;
+  kernels<S>().gemm(g);
+}
+
 // Rows [begin, end) of one task's product.
 template <class S>
 void multiply(const Product<S>& p, const S* a, const S* b, bool packed, S* c, const S* bias, bool relu,
               int64_t begin, int64_t end) {
-  // A long sum goes in pieces whose rows of A and B stay in the caches.
-  constexpr int64_t kDepth = 256;
-  const int64_t piece = p.a_step == 1 ? p.depth : kDepth;
-  int64_t* offsets = scratch<Offsets, int64_t>(2 * (end - begin));
-  int64_t *a_row = offsets, *c_row = offsets + (end - begin);
-  for (int64_t m = begin; m < end; ++m) {
-    a_row[m - begin] = m * p.a_row;
-    c_row[m - begin] = m * p.columns;
+  const int64_t lanes = kernels<S>().lanes;
+  const bool turns = p.a_row == 1 && p.a_step > 1 && p.depth >= lanes && end - begin >= lanes;
+  if (!turns && p.a_step == 1)
+    return multiply_piece(p, a + begin * p.a_row, p.a_row, 1, b, packed, c, bias, relu, begin, end, 0, p.depth);
+  for (int64_t from = 0; from == 0 || from < p.depth; from += kDepth) {
+    const int64_t length = std::min(kDepth, p.depth - from);
+    const S* terms = a + from * p.a_step;
+    if (!turns) {
+      multiply_piece(p, terms + begin * p.a_row, p.a_row, p.a_step, b, packed, c, bias, relu, begin, end, from,
+                     length);
+      continue;
+    }
+    const int64_t row = length + lanes;  // not a power of two, and room for what transpose fills up
+    for (int64_t m = begin; m < end; m += kTurned) {
+      const int64_t past = std::min(end, m + kTurned);
+      S* turned = scratch<Turned, S>(row * kTurned);
+      kernels<S>().transpose(turned, row, terms + m, p.a_step, length, past - m);
+      multiply_piece(p, turned, row, 1, b, packed, c, bias, relu, m, past, from, length);
+    }
   }
-  Gemm<S> g;
-  g.a = a, g.b = b, g.c = c, g.bias = bias;
-  g.rows = end - begin, g.columns = p.columns;
-  g.a_row = a_row, g.c_row = c_row;
-  g.segments = 1, g.a_step = p.a_step, g.b_step = p.b_step;
-  if (packed) g.depth = p.depth;
-  int64_t from = 0;
-  do {
-    const int64_t a_segment = from * p.a_step;
-    g.a_segment = &a_segment, g.b_segment = &from;
-    g.length = std::min(piece, p.depth - from);
-    g.relu = relu && from + g.length == p.depth;
-    kernels<S>().gemm(g);
-    g.accumulate = true;
-    from += g.length;
-  } while (from < p.depth);
 }
 
 // y = a(s), after the product: gemm itself knows only relu.
