@@ -84,8 +84,8 @@ def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(contestants, "has_jax", lambda: has_jax)
 
     def field(device: str, slow: bool = False) -> Field:
-        options = {"device": device, "slow": slow, "contestants": None, "peers": None}
-        return Field(argparse.Namespace(**options))
+        options = {"device": device, "slow": slow, "large": False, "contestants": None}
+        return Field(argparse.Namespace(**options, peers=None))
 
     for device in ("cpu", "cuda"):
         found = field(device)

@@ -80,8 +80,10 @@ def make_plan(call: Call, asked: Asked) -> Plan:
 
     some = some._replace(program=one.program)
     estimator = Estimator(some, tasks, steps, asked.lanes)
-    small = partial(estimator.sample, chunk=size) if size > 1 else None
-    alone, refusal, why, found = batches(some, asked, sight, values.shapes, small)
+    small = partial(estimator.sample, chunk=size)
+    alone, refusal, why, found = one.program, "", "", None
+    if size > 1:  # a chunk of one task runs plainly
+        alone, refusal, why, found = batches(some, asked, sight, values.shapes, small)
     depends.settle()
     if depends.restless and not drew:  # it takes more runs to see that
         drew = _unrepeatable(False, depends)
@@ -253,7 +255,8 @@ def about_tasks(size: int, tasks: int, asked: Asked, refusal: str, lanes: int) -
         return "tasks: only one, which runs plainly"
     spread = f", {lanes} such chunks at the same time" * (lanes > 1 and size < tasks)
     obeyed = ", as asked" * bool(asked.chunk)
-    return f"tasks: {size} of {tasks} at a time under vmap{obeyed}{spread}"
+    batched = " under vmap" * (size > 1)
+    return f"tasks: {size} of {tasks} at a time{batched}{obeyed}{spread}"
 
 
 def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:

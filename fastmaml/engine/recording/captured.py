@@ -214,12 +214,13 @@ class Captured:
         # Inductor places results itself, and takes fewer of the views that are written through.
         tape = cleaned(tape, in_place=self.prepare is None, known=hosts)
         of = chunk.tensors, results, chunk.layout, flat
-        run: Function = compiled(tape)
-        _check(run, *of)
+        native = self.prepare is None and flat.seeds.device.type == "cpu"
+        run = _native(tape, of) if native else None
+        if run is None:
+            run = compiled(tape)
+            _check(run, *of)
         if self.prepare is not None:
             run = self.prepare(tape)
-        elif flat.seeds.device.type == "cpu":
-            run = self._native(tape, run, of)
         if graphs:
             run = self._graph(run, chunk.tensors, flat.seeds.device)
             _check(run, *of)
@@ -227,18 +228,6 @@ class Captured:
             general = cleaned(general, computes_constants=False)
             family.add(Sample(flat.sizes(), general, chunk.layout))
         return Recording.of(run, tape, chunk.layout, fixed)
-
-    def _native(self, tape: Tape, replay: Function, of: tuple[Any, ...]) -> Function:
-        """The replay without Python, as far as it can be, and where it gives the same."""
-        found = natively(tape)
-        if found is None:
-            return replay
-        try:
-            _check(found, *of)
-        except UncapturableError as error:
-            _log.warning("the native replay is left out, please report it: %s", error)
-            return replay
-        return found
 
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
         if device not in self._rooms:
@@ -310,6 +299,20 @@ def _check(
         f"its replay differs from the run that it was recorded from{where}: something in the "
         "model, the loss or the rule depends on more than tensors and settings"
     )
+
+
+def _native(tape: Tape, of: tuple[Any, ...]) -> Function | None:
+    """The replay without Python, as far as it can be; None where it gains nothing, or differs."""
+    found = natively(tape)
+    if found is None:
+        return None
+    try:
+        _check(found, *of)
+    except UncapturableError as error:
+        _check(compiled(tape), *of)  # or it is not the native one that is wrong
+        _log.warning("the native replay is left out, please report it: %s", error)
+        return None
+    return found
 
 
 def _recorded(
