@@ -100,6 +100,7 @@ Step step(const py::tuple& given) {
 class Check {
  public:
   explicit Check(const Program& program) : values_(program.values) {
+    for (const Geometry& value : program.values) known(value.owner);
     for (const int64_t number : program.inputs) known(number);
     for (const int64_t number : program.outputs) known(number);
     for (const Step& step : program.steps) {
@@ -164,7 +165,8 @@ int64_t make(const py::list& values, std::vector<int64_t> inputs, std::vector<in
   for (const auto& each : values) {
     const auto given = each.cast<py::tuple>();
     program->values.push_back({given[0].cast<Sizes>(), given[1].cast<Sizes>(),
-                               static_cast<ScalarType>(given[2].cast<int64_t>()), given[3].cast<int64_t>()});
+                               static_cast<ScalarType>(given[2].cast<int64_t>()), given[3].cast<int64_t>(),
+                               given[4].cast<int64_t>()});
   }
   program->inputs = std::move(inputs);
   program->outputs = std::move(outputs);
@@ -178,6 +180,7 @@ int64_t make(const py::list& values, std::vector<int64_t> inputs, std::vector<in
 void bind(py::module_& module) {
   module.def("make_program", &make, py::arg("values"), py::arg("inputs"), py::arg("outputs"), py::arg("steps"));
   module.def("program_peak", [](int64_t number) { return find(number)->peak(); }, py::arg("number"));
+  module.def("program_memory", [](int64_t number) { return find(number)->memory(); }, py::arg("number"));
   module.def("drop_program", &drop, py::arg("number"));
   module.def("has_kernel", [](const std::string& name) { return find_kernel(name) != nullptr; }, py::arg("name"));
 }

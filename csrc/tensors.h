@@ -96,9 +96,8 @@ inline Sizes dense_order(const Tensor& x) {
   return dense_within_task(x, sorted) ? sorted : order;
 }
 
-// A new tensor whose slices are dense in that order, one task after another.
-inline Tensor empty_in_order(const Sizes& sizes, const Sizes& order, int32_t dtype, int32_t device_type,
-                             int32_t device) {
+// The strides of a tensor whose slices are dense in that order, one task after another.
+inline Sizes strides_in_order(const Sizes& sizes, const Sizes& order) {
   Sizes strides(sizes.size(), 1);
   int64_t next = 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {
@@ -106,10 +105,22 @@ inline Tensor empty_in_order(const Sizes& sizes, const Sizes& order, int32_t dty
     next *= std::max<int64_t>(sizes[*d], 1);
   }
   if (!sizes.empty() && order.size() + 1 == sizes.size()) strides[0] = next;
+  return strides;
+}
+
+// A new tensor.
+inline Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, int32_t device_type,
+                            int32_t device) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                   strides.data(), dtype, device_type, device, &handle));
   return Tensor(handle);
+}
+
+// A new tensor whose slices are dense in that order, one task after another.
+inline Tensor empty_in_order(const Sizes& sizes, const Sizes& order, int32_t dtype, int32_t device_type,
+                             int32_t device) {
+  return empty_strided(sizes, strides_in_order(sizes, order), dtype, device_type, device);
 }
 
 // x where its slices are dense in that order, else a copy (of one task, where all tasks share it) in

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../tensors.h"
+#include "allocations.h"
 
 namespace fastmaml {
 
@@ -47,7 +48,12 @@ inline int32_t shim_dtype(const Tensor& x) {
 }
 
 inline Tensor empty_in_order(const Sizes& sizes, const Sizes& order, int32_t dtype) {
-  return empty_in_order(sizes, order, dtype, aoti_torch_device_type_cpu(), 0);
+  const Sizes strides = strides_in_order(sizes, order);
+  if (allocations && allocations->places)
+    if (const AtenTensorHandle handle = placed(*allocations, sizes, strides, dtype)) return Tensor(handle);
+  Tensor made = empty_strided(sizes, strides, dtype, aoti_torch_device_type_cpu(), 0);
+  if (allocations && !allocations->places) allocations->seen.push_back(made.const_data_ptr());
+  return made;
 }
 
 inline Tensor empty_dense(const Sizes& sizes, int32_t dtype) {

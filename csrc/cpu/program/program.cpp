@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_map>
 
@@ -99,17 +100,39 @@ void run_pointwise_step(const Pointwise& p, const Geometry& geometry, Values& va
   if (p.in_place) {
     values[p.result] = a;
   } else {
-    AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<int64_t>(geometry.size.size()), geometry.size.data(), geometry.stride.data(),
-        shim_dtype(a), aoti_torch_device_type_cpu(), 0, &handle));
-    values[p.result] = Tensor(handle);
+    const AtenTensorHandle there = allocations && allocations->places
+                                       ? placed(*allocations, geometry.size, geometry.stride, shim_dtype(a))
+                                       : nullptr;
+    values[p.result] = there ? Tensor(there)
+                             : empty_strided(geometry.size, geometry.stride, shim_dtype(a),
+                                             aoti_torch_device_type_cpu(), 0);
   }
   with_scalar(a, [&](auto zero) {
     using S = decltype(zero);
     const S* b = p.b < 0 ? nullptr : static_cast<const S*>(known(values, p.b).const_data_ptr());
     run_pointwise<S>(p, static_cast<const S*>(a.const_data_ptr()), b, output<S>(*values[p.result]));
   });
+}
+
+// What the kernels of this thread allocate is these, for as long as this lives.
+class Watching {
+ public:
+  explicit Watching(Allocations* of) { allocations = of; }
+  ~Watching() { allocations = nullptr; }
+  Watching(const Watching&) = delete;
+  Watching& operator=(const Watching&) = delete;
+};
+
+// For each of the allocations of a call the result that lies there, or -1. The last one at an address
+// counts: others before it are over.
+std::vector<int64_t> results_among(const std::vector<const void*>& seen, const Call& call, const Values& values) {
+  std::vector<int64_t> found(seen.size(), -1);
+  for (const int64_t number : call.results) {
+    if (number < 0) continue;
+    const auto at = std::find(seen.rbegin(), seen.rend(), known(values, number).const_data_ptr());
+    if (at != seen.rend()) found[seen.rend() - at - 1] = number;
+  }
+  return found;
 }
 
 void check(const Tensor& x, const Geometry& expected, int64_t number) {
@@ -143,31 +166,70 @@ std::vector<Tensor> Program::run(const std::vector<Tensor>& given) {
     check(given[i], values[inputs[i]], inputs[i]);
     now[inputs[i]] = given[i];
   }
-  const bool looks = !looked_;
-  for (const Step& step : steps) {
-    switch (step.type) {
-      case Step::Type::call:
-        if (step.call.kernel)
-          step.call.kernel->run(step.call.arguments, step.call.results, now);
-        else
-          dispatch(step.call, now);
-        if (looks)
-          for (const int64_t number : step.call.results)
-            if (number >= 0) check(*now[number], values[number], number);
-        break;
-      case Step::Type::view: run_view(step.view, now); break;
-      case Step::Type::pointwise:
-        run_pointwise_step(step.pointwise, values[step.pointwise.result], now);
-        break;
-    }
-    for (const int64_t number : step.over) now[number].reset();
-  }
-  looked_ = true;
+  if (planned_) run_planned(now);
+  else run_first(now);
   std::vector<Tensor> results;
   results.reserve(outputs.size());
   for (const int64_t number : outputs) results.push_back(known(now, number));
   return results;
 }
+
+void Program::one(const Step& step, Values& now) const {
+  switch (step.type) {
+    case Step::Type::call:
+      if (step.call.kernel)
+        step.call.kernel->run(step.call.arguments, step.call.results, now);
+      else
+        dispatch(step.call, now);
+      break;
+    case Step::Type::view: run_view(step.view, now); break;
+    case Step::Type::pointwise: run_pointwise_step(step.pointwise, values[step.pointwise.result], now); break;
+  }
+}
+
+// Looks at what every call gives, and at what its kernel allocates for that.
+void Program::run_first(Values& now) {
+  std::vector<std::vector<int64_t>> made(steps.size());
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Step& step = steps[i];
+    Allocations seen;
+    {
+      const Watching watching(step.type == Step::Type::call && step.call.kernel ? &seen : nullptr);
+      one(step, now);
+    }
+    if (step.type == Step::Type::call)
+      for (const int64_t number : step.call.results)
+        if (number >= 0) check(*now[number], values[number], number);
+    if (step.type == Step::Type::call && step.call.kernel) made[i] = results_among(seen.seen, step.call, now);
+    if (step.type == Step::Type::pointwise && !step.pointwise.in_place) made[i] = {step.pointwise.result};
+    for (const int64_t number : step.over) now[number].reset();
+  }
+  {
+    const std::lock_guard<std::mutex> lock(planning_);
+    if (plan_) return;
+    plan_ = std::make_unique<const MemoryPlan>(*this, made);
+    planned_ = true;
+  }
+  trim_heap();  // of what was made before there was a plan
+}
+
+void Program::run_planned(Values& now) const {
+  const Lease memory(plan_->bytes);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Step& step = steps[i];
+    const MemoryPlan::Step& of = plan_->steps[i];
+    Allocations places{&of.places, memory.floats(), memory.doubles(), 0, {}};
+    {
+      const Watching watching(of.places.empty() ? nullptr : &places);
+      one(step, now);
+    }
+    for (const auto& [number, before] : of.results)
+      now[number] = memory.settled(std::move(*now[number]), before);
+    for (const int64_t number : step.over) now[number].reset();
+  }
+}
+
+int64_t Program::memory() const { return planned_ ? plan_->bytes : -1; }
 
 int64_t Program::peak() const {
   // Memory goes with the last of the values that lie in it.
@@ -216,8 +278,13 @@ int64_t keep(std::shared_ptr<Program> program) {
 }
 
 void drop(int64_t number) {
-  std::lock_guard<std::mutex> lock(kept().lock);
-  kept().programs.erase(number);
+  int64_t most = 0;
+  {
+    std::lock_guard<std::mutex> lock(kept().lock);
+    kept().programs.erase(number);
+    for (const auto& [_, program] : kept().programs) most = std::max(most, program->memory());
+  }
+  keep_blocks_of(most);
 }
 
 }  // namespace program

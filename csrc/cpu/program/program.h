@@ -7,12 +7,14 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "../kernel_table.h"
 #include "../views.h"
+#include "memory.h"
 #include "pointwise.h"
 
 namespace fastmaml::program {
@@ -22,6 +24,7 @@ struct Geometry {
   Sizes size, stride;
   ScalarType dtype = ScalarType::Undefined;
   int64_t bytes = 0;  // of memory that reaches from the first element to the last
+  int64_t owner = 0;  // the value in whose memory it lies, most often it itself
 };
 
 // A call of a kernel of our own, or of an operation of PyTorch's through its dispatcher.
@@ -56,14 +59,24 @@ class Program {
   std::vector<Step> steps;
 
   // The outputs, in memory that is the caller's. The first run looks at every value, all runs at the
-  // inputs: pointwise steps rely on where their numbers lie.
+  // inputs: pointwise steps rely on where their numbers lie. Later runs have one block of memory for
+  // what they make.
   std::vector<Tensor> run(const std::vector<Tensor>& given);
 
   // The most bytes that a run has alive of what it made, after a step.
   int64_t peak() const;
 
+  // The bytes of a run's block; -1 before the first run.
+  int64_t memory() const;
+
  private:
-  std::atomic<bool> looked_{false};
+  void one(const Step& step, Values& now) const;
+  void run_first(Values& now);
+  void run_planned(Values& now) const;
+
+  std::mutex planning_;
+  std::unique_ptr<const MemoryPlan> plan_;
+  std::atomic<bool> planned_{false};  // plan_ is there, for good
 };
 
 // Keeps it, until it is dropped; returns its number.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from fastmaml.engine.recording.memory_reuse import made_by, read_by
+from fastmaml.engine.recording.memory_reuse import OVERWRITES, made_by, read_by
 from fastmaml.engine.recording.native_steps import DTYPES, INTEGER, TENSORS, Encoder, renamed
 from fastmaml.engine.recording.replay_code import Replay, compiled, part
 from fastmaml.engine.recording.tape import Operation, Tape
@@ -101,8 +101,11 @@ class Program:
                 own.append(number)
             over = [names[v] for v in touched[i] if last[v] == i and v not in stay]
             steps.append((*renamed(code, names), over))
-        geometries = [tape.geometry[v] for v in names]
-        values = [(g.size, g.stride, DTYPES[g.dtype], g.reach()) for g in geometries]
+        geometries, owners = [tape.geometry[v] for v in names], _owners(tape)
+        values = [
+            (g.size, g.stride, DTYPES[g.dtype], g.reach(), names.get(owners[v], i))
+            for i, (v, g) in enumerate(zip(names, geometries, strict=True))
+        ]
         of = ([names[v] for v in vs] for vs in (inputs, tape.outputs))
         self.number = module.make_program(values, *of, steps)
         weakref.finalize(self, _drop, module, self.number, own)
@@ -142,6 +145,17 @@ class Program:
         arguments = [(INTEGER, False, number), (TENSORS, False, given or [0])]
         inside = _bytes_inside(tape, steps, set(wanted))
         return ("call", "fastmaml::call_back", "", arguments, wanted, True, inside), number
+
+
+def _owners(tape: Tape) -> dict[int, int]:
+    """For each value the one in whose memory it lies, through views and what is overwritten."""
+    owners = {v: v for v in (*range(tape.inputs), *tape.constants)}
+    for step in tape.steps:
+        over = isinstance(step, Operation) and step.function in OVERWRITES
+        for value in made_by(step):
+            inside = read_by(step)[0] if over else tape.owner[value]
+            owners[value] = owners.get(inside, value)
+    return owners
 
 
 def _touched(steps: Sequence[Any]) -> list[int]:
