@@ -181,6 +181,7 @@ void bind(py::module_& module) {
   module.def("make_program", &make, py::arg("values"), py::arg("inputs"), py::arg("outputs"), py::arg("steps"));
   module.def("program_peak", [](int64_t number) { return find(number)->peak(); }, py::arg("number"));
   module.def("program_memory", [](int64_t number) { return find(number)->memory(); }, py::arg("number"));
+  module.def("idle_blocks", &idle_blocks);
   module.def("drop_program", &drop, py::arg("number"));
   module.def("has_kernel", [](const std::string& name) { return find_kernel(name) != nullptr; }, py::arg("name"));
 }

@@ -89,9 +89,7 @@ def forwards() -> dict[str, Callable[[Parameters, Array], Array]]:
     return {"mlp": mlp, "policy": policy, **convolutions, "transformer": transformer}
 
 
-def mlp(
-    weights: Parameters, x: Array, activation: Callable[[Array], Array] = jax.nn.relu
-) -> Array:
+def mlp(weights: Parameters, x: Array, activation: Callable[[Array], Array] = jax.nn.relu) -> Array:
     for i in (0, 2):
         x = activation(linear(weights, f"features.{i}.", x))
     return linear(weights, "classifier.", x)

@@ -169,7 +169,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="on CUDA, for all alike")
     parser.add_argument("--large", action="store_true", help="what takes seconds a step")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS)
-    parser.add_argument("--contestants", nargs="+", help="names, or parts of them; the loops are always there")
+    parser.add_argument(
+        "--contestants", nargs="+", help="names, or parts of them; the loops are always there"
+    )
     parser.add_argument("--check", action="store_true", help="compare gradients, time nothing")
     parser.add_argument("--json", type=Path, help="where the results go")
     return parser.parse_args()

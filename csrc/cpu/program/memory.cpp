@@ -164,6 +164,13 @@ void keep_blocks_of(int64_t most_bytes) {
   std::erase_if(blocks, [&](const Lease::Block& b) { return b.bytes > most_bytes; });
 }
 
+int64_t idle_blocks() {
+  const std::lock_guard<std::mutex> lock(pool().lock);
+  int64_t bytes = 0;
+  for (const Lease::Block& block : pool().blocks) bytes += block.bytes;
+  return bytes;
+}
+
 void trim_heap() {
 #if defined(__GLIBC__)
   malloc_trim(0);
