@@ -63,7 +63,7 @@ format: $(STAMP)
 package:
 	PYTHON="$(PYTHON)" .ci/package
 
-# What README and docs show, on this machine: about half an hour on two quick cores that do nothing else.
+# What README and docs show, on this machine: about an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods
 # are timed beside each other, two elsewhere. Omniglot is looked for in FASTMAML_DATA or
 # ../shared/data; `ops`, `meta_step --slow`, `language_memory` and training runs are apart.
@@ -83,6 +83,7 @@ bench: $(STAMP)
 	$(BENCH).profiles --rounds 3 $(if $(BERT),--model $(BERT))
 	$(BENCH).vs_first_order --seconds 12
 	$(BENCH).meta_step --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
+	$(BENCH).meta_step --large --rounds 5 --budget 30 --patience 60 $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python -m benchmarks.tables
 
 # The same programs on little, in minutes: do they work, and are the gradients right? Committed

@@ -99,7 +99,7 @@ WORKLOADS = {
         ),
         Workload(
             "resnet-12", "ResNet-12, K=2",
-            "ResNet-12 (64 to 640 channels) on 3x84x84, 5-way 1-shot, 1 query a class, 2 tasks, K=2",
+            "ResNet-12 on 3x84x84, 5-way 1-shot, 1 query a class, 2 tasks, K=2",
             "resnet12", 2, 2, 0.01, 5, 5, 5, (3, 84, 84),
         ),
     )

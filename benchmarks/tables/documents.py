@@ -155,6 +155,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/measurements/time.md": {
         "time": measured("meta_step", time_tables.times),
         "time-slow": measured("meta_step_slow", time_tables.slow, absent=""),
+        "time-large": measured("meta_step_large", time_tables.times, absent=""),
         "varying": measured("varying", evidence_tables.varying),
         "decoders": measured("decoders", evidence_tables.decoders),
     },

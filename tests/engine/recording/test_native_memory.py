@@ -48,7 +48,7 @@ def test_a_block_is_as_large_as_what_is_alive_at_a_time() -> None:
     assert run_of(program.number) == -1
     program(*inputs)
     each = inputs[0].nbytes
-    # The first product, a sum and two terms; what PyTorch's own sum makes is not in it, nor results.
+    # The first product, a sum and two terms; results and what PyTorch itself makes are not in it.
     assert 2 * each <= run_of(program.number) <= 4 * each
     assert run_of(program.number) <= native_programs().program_peak(program.number)
 
