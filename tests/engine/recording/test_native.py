@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from outcomes import outcome, require
 from problems import tensor
+from programs import program_of, same_bits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ import fastmaml as fm
 from fastmaml.engine.memory.liveness import alive_in
 from fastmaml.engine.recording import native
 from fastmaml.engine.recording.captured import Captured
-from fastmaml.engine.recording.native import Program, grouped, natively
+from fastmaml.engine.recording.native import grouped, natively
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.replay_code import compiled
 from fastmaml.engine.recording.tape import Operation, Tape, record
@@ -29,28 +30,6 @@ from fastmaml.ops.coverage import native_programs
 @pytest.fixture(autouse=True)
 def _native() -> None:
     require("cpp")
-
-
-def program_of(tape: Tape) -> Program:
-    found = natively(tape)
-    assert found is not None
-    return found
-
-
-def same_bits(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Program:
-    """Hold the program of a function against its Python replay."""
-    tape = cleaned(record(function, [x.clone() for x in inputs])[0])
-    program, replay = program_of(tape), compiled(tape)
-    with torch._C._AutoDispatchBelowAutograd():
-        for _ in range(2):  # the first run looks at every value
-            given = [x.clone() for x in inputs]
-            found, expected = program(*given), replay(*inputs)
-            for a, b in zip(found, expected, strict=True):
-                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
-                assert torch.equal(a.isnan(), b.isnan())
-                assert torch.equal(a.nan_to_num(), b.nan_to_num())
-            assert all(map(torch.equal, given, inputs)), "inputs are the caller's"
-    return program
 
 
 BINARY: dict[str, Callable[[Tensor, Any], Tensor]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from outcomes import require
 from problems import tensor
-from test_native import program_of, same_bits
+from programs import program_of, same_bits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
