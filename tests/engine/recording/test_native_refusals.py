@@ -9,9 +9,10 @@ import pytest
 import torch
 from outcomes import require
 from problems import tensor
+from programs import program_of
 from torch import Tensor
 
-from fastmaml.engine.recording.native import LEAST_STEPS, Program, natively
+from fastmaml.engine.recording.native import LEAST_STEPS, natively
 from fastmaml.engine.recording.optimize import cleaned
 from fastmaml.engine.recording.tape import Tape, record
 from fastmaml.ops.coverage import native_programs
@@ -20,12 +21,6 @@ from fastmaml.ops.coverage import native_programs
 @pytest.fixture(autouse=True)
 def _native() -> None:
     require("cpp")
-
-
-def program_of(tape: Tape) -> Program:
-    found = natively(tape)
-    assert found is not None
-    return found
 
 
 def _tape() -> Tape:
