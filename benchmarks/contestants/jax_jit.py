@@ -83,10 +83,9 @@ def linear(weights: Parameters, name: str, x: Array) -> Array:
 
 
 def forwards() -> dict[str, Callable[[Parameters, Array], Array]]:
-    """By network; what writes in place computes the same."""
+    """By network."""
     policy = functools.partial(mlp, activation=jnp.tanh)
-    convolutions = dict.fromkeys(("conv4", "conv4-inplace"), conv4)
-    return {"mlp": mlp, "policy": policy, **convolutions, "transformer": transformer}
+    return {"mlp": mlp, "policy": policy, "conv4": conv4, "transformer": transformer}
 
 
 def mlp(weights: Parameters, x: Array, activation: Callable[[Array], Array] = jax.nn.relu) -> Array:

@@ -120,8 +120,8 @@ class Check:
         require(name, work, self.differences[key], EXACT, "float64")
 
     def _gradient(self, process: Process, work: Workload, tasks: int | None) -> Arrays:
-        # All tasks are for the loops alone, which all else waits for: they may take their time.
-        limit = self.field.options.patience * (1 if tasks else LONGER)
+        # The loops, which all else waits for, may take their time.
+        limit = self.field.options.patience * (LONGER if process.name in (LOOP, LOOP_FIRST) else 1)
         path = self.place / "gradient.npz"
         data = str(self.place / f"{work.key}.npz")
         process.ask("load", limit, workload=work.key, data=data, tasks=tasks)

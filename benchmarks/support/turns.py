@@ -44,6 +44,7 @@ class Process:
     """
 
     def __init__(self, python: str, arguments: list[str], threads: int, inherit: bool) -> None:
+        self.name = arguments[0]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # until the process ends
         known = [os.environ["PYTHONPATH"]] if inherit and "PYTHONPATH" in os.environ else []
         counts = dict.fromkeys(("OMP_NUM_THREADS", "NPROC", "PJRT_NPROC"), str(threads))
