@@ -45,7 +45,7 @@ from benchmarks.support.workloads import LARGE, WORKLOADS, Workload, arrays, net
 
 TINY = "sinusoid-1"
 WARM_CALLS = 4
-"""Of each contestant, after the first, where a turn is one call: fastmaml holds calls 2, 4, 8, 16, ...
+"""Of each contestant, after the first, where a turn is one call: fastmaml holds calls 2, 4, 8, ...
 against an eager run, which would else be most of a few turns."""
 Rows = dict[str, dict[str, Any]]
 

@@ -78,8 +78,9 @@ struct Pool {
   std::vector<Lease::Block> blocks;
 };
 
+// Never destroyed: tensors are not to be let go of when PyTorch's own statics are gone.
 Pool& pool() {
-  static Pool all;
+  static Pool& all = *new Pool;
   return all;
 }
 
