@@ -18,7 +18,22 @@ struct Value {
   int64_t number = 0, bytes = 0, begin = 0, end = 0, offset = 0;  // its steps, the last one included
 };
 
-// The steps during which each owner's memory is needed; -1 for those that no step makes.
+// Whether a call may look at more than its tensors: what it is given is then what PyTorch itself
+// allocated, at the beginning of a storage. So are Python's steps, which may be anybody's.
+bool looks_beyond(const Call& call) {
+  return !call.kernel && (call.name.rfind("aten::", 0) != 0 || call.name.rfind("aten::as_strided", 0) == 0);
+}
+
+std::vector<int64_t> given(const Call& call) {
+  std::vector<int64_t> found;
+  for (const Argument& x : call.arguments) {
+    if (x.type == Argument::Type::tensors) found.insert(found.end(), x.list.begin(), x.list.end());
+    if (x.value >= 0) found.push_back(x.value);
+  }
+  return found;
+}
+
+// The steps during which each owner's memory is needed; -1 for those that have no place in a block.
 std::vector<Value> spans(const Program& program) {
   const size_t count = program.values.size();
   std::vector<int64_t> users(count, 0);
@@ -43,6 +58,9 @@ std::vector<Value> spans(const Program& program) {
       if (there[number] && --users[owner(number)] == 0) found[owner(number)].end = i;
   }
   for (const int64_t number : program.outputs) found[owner(number)].begin = -1;
+  for (const Step& step : program.steps)
+    if (step.type == Step::Type::call && looks_beyond(step.call))
+      for (const int64_t number : given(step.call)) found[owner(number)].begin = -1;
   for (size_t i = 0; i < count; ++i) {
     found[i].number = static_cast<int64_t>(i);
     found[i].bytes = (program.values[i].bytes + kLine - 1) / kLine * kLine;

@@ -79,6 +79,40 @@ def test_what_python_sees_through_a_view_is_kept(rows: int) -> None:
     same_bits(function, tensor(rows, 4, seed=1))
 
 
+@pytest.mark.parametrize("scatters", [False, True])
+def test_offsets_are_those_of_a_storage(scatters: bool) -> None:
+    """What looks at a storage from its beginning finds there what it did when it was recorded."""
+
+    def function(x: Tensor) -> list[Tensor]:
+        terms = [x * i for i in range(1, 6)]
+        product = terms[3] * terms[2]
+        if scatters:
+            found = torch.as_strided_scatter(product, x[:2, :2], (2, 2), (4, 1), 1)[:2, :2]
+        else:
+            found = torch.as_strided_copy(product, (2, 2), (4, 1), 1)
+        for term in terms:
+            found = found * 0.5 + term[:2, :2]
+        return [found]
+
+    same_bits(function, tensor(3, 4, seed=1))
+
+
+@torch.library.custom_op("fastmaml_test::from_the_beginning", mutates_args=())
+def from_the_beginning(x: Tensor) -> Tensor:
+    return torch.as_strided(x, (2, 2), (4, 1), 0).clone()
+
+
+def test_an_operator_of_one_s_own_may_look_at_a_storage() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        terms = [x * i for i in range(1, 6)]
+        found = torch.ops.fastmaml_test.from_the_beginning(terms[3] * terms[2])
+        for term in terms:
+            found = found * 0.5 + term[:2, :2]
+        return [found]
+
+    same_bits(function, tensor(3, 4, seed=1))
+
+
 def test_what_python_gives_may_be_a_view() -> None:
     def function(x: Tensor) -> list[Tensor]:
         y = x * 2 + 1
