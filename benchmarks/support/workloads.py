@@ -93,8 +93,8 @@ WORKLOADS = {
             "conv4", 4, 5, 0.01, 25, 75, 5, (3, 84, 84), 32,
         ),
         Workload(
-            "images-84-inplace", "the same, ReLU in place",
-            "the same with nn.ReLU(inplace=True)",
+            "images-84-inplace", "3x84x84 5w5s, K=5, ReLU in place",
+            "conv4-32, nn.ReLU(inplace=True), on 3x84x84, 5w5s, 15 queries a class, 4 tasks, K=5",
             "conv4-inplace", 4, 5, 0.01, 25, 75, 5, (3, 84, 84), 32,
         ),
         Workload(

@@ -52,7 +52,7 @@ def parts_of(found: Result) -> list[str]:
     reasons = {n: works[0]["rows"].get(n, LEFT_OUT)["skipped"] for n in names if n not in ran}
     note = (
         f"{found['device']}, threads: {found['threads']}, torch {found['torch']}, up to "
-        f"{found['rounds']} rounds. "
+        f"{max(row.get('turns', 0) for w in works for row in w['rows'].values())} rounds. "
         + " ".join(f"*{w['workload']['short']}*: {w['workload']['title']}." for w in works)
         + "".join(f" Left out: {n} ({reason})." for n, reason in reasons.items())
         + "".join(

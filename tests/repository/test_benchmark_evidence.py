@@ -6,12 +6,15 @@ import argparse
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import benchmark_runs
 import pytest
+import torch
 from benchmark_runs import result, run
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +86,10 @@ def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(contestants, "has_jax", lambda: has_jax)
 
-    def field(device: str, slow: bool = False) -> Field:
-        options = {"device": device, "slow": slow, "large": False, "contestants": None}
+    def field(
+        device: str, slow: bool = False, large: bool = False, asked: list[str] | None = None
+    ) -> Field:
+        options = {"device": device, "slow": slow, "large": large, "contestants": asked}
         return Field(argparse.Namespace(**options, peers=None))
 
     for device in ("cpu", "cuda"):
@@ -99,6 +104,43 @@ def test_who_takes_part_and_why_not(has_jax: bool, monkeypatch: pytest.MonkeyPat
     assert "fastmaml compiled" in slow.names
     assert {"hand-written loop", "fastmaml"} < set(slow.names)
     assert "higher" not in {*slow.names, *slow.absent}
+    loops = {"hand-written loop", "hand-written loop, first order"}
+    of_seconds = set(field("cpu", large=True).names)
+    assert of_seconds >= {*loops, "fastmaml", "fastmaml, first order"}
+    assert not of_seconds & {"higher", "torch.func vmap", "fastmaml per_task"}
+    assert set(field("cpu", asked=["fastmaml"]).names) == {*loops, "fastmaml"}  # a whole name
+    assert set(field("cpu", asked=["first"]).names) == {*loops, "fastmaml, first order"}
+
+
+def test_workloads_that_are_not_asked_for_are_kept(tmp_path: Path) -> None:
+    from benchmarks.programs.meta_step import others
+    from benchmarks.support.workloads import WORKLOADS
+
+    path = tmp_path / "meta_step_large.json"
+    machine = {"device": "one", "threads": 2, "torch": "2.13.0", "tf32": False}
+    assert others(path, machine, []) == []
+    rows = [{"measured": machine, "workload": {"key": key}} for key in ("policy", "resnet-12")]
+    old = {"workload": {"key": "images-84"}}  # of before it was noted where and when
+    path.write_text(json.dumps({**machine, "workloads": [*rows, old]}))
+    assert others(path, machine, [WORKLOADS["policy"]]) == rows[1:]
+    assert others(path, machine | {"device": "another"}, [WORKLOADS["policy"]]) == []
+
+
+@pytest.mark.parametrize("key", ["policy", "images-84-inplace", "resnet-12"])
+def test_larger_workloads_are_what_they_say(key: str) -> None:
+    from benchmarks.support.workloads import LARGE, WORKLOADS, arrays, network
+
+    work = replace(WORKLOADS[key], tasks=1, support=2, query=2)
+    assert key in LARGE
+    model, given = network(work), arrays(work)
+    found = model(torch.from_numpy(given["support.inputs"][0]))
+    assert found.shape == (2, work.ways)
+    assert given["support.targets"].shape == ((1, 2, 2) if work.regression else (1, 2))
+    kinds = [type(module) for module in model.modules()]
+    assert (nn.Tanh in kinds) == (key == "policy")
+    relus = [m for m in model.modules() if isinstance(m, nn.ReLU)]
+    assert all(m.inplace for m in relus)
+    assert bool(relus) == (key == "images-84-inplace")
 
 
 def test_op_timings_count_what_is_slower() -> None:

@@ -93,7 +93,8 @@ int64_t arrange(std::vector<Value*>& values) {
 
 struct Pool {
   std::mutex lock;
-  std::vector<Lease::Block> blocks;
+  std::vector<Lease::Block> blocks;  // small ones first
+  int64_t most = 0;                  // bytes that a program needs, of those that ran and are not gone
 };
 
 // Never destroyed: tensors are not to be let go of when PyTorch's own statics are gone.
@@ -147,7 +148,8 @@ MemoryPlan::MemoryPlan(const Program& program, const std::vector<std::vector<int
 Lease::Lease(int64_t bytes) {
   {
     const std::lock_guard<std::mutex> lock(pool().lock);
-    auto& blocks = pool().blocks;  // small ones first
+    pool().most = std::max(pool().most, bytes);
+    auto& blocks = pool().blocks;
     auto fitting = std::find_if(blocks.begin(), blocks.end(), [&](const Block& b) { return b.bytes >= bytes; });
     const bool fits = fitting != blocks.end();
     if (fits) block_ = std::move(*fitting);
@@ -159,6 +161,7 @@ Lease::Lease(int64_t bytes) {
 
 Lease::~Lease() {
   const std::lock_guard<std::mutex> lock(pool().lock);
+  if (block_.bytes > pool().most) return;  // the program is gone
   auto& blocks = pool().blocks;
   const auto at = std::upper_bound(blocks.begin(), blocks.end(), block_,
                                    [](const Block& a, const Block& b) { return a.bytes < b.bytes; });
@@ -179,6 +182,7 @@ Tensor Lease::settled(Tensor x, int64_t before) const {
 
 void keep_blocks_of(int64_t most_bytes) {
   const std::lock_guard<std::mutex> lock(pool().lock);
+  pool().most = most_bytes;
   auto& blocks = pool().blocks;
   std::erase_if(blocks, [&](const Lease::Block& b) { return b.bytes > most_bytes; });
 }

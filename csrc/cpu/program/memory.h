@@ -49,7 +49,7 @@ class Lease {
   Block block_;
 };
 
-// Lets go of blocks that are larger than any program needs.
+// No program needs more: larger blocks go, those in use when they come back.
 void keep_blocks_of(int64_t most_bytes);
 
 // The bytes of all blocks that no run has now.
