@@ -182,6 +182,7 @@ void bind(py::module_& module) {
   module.def("program_peak", [](int64_t number) { return find(number)->peak(); }, py::arg("number"));
   module.def("program_memory", [](int64_t number) { return find(number)->memory(); }, py::arg("number"));
   module.def("idle_blocks", &idle_blocks);
+  module.def("drop_idle_blocks", &drop_idle_blocks);
   module.def("drop_program", &drop, py::arg("number"));
   module.def("has_kernel", [](const std::string& name) { return find_kernel(name) != nullptr; }, py::arg("name"));
 }

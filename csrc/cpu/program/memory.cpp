@@ -194,6 +194,12 @@ int64_t idle_blocks() {
   return bytes;
 }
 
+void drop_idle_blocks() {
+  std::vector<Lease::Block> gone;
+  const std::lock_guard<std::mutex> lock(pool().lock);
+  gone.swap(pool().blocks);
+}
+
 void trim_heap() {
 #if defined(__GLIBC__)
   malloc_trim(0);

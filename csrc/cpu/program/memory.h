@@ -55,6 +55,9 @@ void keep_blocks_of(int64_t most_bytes);
 // The bytes of all blocks that no run has now.
 int64_t idle_blocks();
 
+// Lets go of them; the next runs make theirs anew.
+void drop_idle_blocks();
+
 // What is freed in a heap's middle goes back to the system, where the C library can do that.
 void trim_heap();
 

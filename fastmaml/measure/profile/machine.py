@@ -17,6 +17,7 @@ from torch import Tensor
 from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.engine.memory.available import free_bytes
 from fastmaml.ops import parallel_region
+from fastmaml.ops.coverage import native_programs
 
 SIDES = (8192, 4096, 2048, 1024, 512)
 """Of the matrices, of which a GPU gets the largest that there is room for, and a CPU the last."""
@@ -120,13 +121,15 @@ def resident_growth(run: Callable[[], object], times: int = 5) -> int | str:
 
     The peak is the operating system's (VmHWM of Linux), which sees scratch space within kernels as
     well as what an allocator keeps of freed memory, so it is at least what tensors need. Freed
-    memory goes back to the system before the call, and during it as the process is set up: under
-    ``MALLOC_MMAP_THRESHOLD_=65536`` at once.
+    memory, and what programs keep between their runs, goes back to the system before the call, and
+    during it as the process is set up: under ``MALLOC_MMAP_THRESHOLD_=65536`` at once.
     """
     clear = Path("/proc/self/clear_refs")
-    grown = []
+    grown, programs = [], native_programs()
     for _ in range(times):
         try:
+            if programs is not None:
+                programs.drop_idle_blocks()
             ctypes.CDLL(None).malloc_trim(0)
             clear.write_text(RESET)
         except (OSError, AttributeError) as error:

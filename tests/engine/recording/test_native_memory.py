@@ -154,6 +154,17 @@ def test_blocks_go_with_the_programs_that_need_them() -> None:
     assert module.idle_blocks() <= before - 2 * inputs[0].nbytes
 
 
+def test_idle_blocks_can_be_let_go() -> None:
+    module = native_programs()
+    program, inputs = made(60, 50)
+    expected = [program(*inputs) for _ in range(2)][-1]
+    assert module.idle_blocks() > 0
+    module.drop_idle_blocks()
+    assert module.idle_blocks() == 0
+    assert all(map(torch.equal, program(*inputs), expected))
+    assert module.idle_blocks() == run_of(program.number)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_meta_steps_go_on_as_they_began(dtype: torch.dtype) -> None:
     """From the second replay on there is a block; calls with other numbers, shapes and threads."""
