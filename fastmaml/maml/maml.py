@@ -29,6 +29,7 @@ from fastmaml.engine.step.rerun_guard import RerunGuard
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.heads import Head
+from fastmaml.maml.adapted import Adapted, Adapting, InnerLoss, adapted
 from fastmaml.maml.admit import admit
 from fastmaml.maml.clones import Clones, Progress
 from fastmaml.maml.execute import check, execute
@@ -181,6 +182,7 @@ class MAML(Clones):
         self._plans: Plans[Plan] = Plans()
         self._other_sizes = OtherSizes()
         self._known = KnownCalls()
+        self._adapting: Adapting | None = None
         self._stock = Stock()
         self._choose_executors()
 
@@ -282,6 +284,32 @@ class MAML(Clones):
             call = admit(self, held, Episodes(task, task), steps, "eager")
             adapted = adapt(plan(self, held, call, FirstOrder(), "eager"))
         return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
+
+    def adapted(
+        self, support: Any, steps: int | None = None, loss: InnerLoss | None = None
+    ) -> Adapted:
+        """All tasks' adapted models as one value, which acts and from which further steps start.
+
+        Args:
+            support: a `Batch`, every tensor ``[tasks, examples, ...]``; with `loss` any tree of
+                tensors ``[tasks, ...]``.
+            steps: inner steps; None for those of training.
+            loss: ``loss(learner, support)`` of one task; None for the `MAML`'s own loss of what
+                the model gives for the inputs, and the targets. Give the same function each time:
+                another one is looked at and recorded anew.
+
+        Returns:
+            An `Adapted`, detached from the meta-parameters.
+
+        Raises:
+            ValueError: `steps` is not positive; a `MAML` with a head of every task's own.
+
+        Examples:
+            >>> adapted = maml.adapted(support)
+            >>> outputs = adapted(inputs)  # [tasks, ...]
+            >>> further = adapted.step(more)
+        """
+        return adapted(self, support, self._count(steps), loss)
 
     def per_task(self, function: Callable[..., Any]) -> PerTask:
         """A decorator: ``function(learner, *task)`` of one task, for all at once (`PerTask`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.engine.base.dynamo import outside_compilers
 from fastmaml.engine.base.held_output import HeldOutput
+from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.base.turns import in_turn
 from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Inventory
@@ -23,6 +24,7 @@ from fastmaml.engine.planning.planner import plan_function
 from fastmaml.engine.recording.arguments import FlatCall, flattened
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import make_executor
+from fastmaml.engine.recording.replay import Recording, replay
 from fastmaml.engine.recording.tape import UncapturableError
 from fastmaml.engine.step.checks import check_reach
 from fastmaml.engine.step.data import TaskArguments
@@ -64,13 +66,14 @@ class PerTask:
     Args:
         maml: whose model, rule, executor and backend are used.
         function: of (learner, one task's arguments); its name and docstring are this object's.
+        learns: whether a meta-gradient is ever wanted; else any gradient method will do.
 
     Raises:
         ValueError: settings of the `MAML` that have no meaning here.
     """
 
-    def __init__(self, maml: MAML, function: Callable[..., Any]) -> None:
-        method = maml.gradient
+    def __init__(self, maml: MAML, function: Callable[..., Any], *, learns: bool = True) -> None:
+        method = maml.gradient if learns else None
         if method is not None and not (method.one_graph and len(_kinds_of_steps(method)) == 1):
             raise ValueError(
                 f"gradient={maml.gradient} decides how an inner loop is differentiated that "
@@ -131,6 +134,34 @@ class PerTask:
         with maml._turns, RerunGuard(maml.module, data, held, call.program):
             result = executor(call)
         return MetaOutput(result.losses.mean(), result.losses, result.outputs, None)
+
+    @in_turn
+    def again(self, arguments: tuple[Any, ...], last: int) -> Again | None:
+        """What replays the call for such arguments, of which the last tensors may be others.
+
+        It looks at the model no more: for the little while in which nothing of it changes. No
+        gradients.
+
+        Args:
+            arguments: that it was called with.
+            last: how many of the leaves, at their end, are given anew each time.
+
+        Returns:
+            None where the call is not replayed from a recording on the CPU.
+        """
+        maml, data = self.maml, _data(arguments, {})
+        held, function = maml._stock.take(maml.module), UserFunction(self.function, True, False)
+        call = admit_function(maml, held, data, function)
+        plan = plan_of(maml, self._plans, held, call, function, maml.executor)
+        call = call._replace(program=plan.applied(call.program))
+        execute = self._execute
+        if not (plan.recorded and isinstance(execute, Captured) and held.device.type == "cpu"):
+            return None
+        try:
+            flat = flattened(call)
+            return Again(flat, execute.recordings(flat.chunks()), last)
+        except UncapturableError:  # it ran eagerly then, and does so again
+            return None
 
     def _planned(self, held: Inventory, call: Call, asked: Asked) -> Plan:
         """Try the function on one and two tasks, and record it where it can be."""
@@ -205,6 +236,31 @@ class PerTask:
                 "not write the model's running statistics: batch_norm='batch', in effect."
             )
         return modes == {True}
+
+
+@final
+class Again:
+    """Replays a per-task function on some new tensors.
+
+    Args:
+        flat: a call of it, all tasks.
+        recordings: of its chunks.
+        last: how many leaves of the data, at their end, are new each time.
+    """
+
+    def __init__(self, flat: FlatCall, recordings: list[Recording], last: int) -> None:
+        end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
+        self._flat, self._recordings = flat, recordings
+        self._before, self._after = flat.own[: end - last], flat.own[end + 1 :]
+
+    def __call__(self, new: Sequence[Tensor]) -> Any:
+        """What the function returns beside its loss; None where what it relied on has changed."""
+        if any(recording.stale() for recording in self._recordings):
+            return None
+        seeds = task_seeds(self._flat.tasks, self._flat.seeds.device)
+        own = [*self._before, *(x.detach().contiguous() for x in new), seeds, *self._after]
+        flat = replace(self._flat, own=own, seeds=seeds)
+        return replay(flat.chunks(), self._recordings, own=True).outputs
 
 
 def _kinds_of_steps(method: GradientMethod) -> set[bool]:

@@ -7,6 +7,7 @@ from fastmaml.rules.clip import ClipNorm, ClipValue
 from fastmaml.rules.lslr import LSLR
 from fastmaml.rules.meta_sgd import MetaSGD
 from fastmaml.rules.momentum import Momentum
+from fastmaml.rules.scheduled import Scheduled
 from fastmaml.rules.sgd import SGD
 from fastmaml.rules.weight_decay import WeightDecay
 
@@ -21,6 +22,7 @@ __all__ = [
     "MetaSGD",
     "Momentum",
     "Rule",
+    "Scheduled",
     "WeightDecay",
     "chain",
 ]

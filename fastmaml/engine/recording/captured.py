@@ -159,6 +159,17 @@ class Captured:
             raise UncapturableError(str(found))
         return found
 
+    def recordings(self, chunks: Sequence[FlatCall]) -> list[Recording]:
+        """The recording of each chunk of a call; all but the last are alike.
+
+        Raises:
+            UncapturableError: as `recording`.
+        """
+        found = [self.recording(chunks[0])] * len(chunks)
+        if chunks[-1].tasks != chunks[0].tasks:
+            found[-1] = self.recording(chunks[-1])
+        return found
+
     def _family(self, key: Any) -> Family:
         """What is known of such meta-steps at other sizes."""
         family = self._families.setdefault(key, Family())
@@ -237,9 +248,7 @@ class Captured:
 
     def _replayed(self, flat: FlatCall) -> MetaResult:
         chunks = flat.chunks()
-        recordings = [self.recording(chunks[0])] * len(chunks)
-        if chunks[-1].tasks != chunks[0].tasks:
-            recordings[-1] = self.recording(chunks[-1])
+        recordings = self.recordings(chunks)
         own = self.prepare is None and flat.seeds.device.type == "cpu"
         result = replay(chunks, recordings, own)
         for recording in dict.fromkeys(recordings):

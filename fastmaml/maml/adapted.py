@@ -1,0 +1,164 @@
+"""`Adapted`: the parameters of all tasks after inner steps, as a value that acts and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from fastmaml.engine.derivatives.copying import adapted_copy
+from fastmaml.engine.step.task_learner import TaskLearner
+from fastmaml.engine.step.task_state import go_on, state_of
+from fastmaml.maml.per_task import PerTask
+from fastmaml.maml.predictions import Predictions, taken_apart
+from fastmaml.maml.settings import require_batch, require_count
+from fastmaml.rules.base import Tensors
+
+if TYPE_CHECKING:
+    from fastmaml.maml.maml import MAML
+
+InnerLoss = Callable[[TaskLearner, Any], Tensor]
+"""``loss(learner, support)`` of one task, a scalar."""
+
+
+@final
+class Adapting:
+    """Inner steps on one kind of loss, recorded; makes `Adapted`.
+
+    Args:
+        maml: whose model and rule.
+        given: the loss of one task, computed with its learner; None for the `MAML`'s.
+    """
+
+    def __init__(self, maml: MAML, given: InnerLoss | None) -> None:
+        self.maml, self.given = maml, given
+        loss = _own_loss(maml) if given is None else given
+
+        def further(learner: TaskLearner, state: Any, before: int, steps: int, support: Any) -> Any:
+            if state is not None:
+                go_on(learner, state, before)
+            found = None
+            for _ in range(steps):
+                found = loss(learner, support)
+                learner.adapt(found, first_order=True)
+            return found, state_of(learner)
+
+        def predict(learner: TaskLearner, state: Any, before: int, inputs: Any) -> Any:
+            go_on(learner, state, before)
+            outputs = taken_apart(learner(*inputs))
+            return next(learner.parameters()).sum() * 0, outputs  # the loss is nobody's
+
+        self._further, self._predict = (
+            PerTask(maml, function, learns=False) for function in (further, predict)
+        )
+
+    def __call__(self, support: Any, steps: int = 1, state: Any = None, before: int = 0) -> Adapted:
+        """Every task after `steps` more inner steps.
+
+        Args:
+            support: a tree of tensors ``[tasks, ...]``.
+            steps: how many, at least one.
+            state: where the tasks stand; None for θ.
+            before: how many steps led there.
+        """
+        with torch.no_grad():
+            out = self._further(state, before, steps, support)
+        return Adapted(self, out.outputs, before + steps, out.losses)
+
+
+def adapted(maml: MAML, support: Any, steps: int, loss: InnerLoss | None) -> Adapted:
+    """See `MAML.adapted`."""
+    require_count("steps", steps, least=1)
+    if loss is None:
+        require_batch(support)
+        if maml.loss is None:
+            raise ValueError("this MAML has no loss: give adapted(support, loss=...).")
+        support = support.inputs, support.targets
+    known = maml._adapting
+    if known is None or known.given != loss:
+        known = maml._adapting = Adapting(maml, loss)
+    return known(support, steps)
+
+
+def _own_loss(maml: MAML) -> InnerLoss:
+    """The `MAML`'s loss of one task's (inputs, targets)."""
+
+    def loss(learner: TaskLearner, support: Any) -> Tensor:
+        inputs, targets = support
+        if isinstance(inputs, dict):
+            output = learner(**inputs)
+        else:
+            output = learner(*inputs) if isinstance(inputs, tuple | list) else learner(inputs)
+        found: Tensor = maml.loss(output, targets)  # type: ignore[misc]  # there is one
+        return found
+
+    return loss
+
+
+@final
+class Adapted:
+    """The parameters of all tasks of a meta-batch after some inner steps: a value.
+
+    Callable on inputs ``[tasks, ...]``, without graphs, and the start of further steps on other
+    data. It holds one copy of what adapts for every task (and of the rule's state). Parameters that
+    do not adapt are the model's own, as they are when it is called. Not for training: the
+    meta-gradient is that of ``maml(episodes)`` or of a per-task function, which run the inner loop
+    as a whole.
+
+    Attributes:
+        steps: how many inner steps led here.
+        losses: ``[tasks]``: the inner losses before the last step.
+    """
+
+    def __init__(self, adapting: Adapting, state: Any, steps: int, losses: Tensor) -> None:
+        self._adapting, self._state = adapting, state
+        self.steps, self.losses = steps, losses
+        self._predictions = Predictions(adapting._predict, state, steps)
+
+    @property
+    def parameters(self) -> Tensors:
+        """What adapts, by name, each ``[tasks, *shape]``."""
+        parameters: Tensors = self._state[0]
+        return parameters
+
+    @property
+    def tasks(self) -> int:
+        """The number of tasks."""
+        return len(self.losses)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What each task's adapted model gives for its inputs: a tree of ``[tasks, ...]``.
+
+        Args:
+            inputs: as the model takes them, every tensor ``[tasks, ...]``.
+
+        The first call for inputs of a kind looks at the model, later ones replay what it did then.
+        """
+        return self._predictions(inputs)
+
+    def step(self, support: Any, steps: int = 1) -> Adapted:
+        """The tasks after further inner steps, on data that may be others; this value stays.
+
+        Args:
+            support: as it was given before, of as many tasks.
+            steps: how many.
+        """
+        require_count("steps", steps, least=1)
+        if self._adapting.given is None:
+            require_batch(support)
+            support = support.inputs, support.targets
+        return self._adapting(support, steps, self._state, self.steps)
+
+    def module(self, task: int) -> nn.Module:
+        """A plain copy of the model with one task's parameters.
+
+        Raises:
+            IndexError: there is no such task.
+        """
+        if not -self.tasks <= task < self.tasks:
+            raise IndexError(f"task {task} of {self.tasks}: count from 0.")
+        maml = self._adapting.maml
+        own = {n: p[task].unsqueeze(0) for n, p in self.parameters.items()}
+        return adapted_copy(maml.module, own, own_statistics=maml.batch_norm == "batch")
