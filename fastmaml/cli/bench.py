@@ -34,9 +34,9 @@ class BenchSubject:
 
 def configured(config: RunConfig) -> BenchSubject:
     """The subject that a configuration describes: a data set by name, with its trainer's parts."""
-    from fastmaml.training.recipes import build_trainer
+    from fastmaml.training.recipes import build_meta_trainer
 
-    trainer = build_trainer(config)
+    trainer = build_meta_trainer(config)
     return BenchSubject(
         config.title, trainer.maml, trainer.train, trainer.test, trainer.optimizer, trainer.folder
     )

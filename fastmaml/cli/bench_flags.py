@@ -102,7 +102,10 @@ def bench_command(presets: Mapping[str, RunConfig]) -> Any:
         BenchModule,
         subcommand("module", description="Measure your own model: module:function."),
     ]
-    choices = (*(_of(name, preset) for name, preset in presets.items()), own)
+    choices = (
+        *(_of(name, preset) for name, preset in presets.items() if type(preset) in KINDS),
+        own,
+    )
     each: Any = Union[choices]  # noqa: UP007
     return Annotated[
         each,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +9,7 @@ from torch.optim import Optimizer
 
 from fastmaml.cli.errors import BadInputError
 from fastmaml.maml import MAML
+from fastmaml.training.imported import NoFunctionError, imported
 
 
 def is_factory(name: str) -> bool:
@@ -75,27 +73,10 @@ def load_factory(name: str) -> Made:
 
 
 def _function(name: str) -> Callable[[], Any]:
-    place, _, called = name.partition(":")
-    if not place or not called:
-        raise BadInputError(
-            f"{name!r} names no function: write module:function, such as mine:make."
-        )
-    if os.getcwd() not in sys.path:  # as `python -m` does; an installed command does not
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-        raise BadInputError(
-            f"{name!r}: there is no module {error.name} in {os.getcwd()}, nor is one installed."
-        ) from None
-    function = getattr(module, called, None)
-    if not callable(function):
-        what = "has no" if function is None else "has no function"
-        raise BadInputError(f"{name!r}: the module {place} ({module.__file__}) {what} {called}.")
-    found: Callable[[], Any] = function
-    return found
+        return imported(name)
+    except NoFunctionError as error:
+        raise BadInputError(error) from None
 
 
 def _described(made: Any) -> str:

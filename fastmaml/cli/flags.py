@@ -13,7 +13,13 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppr
 from fastmaml.cli.bench_flags import bench_command
 from fastmaml.cli.factory import is_factory
 from fastmaml.cli.profile_flags import profile_command
-from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import (
+    GlueConfig,
+    IntentsConfig,
+    PolicyConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +62,18 @@ class TrainGlue(Train, GlueConfig):
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicy(Train, PolicyConfig):
+    """The flags of ``fastmaml train`` for policies."""
+
+    dataset: Suppress[str] = "navigation"  # type: ignore[assignment]
+
+
 KINDS: dict[type[RunConfig], type[Train]] = {
     TrainConfig: TrainImages,
     IntentsConfig: TrainIntents,
     GlueConfig: TrainGlue,
+    PolicyConfig: TrainPolicy,
 }
 """Of every kind of configuration, its flags."""
 

@@ -73,20 +73,19 @@ def _train(config: RunConfig, checkpoint: Path | None) -> int:
 def _evaluate(command: Evaluate) -> int:
     from rich.console import Console
 
-    from fastmaml.training import checkpoint, evaluation, recipes, run_folder
+    from fastmaml.training import checkpoint, recipes, run_folder
 
     with user_errors():
         path = _checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = _config_of(path, saved.config).updated({"device": command.device}, "--device")
         config = config.updated(assignments(command.change), "--change")
-        maml = recipes.build_maml(config)
+        maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
         _load(maml, saved.state["maml"], path)
-        episodes = recipes.build_episodes(config, command.split, command.seed)
         steps = command.steps if command.steps is not None else config.eval_steps or maml.steps
         if command.episodes < 1 or steps < 0:
             raise ValueError("--episodes must be at least 1 and --steps at least 0.")
-    found = evaluation.evaluate(maml, iter(episodes), command.episodes, steps)
+    found = evaluate(command.episodes, steps)
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
     run_folder.show_evaluation(Console(), found, title)
     return 0

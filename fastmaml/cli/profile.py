@@ -31,9 +31,9 @@ class ProfileSubject:
 
 def configured(config: RunConfig) -> ProfileSubject:
     """Of a data set by name: its training episodes and optimizer."""
-    from fastmaml.training.recipes import build_trainer
+    from fastmaml.training.recipes import build_meta_trainer
 
-    trainer = build_trainer(config)
+    trainer = build_meta_trainer(config)
     return ProfileSubject(
         config.title, trainer.maml, trainer.train, trainer.optimizer, trainer.folder
     )

@@ -86,7 +86,10 @@ def profile_command(presets: Mapping[str, RunConfig]) -> Any:
         ProfileModule,
         subcommand("module", description="Profile your own model: module:function."),
     ]
-    choices = (*(_of(name, preset) for name, preset in presets.items()), own)
+    choices = (
+        *(_of(name, preset) for name, preset in presets.items() if type(preset) in KINDS),
+        own,
+    )
     each: Any = Union[choices]  # noqa: UP007
     return Annotated[
         each,

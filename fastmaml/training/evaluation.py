@@ -26,12 +26,13 @@ class Evaluation:
     """A metric before adaptation and after each step of it, averaged over episodes.
 
     Attributes:
-        metric: "accuracy" (a share, 0 to 1) where targets are classes, else "loss".
+        metric: "accuracy" (a share, 0 to 1) where targets are classes, else "loss"; "return" of
+            policies.
         means: one number for 0, 1, ..., steps of adaptation.
         intervals: half the width of the 95% confidence interval of each mean: 1.96 standard errors
             over episodes (nan for a single one).
         episodes: how many episodes.
-        chance: the accuracy of guessing, or None.
+        chance: the accuracy of guessing, or None; of policies the return of an untrained one.
         by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
     """
 
@@ -41,6 +42,11 @@ class Evaluation:
     episodes: int
     chance: float | None
     by_name: Mapping[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def chance_name(self) -> str:
+        """What `chance` is called in tables."""
+        return "untrained, adapted" if self.metric == "return" else "chance"
 
     @property
     def steps(self) -> int:
@@ -75,6 +81,11 @@ def format_metric(metric: str, mean: float, interval: float | None = None) -> st
     return f"{mean:.3g}" if interval is None else f"{mean:.3g} ± {interval:.2g}"
 
 
+def quantity(metric: str) -> str:
+    """What is measured, as tables and axes call it."""
+    return metric if metric == "return" else f"query {metric}"
+
+
 def evaluate(
     maml: MAML,
     episodes: Iterator[Episodes],
@@ -97,7 +108,7 @@ def evaluate(
     """
     parts: list[_Scores] = []
     done = 0
-    with _evaluating(maml):
+    with evaluating(maml):
         while done < count:
             batch = next(episodes, None)
             if batch is None:
@@ -133,9 +144,9 @@ class _Scores:
         """The accuracy of the episodes that have one, or else the loss of all."""
         classified = ~self.accuracies[:, 0].isnan()
         if not classified.any():
-            return _mean("loss", self.losses, None)
+            return averaged("loss", self.losses, None)
         chance = self.chances[classified].mean().item()
-        return _mean("accuracy", self.accuracies[classified], chance)
+        return averaged("accuracy", self.accuracies[classified], chance)
 
 
 def _measure(maml: MAML, batch: Episodes, steps: int) -> _Scores:
@@ -158,7 +169,8 @@ def _chances(batch: Episodes) -> Tensor:
     return torch.full((len(batch),), 1 / targets[0].unique().numel(), dtype=torch.float64)
 
 
-def _mean(metric: str, table: Tensor, chance: float | None) -> Evaluation:
+def averaged(metric: str, table: Tensor, chance: float | None) -> Evaluation:
+    """Means and intervals of ``[episodes, steps + 1]``."""
     count = len(table)
     spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
     intervals = NORMAL_95 * spread / math.sqrt(count)
@@ -166,7 +178,7 @@ def _mean(metric: str, table: Tensor, chance: float | None) -> Evaluation:
 
 
 @contextmanager
-def _evaluating(maml: MAML) -> Iterator[None]:
+def evaluating(maml: MAML) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's mode and the random state are as before."""
     modes = [(module, module.training) for module in maml.modules()]
     used = {p.device for p in maml.parameters() if p.device.type == "cuda"}

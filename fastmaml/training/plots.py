@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml._files import write_whole
-from fastmaml.training.evaluation import Evaluation
+from fastmaml.training.evaluation import Evaluation, quantity
 
 TRAINING, UNSEEN, CHANCE = "#9aa5b1", "#0b62a4", "#b03a2e"
 
@@ -77,16 +77,16 @@ def _band(
 
 def _finish(axes: Any, test: Evaluation) -> None:
     """What both panels share: the scale of the metric, chance, grid and legend."""
-    axes.set_ylabel("query accuracy" if test.metric == "accuracy" else "query loss")
+    axes.set_ylabel(quantity(test.metric))
     if test.metric == "accuracy":
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    else:
+    elif test.metric == "loss":
         axes.set_ylim(bottom=0)
     if test.chance is not None:
-        axes.axhline(
-            test.chance, color=CHANCE, ls="--", lw=1.2, label=f"chance ({test.chance:.0%})"
-        )
+        shown = f"{test.chance:.0%}" if test.metric == "accuracy" else f"{test.chance:.3g}"
+        label = f"{test.chance_name} ({shown})"
+        axes.axhline(test.chance, color=CHANCE, ls="--", lw=1.2, label=label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="best")

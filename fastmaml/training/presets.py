@@ -2,12 +2,27 @@
 
 The sinusoid's are the MAML paper's (Finn et al., 2017). Omniglot has the paper's inner loop and
 meta-batch, with an outer loop made for a few thousand iterations instead of sixty. Language models
-get a head per task, as their tasks share no classes, and an outer loop as in fine-tuning.
+get a head per task, as their tasks share no classes, and an outer loop as in fine-tuning. Policies
+have ProMP's outer loop (Rothfuss et al., 2019), with a rate for a hundred iterations.
 """
 
 from __future__ import annotations
 
-from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import GlueConfig, IntentsConfig, PolicyConfig, RunConfig, TrainConfig
+
+_POLICIES = {
+    "iterations": 100,
+    "meta_lr": 3e-3,
+    "schedule": "cosine",
+    "tasks": 20,
+    "inner_lr": 0.1,
+    "eval_steps": 3,
+    "evaluate_every": 20,
+    "validation_episodes": 40,
+    "test_episodes": 40,
+    "checkpoint_every": 20,
+}
+"""Of all environments."""
 
 PRESETS: dict[str, RunConfig] = {
     "digits": TrainConfig(
@@ -84,6 +99,21 @@ PRESETS: dict[str, RunConfig] = {
         evaluate_every=100,
         validation_episodes=40,
         test_episodes=120,
+    ),
+    "navigation": PolicyConfig(
+        dataset="navigation",
+        out="runs/navigation",
+        **_POLICIES,  # type: ignore[arg-type]
+    ),
+    "corners": PolicyConfig(
+        dataset="corners",
+        out="runs/corners",
+        **_POLICIES,  # type: ignore[arg-type]
+    ),
+    "rl": PolicyConfig(
+        dataset="rl",
+        out="runs/rl",
+        **_POLICIES,  # type: ignore[arg-type]
     ),
 }
 """The defaults of each data set."""

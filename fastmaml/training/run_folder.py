@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastmaml._files import write_whole
-from fastmaml.training.evaluation import Evaluation, format_metric
+from fastmaml.training.evaluation import Evaluation, format_metric, quantity
 
 CHECKPOINT = "last.safetensors"
-_OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "tensorboard")
+_OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "paths.png", "tensorboard")
 _PLOT_EXTRA = 'pip install "fastmaml[plot]"'
 
 
@@ -76,18 +76,21 @@ class RunReport:
             def show(completed: int, line: dict[str, Any] | None = None) -> None:
                 speed = shown.tasks[0].speed
                 rate = f"{speed:.1f}/s" if speed else ""
-                note = f"loss {line['loss']:.3f}" if line else ""
+                note = _note(line) if line else ""
                 shown.update(task, completed=completed, rate=rate, note=note)
 
             yield show
 
-    def finish(self, test: Evaluation, result: dict[str, Any], title: str) -> None:
-        """Print the final test; write ``result.json`` and ``curves.png``."""
+    def finish(
+        self, test: Evaluation, result: dict[str, Any], title: str, more: Sequence[str] = ()
+    ) -> None:
+        """Print the final test; write ``result.json`` and ``curves.png``; name `more` files."""
         show_evaluation(self.console, test, title)
         write_whole(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
         written = "result.json, metrics.jsonl"
         if self._plots and self._plot(test, title):
             written += ", curves.png"
+        written = ", ".join((written, *more))
         self.say(f"Written to {self.folder}: {CHECKPOINT}, {written}.")
 
     def stopping(self, name: str) -> None:
@@ -104,12 +107,17 @@ class RunReport:
 
     def _say_validation(self, line: dict[str, Any]) -> None:
         found = line["validation"]
-        metric = "accuracy" if "accuracy" in found else "loss"
+        metric = next(name for name in ("accuracy", "return", "loss") if name in found)
         now = format_metric(metric, found[metric], found["interval_95"])
         before = format_metric(metric, found["no_adaptation"])
         self.say(
             f"iteration {line['iteration']}: validation {metric} {now} (before adaptation {before})"
         )
+
+    @property
+    def plots(self) -> bool:
+        """Whether pictures are wanted."""
+        return self._plots
 
     def _plot(self, test: Evaluation, title: str) -> bool:
         from fastmaml.training.plots import plot_run
@@ -143,19 +151,26 @@ class RunReport:
         self.say(f"The earlier run in {self.folder} was moved to {aside}.")
 
 
+def _note(line: dict[str, Any]) -> str:
+    """What the progress bar says of an iteration."""
+    if "return" in line:
+        return f"return {line['no_adaptation']:.3g} to {line['return']:.3g}"
+    return f"loss {line['loss']:.3f}"
+
+
 def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
     """Print an evaluation beside no adaptation and chance, and a line for each step."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", min_width=48)
     table.add_column("inner steps")
-    table.add_column(f"query {test.metric}", justify="right")
+    table.add_column(quantity(test.metric), justify="right")
     for step in range(test.steps + 1):
         name = "0 (no adaptation)" if step == 0 else str(step)
         style = "bold" if step == test.steps else None
         table.add_row(name, test.text(step), style=style)
     if test.chance is not None:
-        table.add_row("chance", format_metric(test.metric, test.chance))
+        table.add_row(test.chance_name, format_metric(test.metric, test.chance))
     table.caption = f"mean and 95% interval over {test.episodes} episodes"
     console.print(table)
     if test.by_name:

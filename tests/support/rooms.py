@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.memory",),
     ("engine.planning",),
     ("maml", "_environment"),
+    ("rl",),
     ("compat", "training"),
     ("measure",),
     ("cli",),

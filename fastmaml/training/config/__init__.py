@@ -1,6 +1,7 @@
 """The configurations: frozen dataclasses for the flags, the TOML file and the checkpoint."""
 
 from fastmaml.training.config.loop import LoopConfig
+from fastmaml.training.config.policy import PolicyConfig
 from fastmaml.training.config.run import RunConfig, TrainConfig
 from fastmaml.training.config.text import GlueConfig, IntentsConfig, TextConfig
 from fastmaml.training.config.toml import read_toml
@@ -9,6 +10,7 @@ __all__ = [
     "GlueConfig",
     "IntentsConfig",
     "LoopConfig",
+    "PolicyConfig",
     "RunConfig",
     "TextConfig",
     "TrainConfig",

@@ -15,10 +15,12 @@ LEAST = {
     **dict.fromkeys(("first_order_until", "multi_step_until"), 0),
     **dict.fromkeys(("inner_lr", "inner_momentum", "weight_decay", "dropout"), 0),
     **dict.fromkeys(("validation_classes", "test_classes", "classes_seed"), 0),
+    **dict.fromkeys(("trajectories", "horizon", "hidden", "epochs", "test_trajectories"), 1),
+    **dict.fromkeys(("discount", "trace", "inner_kl", "inner_decay"), 0),
 }
 """The smallest value that a number may have."""
 
-POSITIVE = {"meta_lr", "clip", "prototype_scale"}
+POSITIVE = {"meta_lr", "clip", "prototype_scale", "deviation", "ratio_clip", "max_kl"}
 
 
 def did_you_mean(key: str, names: list[str]) -> str:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from fastmaml import rules
 from fastmaml.episodes import Episodes
-from fastmaml.gradients import GradientMethod
-from fastmaml.gradients.names import NUMBERED, named
 from fastmaml.maml import MAML
-from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import (
+    GlueConfig,
+    IntentsConfig,
+    PolicyConfig,
+    RunConfig,
+    TrainConfig,
+)
+from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.outer_loop import OuterLoop
+from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
 from fastmaml.training.recipes.glue import Glue
 from fastmaml.training.recipes.images import Images
 from fastmaml.training.recipes.intents import Intents
+from fastmaml.training.recipes.parts import gradient_of, resolve_device, rule_of
 from fastmaml.training.trainer import MetaTrainer
 
 HELD_OUT_SEEDS = {"validation": 1_000_001, "test": 1_000_002}
 """Whatever the run's seed, all runs are evaluated on the same episodes."""
 
 
-def build_trainer(config: RunConfig) -> MetaTrainer:
+def build_trainer(config: RunConfig) -> OuterLoop:
     """The whole run, ready to `fit` or `resume`; sets PyTorch's threads and its random seed.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError, ImportError: what the configuration asks
             for cannot be had; the message says why.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if not isinstance(config, PolicyConfig):
+        return build_meta_trainer(config)
+    _set_threads(config)
+    return policies.build_trainer(config, resolve_device(config.device))
+
+
+def build_meta_trainer(config: RunConfig) -> MetaTrainer:
+    """The same of a run on episodes."""
+    _set_threads(config)
     return MetaTrainer(
         build_maml(config),
         build_episodes(config, "train"),
@@ -42,15 +56,18 @@ def build_trainer(config: RunConfig) -> MetaTrainer:
 
 def build_maml(config: RunConfig) -> MAML:
     """The data set's model in a `MAML`, initialised from the configuration's seed."""
-    device, found = resolve_device(config.device), recipe(config)
+    device = resolve_device(config.device)
+    if isinstance(config, PolicyConfig):
+        return policies.build_learner(config, device).maml
+    found = recipe(config)
     torch.manual_seed(config.seed)
     model = found.model().to(device, getattr(torch, config.dtype))
     return MAML(
         model,
         steps=config.inner_steps,
         loss=found.loss(),
-        rule=_rule(config),
-        gradient=_gradient(config),
+        rule=rule_of(config),
+        gradient=gradient_of(config),
         scope=found.scope(model),
         head=found.head(),
         executor=None if config.executor == "auto" else config.executor,
@@ -73,6 +90,24 @@ def build_episodes(config: RunConfig, split: str, seed: int | None = None) -> It
     return source if config.dtype == "float32" else Converted(source, getattr(torch, config.dtype))
 
 
+def build_evaluator(
+    config: RunConfig, split: str, seed: int | None = None
+) -> tuple[MAML, Callable[[int, int], Evaluation]]:
+    """A learner to load weights into, and ``evaluate(episodes, steps)`` of it.
+
+    Args:
+        config: the configuration.
+        split: what to evaluate on.
+        seed: of the episodes; see `build_episodes`.
+    """
+    if isinstance(config, PolicyConfig):
+        seed = HELD_OUT_SEEDS.get(split, config.seed) if seed is None else seed
+        return policies.build_evaluator(config, resolve_device(config.device), seed)
+    maml = build_maml(config)
+    source = build_episodes(config, split, seed)
+    return maml, lambda count, steps: evaluate(maml, iter(source), count, steps)
+
+
 def recipe(config: RunConfig) -> Recipe:
     """What this kind of data set needs."""
     if isinstance(config, TrainConfig):
@@ -84,38 +119,6 @@ def recipe(config: RunConfig) -> Recipe:
     raise ValueError(f"{type(config).__name__} describes no data set; give one of its subclasses.")
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one.
-
-    Raises:
-        ValueError: the device is unknown or absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={name!r} cannot be used here ({reason}). `fastmaml info` lists the devices; "
-            "--device cpu always works."
-        ) from None
-    return device
-
-
-def _rule(config: RunConfig) -> rules.Rule:
-    lr = config.inner_lr
-    if config.rule == "momentum":
-        return rules.Momentum(lr, config.inner_momentum)
-    return {"sgd": rules.SGD, "adam": rules.Adam, "meta-sgd": rules.MetaSGD, "lslr": rules.LSLR}[
-        config.rule
-    ](lr)
-
-
-def _gradient(config: RunConfig) -> GradientMethod | None:
-    name = config.gradient
-    if name == "auto":
-        return None
-    numbers = {"segments": config.segments, "last": config.last}
-    return named(name, numbers[NUMBERED[name]] if name in NUMBERED else None)
+def _set_threads(config: RunConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)

@@ -1,0 +1,222 @@
+"""`OuterLoop`: iterations, evaluation, checkpoints, metrics and plots, whatever is learned."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from fastmaml._environment import describe_device, versions
+from fastmaml.engine.base.errors import NonFiniteLoss
+from fastmaml.maml import MAML
+from fastmaml.training import checkpoint
+from fastmaml.training.checkpoint import Checkpoint
+from fastmaml.training.config import LoopConfig
+from fastmaml.training.evaluation import Evaluation
+from fastmaml.training.interrupts import Interrupted, InterruptGuard
+from fastmaml.training.run_folder import CHECKPOINT, RunReport
+from fastmaml.training.schedules import cosine
+
+
+class OuterLoop(ABC):
+    """What trainers have in common: `fit`, `save` and `resume`.
+
+    Args:
+        maml: what is trained.
+        config: of the outer loop; it is kept in the checkpoint, which only the same can resume.
+        optimizer: of ``maml.parameters()``; None for the one that `config` describes.
+        screen: whether to print.
+    """
+
+    def __init__(
+        self, maml: MAML, config: LoopConfig, optimizer: Optimizer | None, screen: bool
+    ) -> None:
+        self.maml, self.config, self.screen = maml, config, screen
+        self.optimizer = _optimizer(maml, self.config) if optimizer is None else optimizer
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.device = next(maml.parameters()).device
+        self.folder = Path(self.config.out)
+        self.iteration = 0
+        self._resumed: Path | None = None
+        self._seconds, self._since = 0.0, time.perf_counter()
+
+    @abstractmethod
+    def step(self) -> dict[str, Any]:
+        """One iteration; its line of ``metrics.jsonl``."""
+
+    @abstractmethod
+    def _validate(self) -> dict[str, Any]:
+        """What an evaluation in between adds to the line of an iteration; {} for nothing."""
+
+    @abstractmethod
+    def _tested(self, after_batch: Callable[[int], None]) -> Evaluation | None:
+        """The final test; None where there is nothing to test on.
+
+        Args:
+            after_batch: is called with the number of episodes done.
+        """
+
+    @abstractmethod
+    def _source_state(self) -> Any:
+        """Where what is trained on stands; None where that cannot be said."""
+
+    @abstractmethod
+    def _load_source(self, state: Any) -> None:
+        """Let it go on from there."""
+
+    @abstractmethod
+    def _require_source(self, path: Path, state: Any) -> None:
+        """Raise ValueError where it cannot go on from there."""
+
+    def _finished(self, report: RunReport, found: Evaluation) -> list[str]:
+        """Write more files of the run, and name them."""
+        return []
+
+    def fit(self) -> Evaluation | None:
+        """Train up to ``config.iterations``, then test.
+
+        Returns:
+            The test's result; None without test episodes.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM, after the iteration was finished and saved.
+            NonFiniteLoss: a loss or meta-gradient is not finite; the state before it was saved.
+        """
+        continued = self._resumed is not None and self._resumed.parent == self.folder
+        last = self.iteration if continued else None
+        report = RunReport(self.folder, last, self.config.plots, self.screen)
+        self._since = time.perf_counter()
+        with report, InterruptGuard(report.stopping) as guard:
+            try:
+                self._train(report, guard)
+                return self._test(report, guard)
+            except (Interrupted, NonFiniteLoss):
+                self.save()
+                raise
+
+    def _train(self, report: RunReport, guard: InterruptGuard) -> None:
+        """Run the outer loop up to the configured number of iterations."""
+        config = self.config
+        with report.bar("meta-training", self.iteration, config.iterations) as show:
+            if self._resumed is None and config.evaluate_every:
+                report.line({"iteration": 0, "seconds": 0.0, **self._validate()})
+            while self.iteration < config.iterations:
+                line = self.step()
+                if self._due(config.evaluate_every):
+                    line |= self._validate()
+                report.line(line)
+                show(self.iteration, line)
+                if self._due(config.checkpoint_every):
+                    self.save()
+                guard.check()
+        self.save()
+
+    def save(self, path: Path | None = None) -> None:
+        """Write a checkpoint, by default ``last.safetensors`` in the run's folder."""
+        state = {
+            "maml": dict(self.maml.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "episodes": self._source_state(),
+            "random": _random_state(self.device),
+            "device": self.device.type,
+            "seconds": self.seconds,
+        }
+        saved = Checkpoint(self.config.as_dict(), self.iteration, state)
+        checkpoint.save(path or self.folder / CHECKPOINT, saved)
+
+    def resume(self, path: Path) -> None:
+        """Take the state of a checkpoint; `fit` then goes on from there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a damaged file, or one of another configuration or kind of device.
+        """
+        saved = checkpoint.load(path)
+        self._check_resumable(path, saved)
+        self.maml.load_state_dict(saved.state["maml"])
+        self.optimizer.load_state_dict(saved.state["optimizer"])
+        self._load_source(saved.state["episodes"])
+        torch.set_rng_state(saved.state["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.state["random"]["cuda"], self.device)
+        self.iteration, self._seconds = saved.iteration, saved.state["seconds"]
+        self._since, self._resumed = time.perf_counter(), path
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, of the resumed run too."""
+        return self._seconds + time.perf_counter() - self._since
+
+    def _check_resumable(self, path: Path, saved: Checkpoint) -> None:
+        different = self.config.differences(saved.config)
+        if different:
+            raise ValueError(
+                f"{path} is of another run: {'; '.join(different)}. Resume with the values of the "
+                "checkpoint, or train anew without --resume."
+            )
+        if saved.iteration > self.config.iterations:
+            raise ValueError(
+                f"{path} is at iteration {saved.iteration}, past iterations="
+                f"{self.config.iterations}: raise iterations to go on."
+            )
+        if saved.state["device"] != self.device.type:
+            raise ValueError(
+                f"{path} was saved on {saved.state['device']} and cannot be resumed on "
+                f"{self.device.type}, where other episodes would follow: choose the same device."
+            )
+        self._require_source(path, saved.state["episodes"])
+
+    def _schedule(self) -> None:
+        """Set the outer learning rate of this iteration."""
+        if self.config.schedule == "cosine":
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * cosine(self.iteration, self.config.iterations)
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (
+            self.iteration % every == 0 or self.iteration == self.config.iterations
+        )
+
+    def _test(self, report: RunReport, guard: InterruptGuard) -> Evaluation | None:
+        count = self.config.test_episodes
+        with report.bar("final test", 0, count) as show:
+
+            def after_batch(done: int) -> None:
+                show(done)
+                guard.check()
+
+            found = self._tested(after_batch)
+        if found is None:
+            return None
+        result = {
+            "title": self.config.title,
+            "test": found.as_dict(),
+            "iterations": self.iteration,
+            "seconds": round(self.seconds, 1),
+            "device": describe_device(self.device),
+            "versions": versions(),
+            "config": self.config.as_dict(),
+        }
+        report.finish(found, result, self.config.title, self._finished(report, found))
+        return found
+
+
+def _optimizer(maml: MAML, config: LoopConfig) -> Optimizer:
+    parameters, decay = maml.parameters(), config.weight_decay
+    if config.optimizer == "sgd":
+        return SGD(parameters, config.meta_lr, momentum=0.9, weight_decay=decay)
+    kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
+    return kind(parameters, config.meta_lr, weight_decay=decay)
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state

@@ -1,0 +1,49 @@
+"""Parts of a run that a configuration names, whatever is learned."""
+
+from __future__ import annotations
+
+import torch
+
+from fastmaml import rules
+from fastmaml.gradients import GradientMethod
+from fastmaml.gradients.names import NUMBERED, named
+from fastmaml.training.config import RunConfig
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: the device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={name!r} cannot be used here ({reason}). `fastmaml info` lists the devices; "
+            "--device cpu always works."
+        ) from None
+    return device
+
+
+def rule_of(config: RunConfig) -> rules.Rule:
+    """How parameters move."""
+    lr = config.inner_lr
+    if config.rule == "momentum":
+        return rules.Momentum(lr, config.inner_momentum)
+    return {"sgd": rules.SGD, "adam": rules.Adam, "meta-sgd": rules.MetaSGD, "lslr": rules.LSLR}[
+        config.rule
+    ](lr)
+
+
+def gradient_of(config: RunConfig) -> GradientMethod | None:
+    """How the inner loop is differentiated; None for `MAML` to choose."""
+    name = config.gradient
+    if name == "auto":
+        return None
+    numbers = {"segments": config.segments, "last": config.last}
+    return named(name, numbers[NUMBERED[name]] if name in NUMBERED else None)
