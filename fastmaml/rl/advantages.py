@@ -131,8 +131,7 @@ class GAE:
         mean = advantages.sum((1, 2), keepdim=True) / count
         centred = (advantages - mean) * mask
         deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-        scale = (trajectories.rewards * mask).abs().amax((1, 2), keepdim=True)
-        alike = deviation <= 1e-6 * scale.clamp(min=torch.finfo(deviation.dtype).tiny)
+        alike = _alike(trajectories) | (deviation == 0)
         if not self.sparse and bool(alike.any()):
             task = int(alike.flatten().nonzero()[0])
             raise ValueError(
@@ -141,6 +140,18 @@ class GAE:
                 "GAE(sparse=True) takes them as zero."
             )
         return torch.where(alike, 0, centred / torch.where(alike, 1, deviation))
+
+
+def _alike(trajectories: Trajectories) -> Tensor:
+    """``[tasks, 1, 1]``: tasks of which every trajectory has as many steps and the same rewards.
+
+    What a baseline leaves of them is the error of its fit.
+    """
+    rewards, mask, lengths = trajectories.rewards, trajectories.mask, trajectories.lengths
+    least = torch.where(mask, rewards, torch.inf).amin((1, 2), keepdim=True)
+    most = torch.where(mask, rewards, -torch.inf).amax((1, 2), keepdim=True)
+    as_long = lengths.amin(1) == lengths.amax(1)
+    return (least == most) & as_long.view(-1, 1, 1)
 
 
 def discounted(x: Tensor, discount: float) -> Tensor:

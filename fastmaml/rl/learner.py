@@ -8,7 +8,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import grad, jvp
 from torch.optim import Optimizer
 
 from fastmaml.engine.base.distributions import Parts
@@ -71,6 +70,11 @@ class MetaPolicy:
         self.surrogate = LVC() if surrogate is None else surrogate
         self.outer = PPO() if outer is None else outer
         self.advantages = GAE() if advantages is None else advantages
+        if self.outer.exploration and not self.surrogate.explores:
+            raise ValueError(
+                f"exploration=True says how actions before adaptation are chosen, which "
+                f"{self.surrogate} counts as well: give surrogate=LogProb() with it, or neither."
+            )
         self._step = self.maml.per_task(self._objective)
         self._along = self.maml.per_task(self._outputs_along)
         self._back = self.maml.per_task(self._outputs_back)
@@ -207,6 +211,7 @@ class MetaPolicy:
         Args:
             apart: ``[tasks, steps + 1]``: how far the log-probabilities are from theirs.
         """
+        apart = apart.detach()
         most = APART.get(apart.dtype, 1e-3)
         wrong = (~(apart <= most)).nonzero().tolist()
         if wrong:
@@ -297,18 +302,16 @@ def _apart(distribution: Distribution, data: dict[str, Any]) -> Tensor:
 
 def _fisher_product(parts: Parts, tangents: Parts, query: dict[str, Any]) -> Parts:
     """F·tangents: the derivative of the divergence's gradient, at no divergence, mean over all."""
-    mask = query["mask"]
+    mask, fixed = query["mask"], parts.distribution()
     weights = mask / mask.sum((1, 2), keepdim=True)
-    fixed = parts.distribution()
-
-    def total(tensors: list[Tensor]) -> Tensor:
-        now = parts.like(tensors).distribution()
-        return (divergence(fixed, now) * weights).sum()
-
-    given: Any = (parts.tensors,), (tangents.tensors,)
-    slope, found = jvp(grad(total), *given)[:2]
-    for g, x in zip(slope, parts.tensors, strict=True):
-        if float(g.abs().max()) > 1e-3 * float(weights.max()):
+    with torch.enable_grad():
+        tensors = [x.detach().requires_grad_() for x in parts.tensors]
+        total = (divergence(fixed, parts.like(tensors).distribution()) * weights).sum()
+        slope = torch.autograd.grad(total, tensors, create_graph=True, materialize_grads=True)
+        along: Any = sum((g * t).sum() for g, t in zip(slope, tangents.tensors, strict=True))
+        found = torch.autograd.grad(along, tensors, materialize_grads=True)
+    for g, x in zip(slope, tensors, strict=True):
+        if float(g.detach().abs().max()) > 1e-3 * float(weights.max()):
             raise ValueError(
                 f"the divergence of a {type(fixed).__name__} has a slope in its tensor of shape "
                 f"{list(x.shape)} where both distributions are the same, so that its tensors are "

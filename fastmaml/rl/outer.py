@@ -24,7 +24,7 @@ class Outer(ABC):
     Attributes:
         exploration: add log π of the actions before adaptation times the return after it (E-MAML,
             Stadie et al., 2018): what the policy does before it adapts is then also chosen for what
-            can be learned from it.
+            can be learned from it. With the surrogate `LogProb` alone: others count that, too.
         inner_kl: weight of KL(policy that acted ‖ policy now), averaged over inner steps.
     """
 
@@ -94,7 +94,7 @@ class Ascent(Outer):
             norm = clip_grad_norm_(parameters, self.clip_norm or float("inf"))
             optimizer.step()
             losses.append(out.loss.item())
-            found = {"kl": out.outputs["kl"].mean().item()}
+            found = {"kl": out.outputs["kl"].detach().mean().item()}
         return {"loss": losses[0], "gradient_norm": norm.item(), **found}
 
 

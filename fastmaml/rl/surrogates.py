@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,14 @@ from torch.distributions import Distribution
 
 @dataclass(frozen=True)
 class Surrogate(ABC):
-    """A loss of one task's trajectories, the mean over the steps that count."""
+    """A loss of one task's trajectories, the mean over the steps that count.
+
+    Attributes:
+        explores: whether its derivative takes the actions as given, so that how they are chosen is
+            for the outer objective to count (`Outer.exploration`).
+    """
+
+    explores: ClassVar[bool] = False
 
     def loss(self, distribution: Distribution, data: Mapping[str, Any]) -> Tensor:
         """A scalar.
@@ -54,8 +61,12 @@ class LogProb(Surrogate):
     """A·log π, as in MAML (Finn et al., 2017).
 
     Its Hessian lacks E[A ∇log π ∇log πᵀ], so the meta-gradient is biased: the Hessian is 12% off on
-    a bandit, and 315% on a decision process of two steps. For comparisons.
+    a bandit, and more than half on a decision process of two steps. For comparisons, and for
+    E-MAML: with ``exploration=True`` of the outer objective the meta-gradient is exact, that of the
+    return after steps on the trajectories at hand.
     """
+
+    explores: ClassVar[bool] = True
 
     def weights(self, log_probs: Tensor, before: Tensor) -> Tensor:
         """log π."""

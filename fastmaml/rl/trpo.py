@@ -70,7 +70,7 @@ class TRPO(Outer):
                 for p, begin, d in zip(parameters, start, direction, strict=True):
                     p.copy_(begin - scale * 0.5**halved * d)
                 now = learner.meta_step(batches, query)
-                loss, kl = now.loss.item(), now.outputs["kl"].mean().item()
+                loss, kl = now.loss.item(), now.outputs["kl"].detach().mean().item()
                 if loss < before and kl <= 1.5 * self.max_kl:
                     break
             else:

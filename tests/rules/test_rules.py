@@ -22,6 +22,7 @@ from fastmaml.rules import (
     MetaSGD,
     Momentum,
     Rule,
+    Scheduled,
     WeightDecay,
     chain,
 )
@@ -66,6 +67,31 @@ def test_adaptation_equals_torch_optim(name: str, steps: int) -> None:
         optimise.step()
     for own, theirs in zip(learner.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [SGD(0.4), MetaSGD(0.4), Momentum(0.4, 0.8)])
+def test_a_schedule_multiplies_the_update_of_each_step(rule: Rule) -> None:
+    x, y = tensor(2, 5, 3, seed=1), tensor(2, 5, 2, seed=2)
+    episodes = fm.Episodes(fm.Batch(x, y), fm.Batch(x + 1, y))
+    never = fm.MAML(make_model(), rule=Scheduled(rule, (1, 0)), steps=3, loss=F.mse_loss)
+    once = fm.MAML(make_model(), rule=rule, steps=1, loss=F.mse_loss)
+    torch.testing.assert_close(never(episodes).losses, once(episodes).losses, rtol=1e-12, atol=0)
+    same = fm.MAML(make_model(), rule=Scheduled(rule, [1]), steps=3, loss=F.mse_loss)
+    plain = fm.MAML(make_model(), rule=rule, steps=3, loss=F.mse_loss)
+    torch.testing.assert_close(same(episodes).losses, plain(episodes).losses, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "factors", "message"),
+    [
+        (SGD(0.1), (), "give a factor"),
+        (SGD(0.1), (1, -1), "finite number of at least 0"),
+        (ClipNorm(1.0), (1,), "a rule that moves"),
+    ],
+)
+def test_schedules_that_are_none(rule: Rule, factors: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scheduled(rule, factors)
 
 
 def test_clipping_equals_torch_and_is_per_task() -> None:

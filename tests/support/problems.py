@@ -22,6 +22,7 @@ from fastmaml.rules import (
     MetaSGD,
     Momentum,
     Rule,
+    Scheduled,
     WeightDecay,
     chain,
 )
@@ -202,6 +203,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "lslr": lambda: LSLR(0.3),
     "clip-decay-sgd": lambda: chain(ClipNorm(0.5), WeightDecay(0.2), SGD(0.3)),
     "clip-value-momentum": lambda: chain(ClipValue(0.4), Momentum(0.2)),
+    "scheduled": lambda: Scheduled(Momentum(0.2, 0.8), (1.0, 0.5)),
     "decay-lslr": lambda: chain(WeightDecay(0.2), LSLR(0.3)),
 }
 
