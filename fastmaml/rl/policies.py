@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ class GaussianPolicy(nn.Module):
         actions: how many numbers an action has.
         hidden: units of each hidden layer, with tanh.
         deviation: that the standard deviations begin with.
-        least_deviation: they never fall below it, so that no action becomes certain.
+        least_deviation: what the exponential of the parameter is added to, so that no action
+            becomes certain.
     """
 
     def __init__(
@@ -38,20 +39,47 @@ class GaussianPolicy(nn.Module):
         least_deviation: float = 1e-3,
     ) -> None:
         super().__init__()
-        if not 0 < least_deviation <= deviation < math.inf:
+        if not 0 < least_deviation < deviation < math.inf:
             raise ValueError(
                 f"deviation={deviation!r}, least_deviation={least_deviation!r}: give positive "
-                "numbers, the least one not above the other."
+                "numbers, the least one below the other."
             )
         self.mean = network(observations, hidden, actions)
-        self.log_deviation = nn.Parameter(torch.full((actions,), math.log(deviation)))
-        self.least_log_deviation = math.log(least_deviation)
+        start = math.log(deviation - least_deviation)
+        self.log_deviation = nn.Parameter(torch.full((actions,), start))
+        self.least_deviation = least_deviation
 
     def forward(self, observations: Tensor) -> Independent:
         """Of actions ``[..., actions]``, for observations ``[..., observations]``."""
-        deviation = self.log_deviation.clamp(min=self.least_log_deviation).exp()
-        normal = Normal(self.mean(observations), deviation, validate_args=False)
-        return Independent(normal, 1, validate_args=False)
+        deviation = self.log_deviation.exp() + self.least_deviation
+        return DiagonalNormal(self.mean(observations), deviation)
+
+
+@final
+class DiagonalNormal(Independent):
+    """Independent normal distributions with the same deviations for all of a batch.
+
+    As it is made, the density needs one logarithm for each deviation, not one for each action; all
+    else is as of ``Independent(Normal(mean, deviation), 1)``.
+
+    Args:
+        mean: ``[..., actions]``.
+        deviation: ``[actions]``.
+    """
+
+    left_out: ClassVar[tuple[str, ...]] = ("deviation",)
+    """What `Parts` need not keep."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__(Normal(mean, deviation, validate_args=False), 1, validate_args=False)
+        self.deviation = deviation
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The logarithm of the density, ``[...]``, at actions ``[..., actions]``."""
+        deviation = vars(self).get("deviation", self.base_dist.scale)
+        apart = (value - self.base_dist.loc) / deviation
+        same = deviation.log() + 0.5 * math.log(2 * math.pi)
+        return -0.5 * (apart * apart).sum(-1) - same.sum(-1)
 
 
 class CategoricalPolicy(nn.Module):

@@ -110,6 +110,14 @@ PRESETS: dict[str, RunConfig] = {
         out="runs/corners",
         **_POLICIES,  # type: ignore[arg-type]
     ),
+    **{
+        name: PolicyConfig(
+            dataset=name,
+            out=f"runs/{name}",
+            **{**_POLICIES, "iterations": 400, "meta_lr": 1e-3},  # type: ignore[arg-type]
+        )
+        for name in ("cheetah-dir", "cheetah-vel", "ant-dir", "ant-vel")
+    },
     "rl": PolicyConfig(
         dataset="rl",
         out="runs/rl",

@@ -26,6 +26,7 @@ class _Frame:
 
     def __init__(self, kind: type[Distribution], attributes: dict[str, Any]) -> None:
         self.kind, self.attributes = kind, attributes
+        self._largest = max(self._places(), key=lambda place: place.rank, default=None)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Frame):
@@ -40,7 +41,7 @@ class _Frame:
         made = self.kind.__new__(self.kind)
         for name, value in self.attributes.items():
             made.__dict__[name] = _filled(value, tensors)
-        place = max(self._places(), key=lambda place: place.rank, default=None)
+        place = self._largest
         if place is not None:
             x, event = tensors[place.number], place.rank - len(made._batch_shape)
             made._batch_shape = x.shape[: x.ndim - event]
@@ -76,7 +77,7 @@ class Parts:
 
     @classmethod
     def of(cls, distribution: Distribution) -> Parts:
-        """Those of a distribution.
+        """Those of a distribution, but for attributes that its class names as `left_out`.
 
         Raises:
             TypeError: it keeps something that is neither tensor, number nor distribution.
@@ -104,7 +105,10 @@ class Parts:
 
 def _frame(distribution: Distribution, tensors: list[Tensor]) -> _Frame:
     attributes: dict[str, Any] = {}
+    left_out = getattr(type(distribution), "left_out", ())
     for name, value in vars(distribution).items():
+        if name in left_out:
+            continue
         if isinstance(value, Tensor):
             known = (i for i, x in enumerate(tensors) if x is value)
             attributes[name] = _Place(next(known, len(tensors)), value.ndim)

@@ -151,7 +151,8 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         calls: list[int] = []
         query, kept = saved(lambda: function.query(loop, leaves, calls), set())
         check_differentiable_twice([query.value], lambda: [query.value])
-        kept = 2 * kept // max(calls[0], 1)  # of one step and the query pass, as elsewhere
+        # Of one step and the query pass, as elsewhere; where nothing is learned, of one pass.
+    kept = (1 + function.learns) * kept // max(calls[0], 1)
     free = free_bytes(device) // 2 if asked.budget is None else asked.budget
     size = 1 if refusal else chunk_size(tasks, asked, kept, device, free)
     sums = sum(x.nbytes for x in tensors_of(call.meta))

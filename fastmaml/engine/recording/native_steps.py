@@ -82,6 +82,8 @@ _THROUGH_THE_DISPATCHER = {
     _aten.mm.default,
     _aten.bmm.default,
     _aten.cat.default,
+    _aten.stack.default,
+    _aten.max.default,
     _aten.gather.default,
     _aten.embedding.default,
     _aten.slice_backward.default,
@@ -182,7 +184,8 @@ class Encoder:
         a, *rest = step.arguments
         b: Any = rest[0] if rest else 0.0
         if step.function is _aten.pow.Tensor_Scalar:
-            kind, b = _POWERS.get(b) if type(b) in (int, float) else None, 0.0
+            # The first power is what the derivative of a square begins with.
+            kind, b = (_MUL, 1.0) if b == 1 else (_POWERS.get(b), 0.0)
         made = step.results
         if kind is None or step.keywords or len(rest) > 1 or type(made) is not int:
             raise _NotNativeError

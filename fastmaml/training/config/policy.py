@@ -16,7 +16,9 @@ class PolicyConfig(RunConfig):
         ValueError: a value of the wrong type or out of range, or one that means nothing here.
     """
 
-    dataset: Literal["navigation", "corners", "rl"] = "navigation"
+    dataset: Literal[
+        "navigation", "corners", "cheetah-dir", "cheetah-vel", "ant-dir", "ant-vel", "rl"
+    ] = "navigation"
     """Environment."""
     env: str | None = None
     """For rl: module:function, which makes an Environment, or (environment, policy)."""

@@ -11,6 +11,7 @@ from torch import nn
 from fastmaml import rl
 from fastmaml.maml import MAML
 from fastmaml.rl.environments.base import Environment
+from fastmaml.rl.environments.locomotion import Locomotion
 from fastmaml.rl.outer import Outer
 from fastmaml.rl.surrogates import Surrogate
 from fastmaml.rules import Scheduled
@@ -20,13 +21,14 @@ from fastmaml.training.imported import imported
 from fastmaml.training.policy_trainer import PolicyTrainer, evaluate_policy
 from fastmaml.training.recipes.parts import gradient_of, rule_of
 
-ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
+ENVIRONMENTS: dict[str, type[Environment]] = {
     "navigation": rl.Navigation,
     "corners": rl.Corners,
+    "cheetah-dir": rl.environments.CheetahDir,
+    "cheetah-vel": rl.environments.CheetahVel,
+    "ant-dir": rl.environments.AntDir,
+    "ant-vel": rl.environments.AntVel,
 }
-
-UNTRAINED_TASKS = 40
-"""On which an untrained policy is evaluated."""
 
 
 def build_trainer(config: PolicyConfig, device: torch.device) -> PolicyTrainer:
@@ -41,11 +43,14 @@ _VALIDATION, _TEST = 1_000_001, 1_000_002
 
 def build_environment(config: PolicyConfig, seed: int) -> Environment:
     """The environment of that name; it draws from its own seed."""
-    if config.dataset != "rl":
-        return ENVIRONMENTS[config.dataset](seed=seed)
-    found = _made(config)[0]
-    found.generator.manual_seed(seed)
-    return found
+    if config.dataset == "rl":
+        found = _made(config)[0]
+        found.generator.manual_seed(seed)
+        return found
+    kind: Any = ENVIRONMENTS[config.dataset]
+    own = {"threads": config.threads} if issubclass(kind, Locomotion) else {}
+    made: Environment = kind(**own, seed=seed)
+    return made
 
 
 def build_learner(config: PolicyConfig, device: torch.device) -> rl.MetaPolicy:

@@ -1,0 +1,70 @@
+"""Calls of a per-task function again and again, in a little while in which nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from fastmaml.engine.base.distributions import Parts
+from fastmaml.engine.base.seeds import task_seeds
+from fastmaml.engine.base.trees import flatten, unflatten
+from fastmaml.engine.recording.arguments import FlatCall
+from fastmaml.engine.recording.replay import Recording, replay
+from fastmaml.ops import alone
+
+
+@final
+class Again:
+    """Replays a per-task function on some new tensors.
+
+    Args:
+        flat: a call of it, all tasks.
+        recordings: of its chunks.
+        last: how many leaves of the data, at their end, are new each time.
+    """
+
+    def __init__(self, flat: FlatCall, recordings: list[Recording], last: int) -> None:
+        end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
+        self._flat, self._recordings = flat, recordings
+        self._before, self._after = flat.own[: end - last], flat.own[end + 1 :]
+        first = recordings[0]
+        # Where in the results each leaf of the outputs is; the rest of the result is not wanted.
+        numbers: list[Any] = list(range(sum(map(sum, _masks(first)))))
+        self._outputs = first.layout.result(numbers).outputs
+        kept = (*flat.shared, *self._before)
+        self._tensors = [x for x in kept if isinstance(x, Tensor)]
+        self._rest = [x for x in self._after if isinstance(x, Tensor)]
+        self._alone = alone() if first.small else None
+
+    def __call__(self, new: Sequence[Tensor]) -> Any:
+        """What the function returns beside its loss; None where what it relied on has changed."""
+        if any(recording.stale() for recording in self._recordings):
+            return None
+        seeds = task_seeds(self._flat.tasks, self._flat.seeds.device)
+        given = [x.detach().contiguous() for x in new]
+        if len(self._recordings) > 1:
+            own = [*self._before, *given, seeds, *self._after]
+            flat = replace(self._flat, own=own, seeds=seeds)
+            return replay(flat.chunks(), self._recordings, own=True).outputs
+        found: list[Tensor] = []
+
+        def run() -> None:
+            with torch._C._AutoDispatchBelowAutograd():
+                tensors = *self._tensors, *given, seeds, *self._rest
+                found.extend(self._recordings[0].run(*tensors))
+
+        run() if self._alone is None else self._alone(run)
+        if isinstance(self._outputs, Parts):
+            places: Any = self._outputs.tensors
+            return self._outputs.like([found[i] for i in places])
+        leaves, spec = flatten(self._outputs)
+        return unflatten([found[i] if isinstance(i, int) else i for i in leaves], spec)
+
+
+def _masks(recording: Recording) -> tuple[list[bool], list[bool]]:
+    """Which leaves of the results are tensors."""
+    return recording.layout.by_task[0], recording.layout.sums[0]
