@@ -80,6 +80,7 @@ bench: $(STAMP)
 	$(BENCH).partial_scopes --rounds 5
 	$(BENCH).varying
 	$(BENCH).decoders --threads 2
+	$(BENCH).policies
 	$(BENCH).profiles --rounds 3 $(if $(BERT),--model $(BERT))
 	$(BENCH).vs_first_order --seconds 12
 	$(BENCH).meta_step --rounds 5 --budget 4 --patience 45 $(if $(PEERS),--peers $(PEERS))
@@ -99,6 +100,7 @@ bench-quick: $(STAMP)
 	$(BENCH).memory_growth --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png
 	$(BENCH).partial_scopes --quick --subjects conv4-head --steps 1 3
 	$(BENCH).varying --quick --subjects shots
+	$(BENCH).policies --quick
 	$(BENCH).profiles --quick --subjects digits
 	$(BENCH).vs_first_order --quick --subjects mlp
 	$(BENCH).meta_step --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(SMALL)/meta_step.json $(if $(PEERS),--peers $(PEERS))

@@ -22,22 +22,26 @@ class Heater(gymnasium.Env):
         self.wanted = wanted
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Begin near zero."""
         super().reset(seed=seed)
         self.temperature = self.np_random.normal(0.0, 0.1)
         return np.array([self.temperature]), {}
 
     def step(self, action: np.ndarray):
+        """Heat, and lose some of it."""
         self.temperature += 0.3 * float(action[0]) - 0.05 * self.temperature
         return np.array([self.temperature]), -abs(self.temperature - self.wanted), False, False, {}
 
 
 def make() -> rl.Environment:
+    """What ``fastmaml train rl --env`` is given."""
     return rl.Gymnasium(
         Heater, sample_task=lambda g: 4 * torch.rand((), generator=g).item() - 2, horizon=20
     )
 
 
 def main(iterations: int = 30, tasks: int = 10, trajectories: int = 10) -> None:
+    """Train, and print what adaptation brings."""
     torch.manual_seed(0)
     environment = make()
     learner = rl.MetaPolicy(rl.GaussianPolicy(1, 1), lr=0.1)

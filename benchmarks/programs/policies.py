@@ -2,8 +2,8 @@
 
     python -m benchmarks.programs.policies [--parts costs learning] [--seeds 5]
 
-Costs: acting, a meta-gradient and the product of TRPO with 20 tasks of 20 trajectories of 100 steps,
-beside loops over tasks and torch.func; all are compared in float64 first, then take turns.
+Costs: acting, a meta-gradient and the product of TRPO with 20 tasks of 20 trajectories of 100
+steps, beside loops over tasks and torch.func; all are compared in float64 first, then take turns.
 Learning: `fastmaml train navigation` and `corners` with several seeds, exactly and to first order,
 with the return after each inner step on tasks that were not trained on. Writes
 benchmarks/results/DEVICE/policies.json after every row.

@@ -26,6 +26,7 @@ from benchmarks.tables import choosing
 from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
+from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import rates as rate_tables
 from benchmarks.tables import times as time_tables
 from benchmarks.tables.cells import note, table
@@ -165,6 +166,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/measurements/ops.md": {"ops": measured("ops", rate_tables.ops)},
     "docs/how_to/migrating.md": {"migration": measured("migration", time_tables.speed)},
+    "docs/how_to/rl.md": {
+        "policies-costs": measured("policies", policy_tables.costs),
+        "policies-learned": measured("policies", policy_tables.learned),
+    },
     "docs/how_to/text.md": {
         "intents": measured("intents", language_tables.intents),
         "intents-pooler": measured("intents_pooler", language_tables.intents),

@@ -173,6 +173,23 @@ def test_what_varies_beside_a_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_policies_beside_a_loop(tmp_path: Path) -> None:
+    """Equal numbers, and returns of every seed."""
+    from benchmarks.tables import policies as policy_tables
+
+    path = tmp_path / "policies.json"
+    run("policies", "--quick", "--environments", "navigation", "--json", str(path))
+    found = result(path)
+    assert [row["row"] for row in found["costs"]] == ["acting", "meta-gradient", "trpo"]
+    assert max(row["error"] for row in found["costs"]) < 1e-12
+    assert "| product of TRPO |" in policy_tables.costs(found)
+    text = policy_tables.learned(found)
+    assert "| navigation, exact |" in text
+    assert "| navigation, first order |" in text
+    assert "A quick run" in text
+
+
+@pytest.mark.slow
 def test_decoders_beside_a_loop(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from benchmarks.tables import evidence as evidence_tables

@@ -27,6 +27,8 @@ PUBLIC = (
     "fastmaml.measure.verify",
     "fastmaml.models",
     "fastmaml.ops",
+    "fastmaml.rl",
+    "fastmaml.rl.environments",
     "fastmaml.rules",
     "fastmaml.training.config",
     *(

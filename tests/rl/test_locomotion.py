@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
@@ -31,9 +34,13 @@ def gain(name: str, speed: float, task: float) -> float:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bodies_move_as_gymnasium_s(name: str) -> None:
+def test_bodies_move_as_gymnasium_s(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes there what it thinks of gymnasium's files
     kind, known, options = BODIES[name]
     environment: Locomotion = kind(threads=2, seed=1)
+    assert not list(tmp_path.iterdir()), "of ours it has nothing to say"
     tasks = environment.sample_tasks(2).double()
     seen = environment.reset(tasks, 2)
     actions = 2 * torch.rand(3, 2, 2, environment.action_size, dtype=torch.float64) - 1
@@ -113,3 +120,16 @@ def test_the_adapter_takes_gymnasium_s_environments(name: str) -> None:
     assert found.observations.shape[3:] == (environment.observation_size,)
     assert environment.discrete == (name == "CartPole-v1")
     assert found.mask[:, 0].all()
+
+
+def test_the_example_s_environment_is_learned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("examples.own_environment")
+    environment = module.make()
+    assert isinstance(environment, rl.Gymnasium)
+    assert environment.horizon == 20
+    module.main(iterations=2, tasks=3, trajectories=4)
+    assert capsys.readouterr().out.count("after adaptation") == 2

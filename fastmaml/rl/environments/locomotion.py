@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ElementTree
 from abc import abstractmethod
 from typing import Any, ClassVar, final
 
@@ -39,7 +40,7 @@ class Locomotion(Environment):
         super().__init__(seed)
         mujoco, rollout, path = _found(self.body)
         self.horizon = horizon
-        self._model = mujoco.MjModel.from_xml_path(path)
+        self._model = _model(mujoco, path)
         threads = os.cpu_count() or 1 if threads is None else threads
         self._datas = [mujoco.MjData(self._model) for _ in range(threads)]
         self._rollout = rollout.Rollout(nthread=threads)
@@ -171,6 +172,21 @@ class AntVel(_Ant):
     def gain(self, speed: Tensor, tasks: Tensor) -> Tensor:
         """One less the distance from the task's speed."""
         return 1 - (speed - tasks).abs()
+
+
+def _model(mujoco: Any, path: str) -> Any:
+    """The body, with its mass as the file has it.
+
+    MuJoCo says of files that set a mass that this is deprecated, into a file where one stands.
+    """
+    tree = ElementTree.parse(path).getroot()
+    compiler = tree.find("compiler")
+    mass = None if compiler is None else compiler.attrib.pop("settotalmass", None)
+    model = mujoco.MjModel.from_xml_string(ElementTree.tostring(tree, encoding="unicode"))
+    if mass is not None:
+        mujoco.mj_setTotalmass(model, float(mass))
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
 
 
 def _found(body: str) -> tuple[Any, Any, str]:
