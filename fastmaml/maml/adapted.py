@@ -47,7 +47,7 @@ class Adapting:
 
         def predict(learner: TaskLearner, state: Any, before: int, inputs: Any) -> Any:
             go_on(learner, state, before)
-            outputs = taken_apart(learner(*inputs))
+            outputs = taken_apart(_called(learner, inputs[0] if len(inputs) == 1 else inputs))
             return next(learner.parameters()).sum() * 0, outputs  # the loss is nobody's
 
         self._further, self._predict = (
@@ -68,6 +68,23 @@ class Adapting:
         return Adapted(self, out.outputs, before + steps, out.losses)
 
 
+@final
+class LastAdapting:
+    """The inner steps that were asked for last; a copy (`copy.deepcopy`, pickling) begins empty."""
+
+    def __init__(self) -> None:
+        self._known: Adapting | None = None
+
+    def __reduce__(self) -> Any:
+        return LastAdapting, ()
+
+    def of(self, maml: MAML, given: InnerLoss | None) -> Adapting:
+        """Those on such a loss."""
+        if self._known is None or self._known.given != given:
+            self._known = Adapting(maml, given)
+        return self._known
+
+
 def adapted(maml: MAML, support: Any, steps: int, loss: InnerLoss | None) -> Adapted:
     """See `MAML.adapted`."""
     require_count("steps", steps, least=1)
@@ -76,10 +93,7 @@ def adapted(maml: MAML, support: Any, steps: int, loss: InnerLoss | None) -> Ada
         if maml.loss is None:
             raise ValueError("this MAML has no loss: give adapted(support, loss=...).")
         support = support.inputs, support.targets
-    known = maml._adapting
-    if known is None or known.given != loss:
-        known = maml._adapting = Adapting(maml, loss)
-    return known(support, steps)
+    return maml._adapting.of(maml, loss)(support, steps)
 
 
 def _own_loss(maml: MAML) -> InnerLoss:
@@ -87,14 +101,17 @@ def _own_loss(maml: MAML) -> InnerLoss:
 
     def loss(learner: TaskLearner, support: Any) -> Tensor:
         inputs, targets = support
-        if isinstance(inputs, dict):
-            output = learner(**inputs)
-        else:
-            output = learner(*inputs) if isinstance(inputs, tuple | list) else learner(inputs)
-        found: Tensor = maml.loss(output, targets)  # type: ignore[misc]  # there is one
+        found: Tensor = maml.loss(_called(learner, inputs), targets)  # type: ignore[misc]  # it is
         return found
 
     return loss
+
+
+def _called(learner: TaskLearner, inputs: Any) -> Any:
+    """The model's output for inputs as a `Batch` has them."""
+    if isinstance(inputs, dict):
+        return learner(**inputs)
+    return learner(*inputs) if isinstance(inputs, tuple | list) else learner(inputs)
 
 
 @final
@@ -132,7 +149,8 @@ class Adapted:
         """What each task's adapted model gives for its inputs: a tree of ``[tasks, ...]``.
 
         Args:
-            inputs: as the model takes them, every tensor ``[tasks, ...]``.
+            inputs: as the model takes them, or as a `Batch` holds them (a tuple for several, a dict
+                for names); every tensor ``[tasks, ...]``.
 
         The first call for inputs of a kind looks at the model, later ones replay what it did then.
         """

@@ -29,7 +29,7 @@ from fastmaml.engine.step.rerun_guard import RerunGuard
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import FirstOrder, GradientMethod
 from fastmaml.heads import Head
-from fastmaml.maml.adapted import Adapted, Adapting, InnerLoss, adapted
+from fastmaml.maml.adapted import Adapted, InnerLoss, LastAdapting, adapted
 from fastmaml.maml.admit import admit
 from fastmaml.maml.clones import Clones, Progress
 from fastmaml.maml.execute import check, execute
@@ -182,7 +182,7 @@ class MAML(Clones):
         self._plans: Plans[Plan] = Plans()
         self._other_sizes = OtherSizes()
         self._known = KnownCalls()
-        self._adapting: Adapting | None = None
+        self._adapting = LastAdapting()
         self._stock = Stock()
         self._choose_executors()
 

@@ -88,8 +88,8 @@ class GAE:
         normalize: subtract each task's mean and divide by its standard deviation, both over the
             steps that count. Not where exact units matter: the gradient is then that of the
             return, scaled.
-        sparse: tasks whose advantages are all alike (no reward was found) count as zero; else that
-            is an error, as nothing can be learned from them.
+        sparse: that no task has any trajectory better than another (no reward was found) may
+            happen; else it is an error, as nothing can be learned. Single such tasks count as zero.
 
     Raises:
         ValueError: a discount or trace that is no number from 0 to 1.
@@ -110,7 +110,7 @@ class GAE:
         """The advantages; zero where the mask is.
 
         Raises:
-            ValueError: all advantages of a task are the same, and `sparse` is not set.
+            ValueError: the advantages of every task are all the same, and `sparse` is not set.
         """
         with torch.no_grad():
             mask = trajectories.mask
@@ -132,12 +132,11 @@ class GAE:
         centred = (advantages - mean) * mask
         deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
         alike = _alike(trajectories) | (deviation == 0)
-        if not self.sparse and bool(alike.any()):
-            task = int(alike.flatten().nonzero()[0])
+        if not self.sparse and bool(alike.all()):
             raise ValueError(
-                f"the advantages of task {task} are all alike (its rewards are, or the baseline "
-                "explains them): nothing can be learned from it. Where rewards are sparse, "
-                "GAE(sparse=True) takes them as zero."
+                "in every task the advantages are all alike, as its rewards are: nothing can be "
+                "learned from them. Where rewards are so sparse that this happens, say so: "
+                "GAE(sparse=True)."
             )
         return torch.where(alike, 0, centred / torch.where(alike, 1, deviation))
 

@@ -75,6 +75,7 @@ class MetaPolicy:
                 f"exploration=True says how actions before adaptation are chosen, which "
                 f"{self.surrogate} counts as well: give surrogate=LogProb() with it, or neither."
             )
+        self.outer.check(self)
         self._step = self.maml.per_task(self._objective)
         self._along = self.maml.per_task(self._outputs_along)
         self._back = self.maml.per_task(self._outputs_back)
@@ -192,7 +193,6 @@ class MetaPolicy:
         """
         given, names = list(batches), [n for n, p in self._trainable()]
         parameters, tasks = [p for _, p in self._trainable()], len(query["mask"])
-        self._check_all_adapt(names)
 
         def product(v: Sequence[Tensor]) -> list[Tensor]:
             along = {n: x.expand(tasks, *x.shape) for n, x in zip(names, v, strict=True)}
@@ -284,14 +284,6 @@ class MetaPolicy:
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
-
-    def _check_all_adapt(self, names: list[str]) -> None:
-        trainable = sum(p.requires_grad for p in self.maml.parameters())
-        if self.maml.settings.scope != "all" or trainable != len(names):
-            raise ValueError(
-                "TRPO needs scope='all' and a rule without learned rates: every parameter that it "
-                "moves is one that adapts."
-            )
 
 
 def _apart(distribution: Distribution, data: dict[str, Any]) -> Tensor:

@@ -31,6 +31,9 @@ class Outer(ABC):
     exploration: bool = False
     inner_kl: float = 0.0
 
+    def check(self, learner: MetaPolicy) -> None:  # noqa: B027  # most can be done with any
+        """Raise ValueError where this cannot be done with such a learner."""
+
     @abstractmethod
     def loss(self, distribution: Distribution, data: Mapping[str, Any]) -> Tensor:
         """A scalar of one task's trajectories after adaptation; see `Surrogate.loss`."""

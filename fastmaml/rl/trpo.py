@@ -49,6 +49,19 @@ class TRPO(Outer):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a positive number.")
 
+    def check(self, learner: MetaPolicy) -> None:
+        """Every parameter that moves adapts, by a fixed factor times its gradient."""
+        maml = learner.maml
+        adapting = {n: p.detach() for n, p in learner.policy.named_parameters() if p.requires_grad}
+        trainable = sum(p.requires_grad for p in maml.parameters())
+        scaling = maml.rule.scaling(0, adapting, {})
+        if maml.settings.scope != "all" or trainable != len(adapting) or not scaling or scaling[0]:
+            raise ValueError(
+                "TRPO differentiates through the inner loop forwards: it needs scope='all' and a "
+                f"rule of fixed rates, SGD or Scheduled(SGD(...), ...), not {maml.rule} and scope="
+                f"{maml.settings.scope!r}."
+            )
+
     def loss(self, distribution: Distribution, data: Mapping[str, Any]) -> Tensor:
         """−mean(A·ratio)."""
         return -mean(ratios(distribution, data) * data["advantages"], data)

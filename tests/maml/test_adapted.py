@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -139,10 +141,9 @@ def test_distributions_are_outputs() -> None:
         for task in range(4):
             own = adapted.module(task)(x[task])["actions"]
             torch.testing.assert_close(actions.mean[task], own.mean, rtol=1e-12, atol=1e-14)
-    assert maml._adapting is not None
-    kept = maml._adapting
+    kept = maml._adapting._known
     maml.adapted({"x": given.inputs, "y": given.targets}, loss=loss)
-    assert maml._adapting is kept, "the same loss is looked at once"
+    assert maml._adapting._known is kept, "the same loss is looked at once"
 
 
 def test_the_gradient_method_does_not_matter() -> None:
@@ -155,6 +156,35 @@ def test_the_gradient_method_does_not_matter() -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_inputs_by_name_and_several() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            found: Tensor = self.net(a + b)
+            return found
+
+    maml, x = fm.MAML(Sum(), lr=0.3, loss=F.mse_loss), tensor(4, 5, 3, seed=1)
+    y = tensor(4, 5, 2, seed=2)
+    named = maml.adapted(fm.Batch({"a": x, "b": 2 * x}, y))
+    several = maml.adapted(fm.Batch((x, 2 * x), y))
+    for outputs in (named({"a": x, "b": x}), named((x, x)), several(x, x)):
+        torch.testing.assert_close(outputs[1], named.module(1)(x[1], x[1]), rtol=1e-11, atol=1e-13)
+
+
+def test_copies_begin_anew() -> None:
+    maml, support = fm.MAML(network(), lr=0.3, loss=F.mse_loss), batch(1)
+    expected = maml.adapted(support).parameters["0.weight"]
+    for other in (copy.deepcopy(maml), pickle.loads(pickle.dumps(maml))):
+        assert torch.equal(other.adapted(support).parameters["0.weight"], expected)
+        with torch.no_grad():
+            other.module[0].weight.zero_()
+        assert not torch.equal(other.adapted(support).parameters["0.weight"], expected)
+    assert torch.equal(maml.adapted(support).parameters["0.weight"], expected)
 
 
 def test_losses_are_those_before_the_last_step() -> None:

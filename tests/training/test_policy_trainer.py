@@ -203,6 +203,7 @@ def test_an_environment_of_one_s_own(
     [
         ({"multi_step_until": 5}, "multi_step_until=5 means nothing for policies"),
         ({"outer": "trpo", "scope": "head"}, "outer='trpo' needs scope='all'"),
+        ({"outer": "trpo", "clip": 1.0}, "which has max_kl"),
         ({"env": "a:b"}, "goes with `train rl`"),
         ({"trajectories": 0}, "trajectories=0"),
         ({"deviation": 0.0}, "deviation=0.0"),

@@ -64,6 +64,8 @@ class PolicyConfig(RunConfig):
                 )
         if self.scope != "all" and self.outer == "trpo":
             raise ValueError("outer='trpo' needs scope='all': give promp or vpg.")
+        if self.outer == "trpo" and self.clip is not None:
+            raise ValueError(f"clip={self.clip} means nothing with outer='trpo', which has max_kl.")
         if self.env is not None and self.dataset != "rl":
             raise ValueError(f"env={self.env!r} goes with `train rl`, not with {self.dataset}.")
 
