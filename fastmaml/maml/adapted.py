@@ -152,7 +152,8 @@ class Adapted:
             inputs: as the model takes them, or as a `Batch` holds them (a tuple for several, a dict
                 for names); every tensor ``[tasks, ...]``.
 
-        The first call for inputs of a kind looks at the model, later ones replay what it did then.
+        The first call for inputs of a kind runs the model, later ones replay what it did then for
+        as long as nothing of it changes.
         """
         return self._predictions(inputs)
 

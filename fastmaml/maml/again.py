@@ -1,10 +1,10 @@
-"""Calls of a per-task function again and again, in a little while in which nothing changes."""
+"""Calls of a per-task function again and again, as long as what it depends on is as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -12,9 +12,15 @@ from torch import Tensor
 from fastmaml.engine.base.distributions import Parts
 from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.base.trees import flatten, unflatten
+from fastmaml.engine.guards.modes_around import modes_around
+from fastmaml.engine.guards.plans import environment
+from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.recording.arguments import FlatCall
 from fastmaml.engine.recording.replay import Recording, replay
 from fastmaml.ops import alone
+
+if TYPE_CHECKING:
+    from fastmaml.maml.maml import MAML
 
 
 @final
@@ -22,12 +28,23 @@ class Again:
     """Replays a per-task function on some new tensors.
 
     Args:
+        maml: whose model.
+        held: the model's tensors and modes at that call.
         flat: a call of it, all tasks.
         recordings: of its chunks.
         last: how many leaves of the data, at their end, are new each time.
     """
 
-    def __init__(self, flat: FlatCall, recordings: list[Recording], last: int) -> None:
+    def __init__(
+        self,
+        maml: MAML,
+        held: Inventory,
+        flat: FlatCall,
+        recordings: list[Recording],
+        last: int,
+    ) -> None:
+        self._maml, self._held = maml, held
+        self._environment = environment(held.device.type)
         end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
         self._flat, self._recordings = flat, recordings
         self._before, self._after = flat.own[: end - last], flat.own[end + 1 :]
@@ -41,9 +58,23 @@ class Again:
         self._alone = alone() if first.small else None
 
     def __call__(self, new: Sequence[Tensor]) -> Any:
-        """What the function returns beside its loss; None where what it relied on has changed."""
-        if any(recording.stale() for recording in self._recordings):
-            return None
+        """What the function returns beside its loss; None where what it depends on has changed."""
+        with self._maml._turns:
+            return self._replayed(new) if self._holds() else None
+
+    def _holds(self) -> bool:
+        before, held = self._held, self._maml._stock.take(self._maml.module)
+        same = held.parameters is before.parameters and held.buffers is before.buffers
+        return (
+            same
+            and held.training == before.training
+            and self._environment == environment(held.device.type)
+            and not modes_around()
+            and self._flat.program.depends.hold(held.call)
+            and not any(recording.stale() for recording in self._recordings)
+        )
+
+    def _replayed(self, new: Sequence[Tensor]) -> Any:
         seeds = task_seeds(self._flat.tasks, self._flat.seeds.device)
         given = [x.detach().contiguous() for x in new]
         if len(self._recordings) > 1:

@@ -138,8 +138,7 @@ class PerTask:
     def again(self, arguments: tuple[Any, ...], last: int) -> Again | None:
         """What replays the call for such arguments, of which the last tensors may be others.
 
-        It looks at the model no more: for the little while in which nothing of it changes. No
-        gradients.
+        For the while in which nothing of what it depends on changes. No gradients.
 
         Args:
             arguments: that it was called with.
@@ -158,7 +157,7 @@ class PerTask:
             return None
         try:
             flat = flattened(call)
-            return Again(flat, execute.recordings(flat.chunks()), last)
+            return Again(maml, held, flat, execute.recordings(flat.chunks()), last)
         except UncapturableError:  # it ran eagerly then, and does so again
             return None
 

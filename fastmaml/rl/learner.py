@@ -253,9 +253,10 @@ class MetaPolicy:
 
     def _outputs_along(self, learner: Any, v: Any, batches: list[Any], query: Any) -> Any:
         """What the adapted policy is made of, and its derivative along v."""
-        direction = start_along(learner, v)
+        direction, first_order = start_along(learner, v), self.maml._first_order
         for data in batches:
-            direction = adapt_along(learner, self._inner_loss(learner, data), direction)
+            loss = self._inner_loss(learner, data)
+            direction = adapt_along(learner, loss, direction, first_order)
         parts = Parts.of(learner(query["observations"]))
         tangents = parts.like(outputs_along(learner, parts.tensors, direction))
         return parts.tensors[0].sum() * 0, (parts, tangents)

@@ -107,6 +107,41 @@ def test_a_step_of_the_outer_loop_changes_no_value() -> None:
     assert not torch.equal(maml.adapted(batch(1))(x), before)
 
 
+@pytest.mark.parametrize("change", ["mode", "attribute", "buffer", "in place", "dtype"])
+def test_what_changes_in_between_is_seen(change: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.factor = network(), 1.0
+            self.register_buffer("shift", torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.factor * self.net(x) + self.shift
+            return found if self.training else 2 * found
+
+    maml = fm.MAML(Scaled(), lr=0.3, loss=F.mse_loss)
+    adapted, x = maml.adapted(batch(1)), tensor(4, 7, 3, seed=9)
+    before = [adapted(x) for _ in range(3)][-1]
+    expected = before
+    if change == "mode":
+        maml.eval()
+        expected = 2 * before
+    elif change == "attribute":
+        maml.module.factor = 3.0
+        expected = 3 * before
+    elif change == "buffer":
+        maml.module.shift = torch.ones(2, dtype=torch.float64)
+        expected = before + 1
+    elif change == "in place":
+        maml.module.shift.fill_(1)
+        expected = before + 1
+    else:
+        x = x.float().double()
+    for _ in range(2):
+        torch.testing.assert_close(adapted(x), expected, rtol=1e-5, atol=1e-6)
+    assert change == "dtype" or not torch.allclose(expected, before)
+
+
 def test_what_does_not_adapt_is_the_model_s_own() -> None:
     maml = fm.MAML(network(), lr=0.3, loss=F.mse_loss, scope="head")
     adapted, x = maml.adapted(batch(1)), tensor(4, 7, 3, seed=9)

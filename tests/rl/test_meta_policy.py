@@ -191,6 +191,21 @@ def test_the_product_of_trpo_is_the_hessian_of_the_divergence(policy: str, steps
         torch.testing.assert_close(x, exact[n], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("first_order", [False, True])
+def test_the_product_of_trpo_is_symmetric_and_positive(first_order: bool) -> None:
+    found = learner(gaussian(), 2, outer=rl.TRPO(), first_order=first_order)
+    batches, query = rounds(found)
+    product = found.fisher([found.data(t) for t in batches], found.data(query))
+    torch.manual_seed(0)
+    u, v = ([torch.randn_like(p) for p in found.maml.parameters()] for _ in range(2))
+
+    def dot(a: list[Tensor], b: list[Tensor]) -> float:
+        return float(sum((x * y).sum() for x, y in zip(a, b, strict=True)))
+
+    assert dot(u, product(v)) == pytest.approx(dot(v, product(u)), rel=1e-9)
+    assert dot(v, product(v)) > 0
+
+
 def test_a_step_of_trpo_stays_near_and_gains() -> None:
     found = learner(gaussian(), 1, outer=rl.TRPO(max_kl=0.02))
     batches, query = rounds(found)

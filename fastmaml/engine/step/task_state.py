@@ -43,7 +43,9 @@ def start_along(learner: TaskLearner, direction: Tensors) -> Tensors:
     return {n: _of_all(learner, direction[n]).detach() for n in learner._carry.parameters}
 
 
-def adapt_along(learner: TaskLearner, loss: Tensor, direction: Tensors) -> Tensors:
+def adapt_along(
+    learner: TaskLearner, loss: Tensor, direction: Tensors, first_order: bool = False
+) -> Tensors:
     """One inner step, and where it takes a direction: dθ' = dθ − α∘(H·dθ), by reverse mode.
 
     Costs a gradient and one product of the Hessian with a vector; no third derivative.
@@ -52,6 +54,7 @@ def adapt_along(learner: TaskLearner, loss: Tensor, direction: Tensors) -> Tenso
         learner: of one task; it takes the step.
         loss: a scalar, computed with the learner.
         direction: from `start_along`, or from the step before.
+        first_order: take the inner gradient for a constant: the direction stays.
 
     Raises:
         ValueError: the rule's update is not a factor times the gradient, or it learns the factor.
@@ -66,9 +69,9 @@ def adapt_along(learner: TaskLearner, loss: Tensor, direction: Tensors) -> Tenso
         )
     every = learner._below(loss).sum()
     found = torch.autograd.grad(every, parameters, create_graph=True, materialize_grads=True)
-    along = sum((g * direction[n]).sum() for n, g in zip(names, found, strict=True))
+    along: Any = sum((g * direction[n]).sum() for n, g in zip(names, found, strict=True))
     products: Any = [None] * len(names)
-    if isinstance(along, Tensor) and along.requires_grad:
+    if along.requires_grad and not first_order:
         products = torch.autograd.grad(along, parameters, retain_graph=True, allow_unused=True)
     gradient = {n: g.detach() for n, g in zip(names, found, strict=True)}
     moved = loop.update(learner._steps, learner._carry, gradient, learner._meta)
