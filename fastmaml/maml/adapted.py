@@ -122,7 +122,13 @@ class Adapted:
     data. It holds one copy of what adapts for every task (and of the rule's state). Parameters that
     do not adapt are the model's own, as they are when it is called. Not for training: the
     meta-gradient is that of ``maml(episodes)`` or of a per-task function, which run the inner loop
-    as a whole.
+    as a whole. `MAML.adapted` makes it.
+
+    Args:
+        adapting: the inner steps on such a loss.
+        state: the tasks' parameters, and what the rule carries.
+        steps: how many inner steps led here.
+        losses: before the last of them.
 
     Attributes:
         steps: how many inner steps led here.

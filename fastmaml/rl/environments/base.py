@@ -14,6 +14,7 @@ class Step(NamedTuple):
     """What follows an action, every tensor ``[tasks, n, ...]``."""
 
     observations: Tensor
+    """``[tasks, n, ...]``: what is seen then."""
     rewards: Tensor
     """``[tasks, n]``."""
     terminated: Tensor
@@ -24,6 +25,9 @@ class Step(NamedTuple):
 
 class Environment(ABC):
     """Many tasks alike, of which each trajectory is in one.
+
+    Args:
+        seed: of what it draws.
 
     Attributes:
         observation_size: numbers that are seen.
