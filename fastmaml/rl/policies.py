@@ -18,8 +18,7 @@ class GaussianPolicy(nn.Module):
     """Independent normal distributions, their means by a network, their deviations parameters.
 
     Weights begin as in Glorot and Bengio (2010), biases at zero. Any other `nn.Module` that
-    returns a `torch.distributions.Distribution` is a policy, too; give its distributions
-    ``validate_args=False``, as checking them reads values, which a recorded meta-step cannot.
+    returns a `torch.distributions.Distribution` is a policy, too.
 
     Args:
         observations: how many numbers are seen.

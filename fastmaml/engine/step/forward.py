@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.base.dynamo import as_written
 from fastmaml.engine.base.seeds import step_keys
+from fastmaml.engine.base.unvalidated import unvalidated
 from fastmaml.engine.derivatives.own_derivatives import NeedsGraphError, OwnDerivatives
 from fastmaml.engine.derivatives.sparse_constants import outside
 from fastmaml.engine.model.functional_call import functional
@@ -153,7 +154,7 @@ class TaskForward:
             return tuple(x for x in layout[0] if isinstance(x, Tensor))
 
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        with as_written(), torch.enable_grad():
+        with as_written(), unvalidated(), torch.enable_grad():
             if self.batched:
                 found = vmap(plain, randomness="error")(*tensors)
             else:
