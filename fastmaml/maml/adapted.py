@@ -47,7 +47,7 @@ class Adapting:
 
         def predict(learner: TaskLearner, state: Any, before: int, inputs: Any) -> Any:
             go_on(learner, state, before)
-            outputs = taken_apart(_called(learner, inputs[0] if len(inputs) == 1 else inputs))
+            outputs = taken_apart(called(learner, inputs[0] if len(inputs) == 1 else inputs))
             return next(learner.parameters()).sum() * 0, outputs  # the loss is nobody's
 
         self._further, self._predict = (
@@ -101,13 +101,13 @@ def _own_loss(maml: MAML) -> InnerLoss:
 
     def loss(learner: TaskLearner, support: Any) -> Tensor:
         inputs, targets = support
-        found: Tensor = maml.loss(_called(learner, inputs), targets)  # type: ignore[misc]  # it is
+        found: Tensor = maml.loss(called(learner, inputs), targets)  # type: ignore[misc]  # it is
         return found
 
     return loss
 
 
-def _called(learner: TaskLearner, inputs: Any) -> Any:
+def called(learner: TaskLearner, inputs: Any) -> Any:
     """The model's output for inputs as a `Batch` has them."""
     if isinstance(inputs, dict):
         return learner(**inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from fastmaml.heads import Head
 from fastmaml.maml.adapted import Adapted, InnerLoss, LastAdapting, adapted
 from fastmaml.maml.admit import admit
 from fastmaml.maml.clones import Clones, Progress
+from fastmaml.maml.directional import Directional, Directions
 from fastmaml.maml.execute import check, execute
 from fastmaml.maml.known_calls import KnownCalls
 from fastmaml.maml.output import MetaOutput
@@ -183,6 +184,7 @@ class MAML(Clones):
         self._other_sizes = OtherSizes()
         self._known = KnownCalls()
         self._adapting = LastAdapting()
+        self._directions = Directions()
         self._stock = Stock()
         self._choose_executors()
 
@@ -310,6 +312,29 @@ class MAML(Clones):
             >>> further = adapted.step(more)
         """
         return adapted(self, support, self._count(steps), loss)
+
+    def jvp(
+        self, episodes: Episodes, tangents: Mapping[str, Tensor], steps: int | None = None
+    ) -> Directional:
+        """Query losses and outputs, and their derivatives along a direction of the parameters.
+
+        The product J·v with the derivatives of what adaptation leads to by what it begins with:
+        through the inner loop once, for products of a Fisher or Gauss-Newton matrix (Jᵀ·u is a
+        meta-gradient of ``(out.outputs * u).sum()``). No graphs.
+
+        Args:
+            episodes: the meta-batch.
+            tangents: v, one tensor like each trainable parameter, by its name in the model.
+            steps: inner steps; None for those of training.
+
+        Raises:
+            ValueError: tangents that do not fit; parameters that do not adapt, a rule that is not
+                SGD with a fixed rate (or `Scheduled` of it), a head of every task's own.
+
+        Cost: a gradient and a product with the Hessian for each inner step, and two gradients of
+        the query pass.
+        """
+        return self._directions(self, episodes, tangents, self._count(steps))
 
     def per_task(self, function: Callable[..., Any]) -> PerTask:
         """A decorator: ``function(learner, *task)`` of one task, for all at once (`PerTask`)."""
