@@ -50,9 +50,8 @@ class Adapting:
             outputs = taken_apart(called(learner, inputs[0] if len(inputs) == 1 else inputs))
             return next(learner.parameters()).sum() * 0, outputs  # the loss is nobody's
 
-        self._further, self._predict = (
-            PerTask(maml, function, learns=False) for function in (further, predict)
-        )
+        self._further = PerTask(maml, further, learns=False, given=loss)
+        self._predict = PerTask(maml, predict, learns=False)
 
     def __call__(self, support: Any, steps: int = 1, state: Any = None, before: int = 0) -> Adapted:
         """Every task after `steps` more inner steps.

@@ -44,6 +44,8 @@ class Again:
         last: int,
     ) -> None:
         self._maml, self._held = maml, held
+        live = (*held.parameters.values(), *held.buffers.values())
+        self._live = [(x, x.data_ptr()) for x in live]
         self._environment = environment(held.device.type)
         end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
         self._flat, self._recordings = flat, recordings
@@ -68,6 +70,7 @@ class Again:
         return (
             same
             and held.training == before.training
+            and all(x.data_ptr() == at for x, at in self._live)
             and self._environment == environment(held.device.type)
             and not modes_around()
             and self._flat.program.depends.hold(held.call)

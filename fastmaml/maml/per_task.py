@@ -66,12 +66,15 @@ class PerTask:
         maml: whose model, rule, executor and backend are used.
         function: of (learner, one task's arguments); its name and docstring are this object's.
         learns: whether a meta-gradient is ever wanted; else any gradient method will do.
+        given: what of the function is the user's, where it is only reached through one of ours.
 
     Raises:
         ValueError: settings of the `MAML` that have no meaning here.
     """
 
-    def __init__(self, maml: MAML, function: Callable[..., Any], *, learns: bool = True) -> None:
+    def __init__(
+        self, maml: MAML, function: Callable[..., Any], *, learns: bool = True, given: Any = None
+    ) -> None:
         method = maml.gradient if learns else None
         if method is not None and not (method.one_graph and len(_kinds_of_steps(method)) == 1):
             raise ValueError(
@@ -85,7 +88,7 @@ class PerTask:
                 "maml(episodes)."
             )
         functools.update_wrapper(self, function, updated=())
-        self.maml, self.function = maml, function
+        self.maml, self.function, self._given = maml, function, given
         self._execute = make_executor(maml.executor, maml.spot_checks)
         self._plans: Plans[Plan] = Plans()
         self._told = False
@@ -119,7 +122,7 @@ class PerTask:
         maml, learns = self.maml, torch.is_grad_enabled()
         held, data = maml._stock.take(maml.module), _data(arguments, keywords)
         first_order = not learns or maml._first_order
-        function = UserFunction(self.function, first_order, learns)
+        function = UserFunction(self.function, first_order, learns, self._given)
         call = admit_function(maml, held, data, function)
         make = partial(self._planned, held)
         plan = plan_of(maml, self._plans, held, call, function, maml.executor, make)
@@ -148,7 +151,10 @@ class PerTask:
             None where the call is not replayed from a recording on the CPU.
         """
         maml, data = self.maml, _data(arguments, {})
-        held, function = maml._stock.take(maml.module), UserFunction(self.function, True, False)
+        held, function = (
+            maml._stock.take(maml.module),
+            UserFunction(self.function, True, False, self._given),
+        )
         call = admit_function(maml, held, data, function)
         plan = plan_of(maml, self._plans, held, call, function, maml.executor)
         call = call._replace(program=plan.applied(call.program))

@@ -68,7 +68,7 @@ class LinearBaseline(Baseline):
         return found, (after @ weights.unsqueeze(1)).squeeze(-1).squeeze(1).to(rewards.dtype)
 
     def _features(self, observations: Tensor, times: Tensor) -> Tensor:
-        seen = observations.double().flatten(3).clamp(-self.clip, self.clip)
+        seen = observations.double().reshape(*times.shape, -1).clamp(-self.clip, self.clip)
         t = times.double().unsqueeze(-1) / 100
         return torch.cat([seen, seen**2, t, t**2, t**3, torch.ones_like(t)], -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -67,7 +68,7 @@ class MetaPolicy:
         if lr is None and rule is None:
             lr = 0.1
         self.maml = MAML(policy, lr, steps=steps, rule=rule, **settings)
-        self.surrogate = LVC() if surrogate is None else surrogate
+        self._surrogate = LVC() if surrogate is None else surrogate
         self.outer = PPO() if outer is None else outer
         self.advantages = GAE() if advantages is None else advantages
         if self.outer.exploration and not self.surrogate.explores:
@@ -76,6 +77,11 @@ class MetaPolicy:
                 f"{self.surrogate} counts as well: give surrogate=LogProb() with it, or neither."
             )
         self.outer.check(self)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The functions of one task, for all at once."""
+        self._inner = self._inner_loss  # the same object each time
         self._step = self.maml.per_task(self._objective)
         self._along = self.maml.per_task(self._outputs_along)
         self._back = self.maml.per_task(self._outputs_back)
@@ -86,9 +92,21 @@ class MetaPolicy:
         return self.maml.module
 
     @property
+    def surrogate(self) -> Surrogate:
+        """What the inner loop descends; another one needs another learner."""
+        return self._surrogate
+
+    @property
     def steps(self) -> int:
         """The number of inner steps."""
         return self.maml.steps
+
+    def copy(self) -> MetaPolicy:
+        """Another one with parameters of its own, equal to these as they are now."""
+        other = copy.copy(self)
+        other.maml = copy.deepcopy(self.maml)
+        other._prepare()
+        return other
 
     def act(self, observations: Tensor) -> Distribution:
         """The policy before adaptation, the same for all tasks; no graphs."""
@@ -107,7 +125,7 @@ class MetaPolicy:
         data = self.data(trajectories)
         if start is not None:
             return start.step(data)
-        return self.maml.adapted(data, steps=1, loss=self._inner_loss)
+        return self.maml.adapted(data, steps=1, loss=self._inner)
 
     def data(self, trajectories: Trajectories) -> dict[str, Any]:
         """What losses take of trajectories, all tasks.
@@ -201,7 +219,7 @@ class MetaPolicy:
                 cotangents = _fisher_product(outputs, tangents, query)
             with torch.enable_grad():
                 total = self._back(given, query, cotangents).loss
-                return list(torch.autograd.grad(total, parameters))
+                return list(torch.autograd.grad(total, parameters, materialize_grads=True))
 
         return product
 
@@ -237,7 +255,7 @@ class MetaPolicy:
             distribution = learner(data["observations"])
             apart.append(_apart(distribution, data))
             if outer.inner_kl and "policy" in data:
-                kl = divergence(data["policy"].distribution(), distribution)
+                kl = _estimated(data, distribution)
                 extra = extra + outer.inner_kl / len(batches) * mean(kl, data)
             if outer.exploration:
                 log_probs = distribution.log_prob(data["actions"]) * data["mask"]
@@ -246,7 +264,7 @@ class MetaPolicy:
         distribution = learner(query["observations"])
         loss, figures = outer.loss(distribution, query) + extra, {}
         if "policy" in query:
-            kl = divergence(query["policy"].distribution(), distribution)
+            kl = _estimated(query, distribution)
             figures["kl"] = mean(kl, query).detach()
         apart.append(_apart(distribution, query))
         return loss, {"apart": torch.stack(apart).detach(), **figures}
@@ -281,7 +299,11 @@ class MetaPolicy:
         returns = query.returns.mean(1)
         steps = data["mask"].sum((1, 2)) / query.returns.shape[1]
         others = (returns.sum() - returns) / max(len(returns) - 1, 1)  # of their own no part
-        return data | {"returns": (returns - others) / steps}
+        gain = returns - others
+        normalize = getattr(self.advantages, "normalize", False)
+        if normalize:  # the others are in units of a deviation
+            gain = gain / query.returns.std().clamp(min=torch.finfo(gain.dtype).tiny)
+        return data | {"returns": gain / steps}
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
@@ -293,13 +315,31 @@ def _apart(distribution: Distribution, data: dict[str, Any]) -> Tensor:
     return ((now - before).abs() / (1 + before.abs()) * data["mask"]).max()
 
 
+def _estimated(data: dict[str, Any], now: Distribution) -> Tensor:
+    """The divergence of the policy that acted from the one now, at each step.
+
+    Where PyTorch has no formula, of the actions that were drawn: the mean is the divergence, and so
+    is the mean of the gradients.
+    """
+    try:
+        return divergence(data["policy"].distribution(), now)
+    except NotImplementedError:
+        return data["log_probs"] - now.log_prob(data["actions"])
+
+
 def _fisher_product(parts: Parts, tangents: Parts, query: dict[str, Any]) -> Parts:
     """F·tangents: the derivative of the divergence's gradient, at no divergence, mean over all."""
     mask, fixed = query["mask"], parts.distribution()
     weights = mask / mask.sum((1, 2), keepdim=True)
     with torch.enable_grad():
         tensors = [x.detach().requires_grad_() for x in parts.tensors]
-        total = (divergence(fixed, parts.like(tensors).distribution()) * weights).sum()
+        try:
+            total = (divergence(fixed, parts.like(tensors).distribution()) * weights).sum()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"TRPO needs the divergence of a {type(fixed).__name__}, for which PyTorch has no "
+                "formula (torch.distributions.kl_divergence): use PPO, or register one."
+            ) from error
         slope = torch.autograd.grad(total, tensors, create_graph=True, materialize_grads=True)
         along: Any = sum((g * t).sum() for g, t in zip(slope, tangents.tensors, strict=True))
         found = torch.autograd.grad(along, tensors, materialize_grads=True)
@@ -315,14 +355,15 @@ def _fisher_product(parts: Parts, tangents: Parts, query: dict[str, Any]) -> Par
 
 def _check_actions(trajectories: Trajectories, distribution: Distribution) -> None:
     """Raise ValueError where actions are of another kind than the policy's."""
-    discrete = bool(distribution.support.is_discrete)  # type: ignore[union-attr]
-    dtype = trajectories.actions.dtype
-    if discrete == dtype.is_floating_point:
-        kind = "one of some actions" if discrete else "real numbers"
+    devices = {x.device for x in parts_of(distribution).tensors if x.is_cuda}
+    with torch.random.fork_rng(devices=[d.index or 0 for d in devices]), torch.no_grad():
+        drawn = distribution.sample()
+    given = trajectories.actions
+    if drawn.is_floating_point() != given.is_floating_point():
         raise ValueError(
-            f"the actions are {dtype}, and the policy's {type(distribution).__name__} is over "
-            f"{kind}: give the trajectories of this policy."
+            f"the actions are {given.dtype}, and the policy's {type(distribution).__name__} draws "
+            f"{drawn.dtype}: give the trajectories of this policy."
         )
-    event, shape = distribution.event_shape, trajectories.actions.shape[3:]
+    event, shape = distribution.event_shape, given.shape[3:]
     if event != shape:
         raise ValueError(f"an action has shape {list(shape)}, and the policy's {list(event)}.")

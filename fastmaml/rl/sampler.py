@@ -45,12 +45,12 @@ def sample(
     truncated, last = torch.zeros_like(alive), torch.zeros_like(seen)
     found: dict[str, list[Any]] = {}
     with torch.no_grad():
-        for _ in range(horizon):
+        for number in range(horizon):
             distribution = _of_all(act(seen), alive.shape)
-            actions = distribution.sample()
+            actions, before = distribution.sample(), seen.clone()  # it may write to what it gave
             step = environment.step(actions)
             now: tuple[tuple[str, Any], ...] = (
-                ("observations", seen),
+                ("observations", before),
                 ("actions", actions),
                 ("rewards", torch.where(alive, step.rewards, 0)),
                 ("mask", alive),
@@ -59,12 +59,14 @@ def sample(
             )
             for key, kept in now:
                 found.setdefault(key, []).append(kept)
-            cut = alive & step.truncated & ~step.terminated
-            last = torch.where(
-                cut.view(*cut.shape, *[1] * (seen.ndim - 2)), step.observations, last
-            )
-            truncated, alive = truncated | cut, alive & ~(step.terminated | step.truncated)
-            seen = step.observations
+            over = step.terminated | step.truncated
+            cut = alive & over & ~step.terminated
+            if number == horizon - 1:  # so many steps are the task, whoever counts them
+                cut = torch.zeros_like(cut)
+            last = torch.where(_wide(cut, before), step.observations, last)
+            truncated, alive = truncated | cut, alive & ~over
+            # Those that are over may give anything; the policy sees what they saw last.
+            seen = torch.where(_wide(alive, before), step.observations, before)
             if not bool(alive.any()):
                 break
     first, *others = found.pop("policy")
@@ -74,6 +76,11 @@ def sample(
         last=last,
         policy=first.stacked(others, 1),
     )
+
+
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    """``[tasks, n]`` with as many dimensions as observations have."""
+    return x.view(*x.shape, *[1] * (like.ndim - 2))
 
 
 def _of_all(distribution: Any, shape: torch.Size) -> Distribution:

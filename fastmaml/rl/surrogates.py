@@ -62,8 +62,9 @@ class LogProb(Surrogate):
 
     Its Hessian lacks E[A ∇log π ∇log πᵀ], so the meta-gradient is biased: the Hessian is 12% off on
     a bandit, and more than half on a decision process of two steps. For comparisons, and for
-    E-MAML: with ``exploration=True`` of the outer objective the meta-gradient is exact, that of the
-    return after steps on the trajectories at hand.
+    E-MAML: with ``exploration=True`` of the outer objective and advantages in units of the return
+    (``GAE(discount=1, normalize=False)``) the meta-gradient is exact, that of the return after
+    steps on the trajectories at hand.
     """
 
     explores: ClassVar[bool] = True

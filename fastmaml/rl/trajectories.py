@@ -66,7 +66,7 @@ class Trajectories:
         if self.last is not None:
             self._check("last", [shape[0], shape[2], *self.observations.shape[3:]])
         self._check_mask()
-        for name in ("observations", "rewards", "log_probs"):
+        for name in ("observations", "rewards", "log_probs", "actions"):
             self._check_finite(name)
 
     def _check(self, name: str, shape: list[int], dims: int | None = None) -> None:
@@ -97,6 +97,8 @@ class Trajectories:
         if not x.is_floating_point():
             return
         finite = x.isfinite().flatten(3).all(-1) if x.ndim > 3 else x.isfinite()
+        if bool(finite.all()):
+            return
         wrong = (~finite & self.mask).nonzero().tolist()
         if wrong:
             task, step, trajectory = wrong[0]
@@ -104,6 +106,9 @@ class Trajectories:
                 f"{name} is not finite in task {task}, trajectory {trajectory}, step {step}: "
                 f"{x[task, step, trajectory].tolist()}."
             )
+        # Beyond the end anything may stand; times the mask, it has to be nothing.
+        wide = finite.view(*finite.shape, *[1] * (x.ndim - 3))
+        object.__setattr__(self, name, torch.where(wide, x, 0))
 
     @property
     def tasks(self) -> int:

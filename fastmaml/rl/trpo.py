@@ -73,7 +73,7 @@ class TRPO(Outer):
         parameters = [p for p in learner.maml.parameters() if p.requires_grad]
         out = learner.meta_step(batches, query)
         learner.check_behaviour(out.outputs["apart"])
-        gradient = torch.autograd.grad(out.loss, parameters)
+        gradient = torch.autograd.grad(out.loss, parameters, materialize_grads=True)
         before, norm = out.loss.item(), _norm(gradient)
         with torch.no_grad():
             direction, curved = self._direction(learner, batches, query, gradient)

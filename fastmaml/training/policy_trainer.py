@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +9,7 @@ from typing import Any, final
 import torch
 from torch.optim import Optimizer
 
+from fastmaml.maml import MAML
 from fastmaml.rl.environments.base import Environment
 from fastmaml.rl.evaluation import adaptation, returns_by_step
 from fastmaml.rl.learner import MetaPolicy
@@ -56,12 +56,12 @@ class PolicyTrainer(OuterLoop):
         super().__init__(learner.maml, self.policy_config, optimizer, screen)
         self.learner, self.train = learner, train
         self.validation, self.test = validation, test
-        self._untrained = _copied(learner)
+        self._untrained = learner.copy()
 
     def step(self) -> dict[str, Any]:
         """One iteration: trajectories before and after adaptation, and what is learned of them."""
         config, learner = self.policy_config, self.learner
-        tasks = _on(self.train.sample_tasks(config.tasks), self)
+        tasks = _on(self.train.sample_tasks(config.tasks), self.maml)
         *found, after = adaptation(
             learner, self.train, tasks, config.trajectories, learner.steps, config.horizon
         )
@@ -115,7 +115,7 @@ class PolicyTrainer(OuterLoop):
         from fastmaml.training.paths import plot_paths
 
         with evaluating(self.maml):
-            tasks = _on(environment.sample_tasks(4), self)
+            tasks = _on(environment.sample_tasks(4), self.maml)
             given = config.trajectories, found.steps, config.horizon
             shown = adaptation(self.learner, environment, tasks, *given)
         try:
@@ -159,13 +159,11 @@ def evaluate_policy(
     """
     given = config.test_trajectories, steps, config.horizon
     found, plain = [], []
-    device = next(learner.maml.parameters()).device
     with evaluating(learner.maml):
         torch.manual_seed(count)
         done = 0
         while done < count:
-            tasks = environment.sample_tasks(min(_AT_ONCE, count - done))
-            tasks = tasks.to(device) if isinstance(tasks, torch.Tensor) else tasks
+            tasks = _on(environment.sample_tasks(min(_AT_ONCE, count - done)), learner.maml)
             found.append(returns_by_step(learner, environment, tasks, *given))
             if untrained is not None:
                 plain.append(returns_by_step(untrained, environment, tasks, *given)[:, -1])
@@ -175,20 +173,9 @@ def evaluate_policy(
     return averaged("return", torch.cat(found).cpu(), reference)
 
 
-def _copied(learner: MetaPolicy) -> MetaPolicy:
-    """A learner of a copy of the policy, as it is now."""
-    return MetaPolicy(
-        copy.deepcopy(learner.policy),
-        steps=learner.steps,
-        rule=learner.maml.rule,
-        surrogate=learner.surrogate,
-        outer=learner.outer,
-        advantages=learner.advantages,
-        executor=learner.maml.executor,
-    )
-
-
-def _on(tasks: Any, loop: OuterLoop) -> Any:
-    """The tasks where the policy is, in its precision."""
-    like = next(loop.maml.parameters())
-    return tasks.to(like) if isinstance(tasks, torch.Tensor) else tasks
+def _on(tasks: Any, maml: MAML) -> Any:
+    """The tasks where the policy is, real ones in its precision."""
+    like = next(maml.parameters())
+    if not isinstance(tasks, torch.Tensor):
+        return tasks
+    return tasks.to(like) if tasks.is_floating_point() else tasks.to(like.device)

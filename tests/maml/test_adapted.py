@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_step_of_the_outer_loop_changes_no_value() -> None:
     assert not torch.equal(maml.adapted(batch(1))(x), before)
 
 
-@pytest.mark.parametrize("change", ["mode", "attribute", "buffer", "in place", "dtype"])
+@pytest.mark.parametrize("change", ["mode", "attribute", "buffer", "in place", "data", "dtype"])
 def test_what_changes_in_between_is_seen(change: str) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -134,6 +135,9 @@ def test_what_changes_in_between_is_seen(change: str) -> None:
         expected = before + 1
     elif change == "in place":
         maml.module.shift.fill_(1)
+        expected = before + 1
+    elif change == "data":
+        maml.module.shift.data = torch.ones(2, dtype=torch.float64)
         expected = before + 1
     else:
         x = x.float().double()
@@ -179,6 +183,21 @@ def test_distributions_are_outputs() -> None:
     kept = maml._adapting._known
     maml.adapted({"x": given.inputs, "y": given.targets}, loss=loss)
     assert maml._adapting._known is kept, "the same loss is looked at once"
+
+
+def test_what_a_loss_depends_on_is_seen() -> None:
+    def scaled(factors: list[float], learner: Any, x: Tensor) -> Tensor:
+        found: Tensor = factors[0] * learner(x).square().mean()
+        return found
+
+    factors, x = [1.0], tensor(4, 5, 3, seed=1)
+    loss = functools.partial(scaled, factors)
+    maml = fm.MAML(network(), lr=0.3, spot_checks=False)
+    before = [maml.adapted(x, loss=loss).parameters["0.weight"] for _ in range(3)][-1]
+    factors[0] = 2.0
+    again = maml.adapted(x, loss=loss).parameters["0.weight"]
+    start = maml.module[0].weight.detach()
+    torch.testing.assert_close(again - start, 2 * (before - start), rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_method_does_not_matter() -> None:

@@ -188,6 +188,44 @@ def test_a_time_limit_of_the_environment_s_own_is_no_end() -> None:
     torch.testing.assert_close(found.last, found.observations[:, -1] + 1)
 
 
+def test_the_horizon_is_no_limit_of_the_environment_s_own() -> None:
+    found = rl.sample(rl.Gymnasium(Short, horizon=4), [1.0], push, 2)
+    assert found.lengths.tolist() == [[4, 4]]
+    assert found.truncated is not None
+    assert not found.truncated.any()
+
+
+class Careless(rl.Environment):
+    """Writes to what it gave, and gives NaN to trajectories that are over."""
+
+    observation_size, action_size, horizon = 1, 1, 5
+
+    def sample_tasks(self, n: int, generator: Any = None) -> Any:
+        return torch.arange(n)
+
+    def reset(self, tasks: Any, n: int) -> Tensor:
+        self.at, self.clock = torch.zeros(len(tasks), n, 1), 0
+        return self.at
+
+    def step(self, actions: Tensor) -> Step:
+        self.clock += 1
+        self.at += 1
+        over = torch.zeros(actions.shape[:2], dtype=torch.bool)
+        over[0] = self.clock >= 2
+        if self.clock > 2:
+            self.at[0] = torch.nan
+        return Step(self.at, self.at[..., 0] ** 2, over, torch.zeros_like(over))
+
+
+def test_what_environments_write_to_and_what_is_over() -> None:
+    environment = Careless()
+    found = rl.sample(environment, environment.sample_tasks(2), push, 3)
+    assert found.observations[1, :, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert found.lengths.tolist() == [[2] * 3, [5] * 3]
+    assert found.observations.isfinite().all()
+    assert rl.GAE()(found).isfinite().all()
+
+
 def test_tasks_from_functions() -> None:
     class Bare(Line):
         sample_tasks = set_task = property()  # type: ignore[assignment]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from rl_problems import POLICIES, acted, by_hand, categorical, gaussian, padded, rounds
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, StudentT
 from torch.func import functional_call
 
 import fastmaml as fm
@@ -285,12 +287,84 @@ def test_batched_acting_equals_one_task_at_a_time(policy: str) -> None:
             )
 
 
+class Odd(nn.Module):
+    """Distributions that are drawn as floats, have no formula of a divergence, or a small scale."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.net = kind, nn.Linear(2, 2)
+        if kind == "multivariate":
+            self.factor = nn.Parameter(torch.tensor([[0.6, 0.0], [0.2, 0.5]]))
+
+    def forward(self, seen: Tensor) -> Any:
+        x = self.net(seen)
+        if self.kind == "bernoulli":
+            return Independent(Bernoulli(logits=x), 1)
+        if self.kind == "student":
+            return Independent(StudentT(5.0, x, 0.5), 1)
+        return MultivariateNormal(x, scale_tril=self.factor.tril())
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "student", "multivariate"])
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_any_distribution_will_do(kind: str, tasks: int) -> None:
+    found = learner(Odd(kind).double(), 1, outer=rl.PPO(clip=0.1, inner_kl=0.0))
+    seen = torch.randn(tasks, 4, 2, dtype=torch.float64)
+    before = acted(found.act, 1, tasks)
+    adapted = found.adapted(before)
+    query = acted(adapted, 2, tasks)
+    for _ in range(3):
+        together = adapted(seen)
+        for task in range(tasks):
+            alone, actions = adapted.module(task)(seen[task]), together.sample()
+            own, other = together.log_prob(actions)[task], alone.log_prob(actions[task])
+            torch.testing.assert_close(own, other)
+    data = [found.data(before)], found.data(query)
+    expected = by_hand(found, *data, WEIGHTS["lvc"][1], clipped_loss, lambda step: 0.3)
+    close(gradient(found, *data)[1], expected[1])
+    found.update([before], query, torch.optim.SGD(found.maml.parameters(), 0.01))
+
+
+def test_a_copy_adapts_as_the_first_one() -> None:
+    found = learner(gaussian(), 1, scope="mean.2.*", batch_norm="module", tasks_chunk=2)
+    other, given = found.copy(), acted(found.act, 1)
+    assert other.maml.settings == found.maml.settings
+    expected = found.adapted(given).parameters
+    assert set(expected) == {"mean.2.weight", "mean.2.bias"}
+    with torch.no_grad():
+        next(found.maml.parameters()).add_(1)
+    for n, p in other.adapted(given).parameters.items():
+        assert torch.equal(p, expected[n])
+
+
+def test_units_of_the_reward_do_not_matter_to_exploration() -> None:
+    found = learner(gaussian(), 1, surrogate=rl.LogProb(), outer=rl.VPG(exploration=True))
+    batches, query = rounds(found)
+    larger = [replace(t, rewards=100 * t.rewards) for t in (*batches, query)]
+    first = gradient(found, [found.data(batches[0])], found._query(query))[1]
+    second = gradient(found, [found.data(larger[0])], found._query(larger[1]))[1]
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 # ------------------------------------------------------------------ bad input
 
 
-def test_clipped_actions_are_told_from_sampled_ones() -> None:
-    from dataclasses import replace
+def test_another_surrogate_needs_another_learner() -> None:
+    with pytest.raises(AttributeError):
+        learner(gaussian(), 1).surrogate = rl.LogProb()  # type: ignore[misc]
 
+
+def test_trpo_says_where_there_is_no_formula() -> None:
+    found = learner(Odd("student").double(), 1, outer=rl.TRPO())
+    before = acted(found.act, 1)
+    query = acted(found.adapted(before), 2)
+    with pytest.raises(ValueError, match="for which PyTorch has no formula"):
+        found.update([before], query)
+
+
+def test_clipped_actions_are_told_from_sampled_ones() -> None:
     found = learner(gaussian(), 1)
     batches, query = rounds(found)
     clipped = replace(batches[0], actions=batches[0].actions.clamp(-0.3, 0.3))

@@ -77,7 +77,20 @@ def test_what_is_wrong_is_named(changes: Any, message: str) -> None:
 def test_a_nan_beyond_the_end_is_nobody_s() -> None:
     found = trajectories()
     beyond = (~found.mask).nonzero()[0].tolist()
-    replace(found, rewards=nan_at(found.rewards, *beyond))
+    odd = replace(
+        found,
+        rewards=nan_at(found.rewards, *beyond),
+        observations=nan_at(found.observations, *beyond, 0),
+    )
+    assert odd.rewards.isfinite().all()
+    assert rl.GAE()(odd).isfinite().all()
+
+
+def test_what_is_seen_may_be_one_number() -> None:
+    found = trajectories()
+    flat = replace(found, observations=found.observations[..., 0], policy=None)
+    wide = replace(found, observations=found.observations[..., :1], policy=None)
+    torch.testing.assert_close(rl.GAE()(flat), rl.GAE()(wide), rtol=0, atol=0)
 
 
 def by_hand(t: rl.Trajectories, values: Tensor, after: Tensor, gamma: float, trace: float) -> Any:

@@ -110,6 +110,7 @@ def _frame(distribution: Distribution, tensors: list[Tensor]) -> _Frame:
         if name in left_out:
             continue
         if isinstance(value, Tensor):
+            value = _of_the_batch(distribution, name, value)
             known = (i for i, x in enumerate(tensors) if x is value)
             attributes[name] = _Place(next(known, len(tensors)), value.ndim)
             if attributes[name].number == len(tensors):
@@ -124,6 +125,33 @@ def _frame(distribution: Distribution, tensors: list[Tensor]) -> _Frame:
                 "which cannot be told apart by tasks: return one of tensors and distributions."
             )
     return _Frame(type(distribution), attributes)
+
+
+_EVENT_RANKS = {
+    "_unbroadcasted_scale_tril": 2,
+    "_unbroadcasted_cov_factor": 2,
+    "_unbroadcasted_cov_diag": 1,
+    "_capacitance_tril": 2,
+}
+"""Of what PyTorch's multivariate normal distributions keep smaller than their batch."""
+
+
+def _of_the_batch(distribution: Distribution, name: str, x: Tensor) -> Tensor:
+    """A tensor with all dimensions of the batch in front, as one for each task will have them.
+
+    Raises:
+        TypeError: it has others, so that it is not known which of them are the batch's.
+    """
+    batch = distribution.batch_shape
+    if name in _EVENT_RANKS:
+        return x.expand(*batch, *x.shape[-_EVENT_RANKS[name] :])
+    if x.shape[: len(batch)] != batch:
+        raise TypeError(
+            f"a {type(distribution).__name__} of batch {list(batch)} keeps {name!r} of shape "
+            f"{list(x.shape)}: expand it to the batch ({list(batch)} in front) when the "
+            "distribution is made, so that tasks can be told apart."
+        )
+    return x
 
 
 def _without_tensors(value: Any) -> bool:

@@ -40,17 +40,19 @@ class UserFunction(GradientMethod):
         function: the user's.
         first_order: whether inner gradients are constants unless `adapt` is told otherwise.
         learns: whether a meta-gradient is wanted.
+        given: what of the function is the user's, where it is only reached through one of ours.
     """
 
     function: Callable[..., Any]
     first_order: bool
     learns: bool = True
+    given: Any = None
     runs_loop: ClassVar[bool] = False
 
     @property
     def code(self) -> Any:
         """The user's function, whose code this method runs."""
-        return self.function
+        return self.function if self.given is None else (self.function, self.given)
 
     def differentiates(self, step: int, steps: int) -> bool:
         """Whether `adapt` does, unless it is told otherwise."""

@@ -31,7 +31,9 @@ class Gymnasium(Environment):
             ``sample_tasks``, which then draws as it does.
         set_task: ``set_task(environment, task)``; None for the environment's own.
         horizon: steps of a trajectory; None for the environment's time limit.
-        seed: of resets and tasks.
+        seed: of resets and tasks; tasks that the environment draws itself are other ones when a
+            run is resumed.
+        dtype: of what is seen.
 
     Raises:
         ValueError: no horizon, spaces other than Box and Discrete, no way to set a task, an
@@ -46,8 +48,10 @@ class Gymnasium(Environment):
         set_task: Callable[[Any, Any], None] | None = None,
         horizon: int | None = None,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(seed)
+        self.dtype = dtype
         self._make, self._sample_task, self._set_task = make, sample_task, set_task
         self._made = [make()]
         self._active: list[bool] = []
@@ -84,7 +88,7 @@ class Gymnasium(Environment):
                 self._set_task(environment, task)
             else:
                 environment.unwrapped.set_task(task)
-            seen.append(_reset(environment, seed))
+            seen.append(_reset(environment, seed).to(self.dtype))
         self._active = [True] * len(seen)
         self._seen = torch.stack(seen).view(*self._shape, -1)
         return self._seen
@@ -93,7 +97,7 @@ class Gymnasium(Environment):
         """Let those that are not over act; the others stay as they were."""
         given = actions.detach().cpu().flatten(0, 1)
         seen, shape = self._seen.flatten(0, 1).clone(), self._shape
-        rewards = torch.zeros(len(given))
+        rewards = torch.zeros(len(given), dtype=self.dtype)
         over = torch.zeros(2, len(given), dtype=torch.bool)
         for i, environment in enumerate(self._made[: len(given)]):
             if self._active[i]:
@@ -135,7 +139,7 @@ def _refuse_old(environment: Any, why: str) -> None:
 
 
 def _tensor(seen: Any) -> Tensor:
-    return torch.as_tensor(seen, dtype=torch.float32).flatten()
+    return torch.as_tensor(seen, dtype=torch.float64).flatten()
 
 
 def _horizon(environment: Any, given: int | None) -> int:

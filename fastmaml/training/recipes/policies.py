@@ -108,6 +108,8 @@ def _made(config: PolicyConfig) -> tuple[Environment, nn.Module | None]:
             f"{config.env}() returned a {type(made).__name__}: return a fastmaml.rl.Environment "
             "(rl.Gymnasium makes one of yours), or a pair of it and a policy."
         )
+    if isinstance(environment, rl.Gymnasium):
+        environment.dtype = getattr(torch, config.dtype)
     return environment, policy
 
 

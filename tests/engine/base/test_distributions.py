@@ -12,7 +12,9 @@ from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
+    LowRankMultivariateNormal,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     TanhTransform,
     TransformedDistribution,
@@ -28,6 +30,16 @@ def mixture(x: Tensor) -> Distribution:
     return MixtureSameFamily(weights, parts, validate_args=False)
 
 
+def multivariate(x: Tensor) -> Distribution:
+    factor = torch.tensor([[1.0, 0.0], [0.4, 0.7]], dtype=x.dtype)
+    return MultivariateNormal(x[..., :2], scale_tril=factor, validate_args=False)
+
+
+def low_rank(x: Tensor) -> Distribution:
+    factor = torch.tensor([[1.0], [0.4]], dtype=x.dtype)
+    return LowRankMultivariateNormal(x[..., :2], factor, factor[:, 0] ** 2, validate_args=False)
+
+
 KINDS: dict[str, Callable[[Tensor], Distribution]] = {
     "normal": lambda x: Normal(x, x.new_tensor(0.3), validate_args=False),
     "independent": lambda x: Independent(Normal(x, 0.3, validate_args=False), 1),
@@ -37,13 +49,15 @@ KINDS: dict[str, Callable[[Tensor], Distribution]] = {
         Normal(x, 0.3), [TanhTransform()], validate_args=False
     ),
     "mixture": mixture,
+    "multivariate": multivariate,
+    "low-rank": low_rank,
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_task_s_distributions_become_one_of_all(name: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    x = torch.randn(5, 5, 4, dtype=torch.float64)  # as many tasks as examples: a wrong one fits
 
     def tensors(one: Tensor) -> tuple[Tensor, ...]:
         found.append(Parts.of(KINDS[name](one)))
@@ -84,3 +98,13 @@ def test_what_cannot_be_told_apart() -> None:
 
     with pytest.raises(TypeError, match="keeps a list as 'memory'"):
         Parts.of(Odd())
+
+
+def test_what_is_not_of_the_batch_is_refused() -> None:
+    class Narrow(Normal):
+        def __init__(self, x: Tensor) -> None:
+            super().__init__(x, torch.ones(()), validate_args=False)
+            self.factor = torch.ones(4)
+
+    with pytest.raises(TypeError, match=r"keeps 'factor' of shape \[4\]: expand it to the batch"):
+        Parts.of(Narrow(torch.zeros(5, 4)))
