@@ -31,7 +31,7 @@ class TRPO(Outer):
 
     Args:
         max_kl: of the adapted policies, on the average.
-        cg_steps: iterations of conjugate gradients; each costs about two meta-gradients.
+        cg_steps: iterations of conjugate gradients; each costs two to three meta-gradients.
         damping: added to JᵀFJ.
         backtracks: how often the step is halved before it is given up.
 
