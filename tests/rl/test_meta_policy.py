@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from rl_problems import POLICIES, acted, by_hand, categorical, gaussian, padded, rounds
+from rl_problems import POLICIES, Odd, acted, by_hand, gaussian, learner, padded, rounds
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, StudentT
 from torch.func import functional_call
 
-import fastmaml as fm
 from fastmaml import rl
 from fastmaml.rl.policies import divergence
-from fastmaml.rules import SGD, Scheduled
 
 WEIGHTS: dict[str, tuple[rl.Surrogate, Callable[[Tensor, Tensor], Tensor]]] = {
     "log-prob": (rl.LogProb(), lambda now, before: now),
@@ -40,11 +37,6 @@ OUTER: dict[str, tuple[rl.Outer, Callable[[Any, dict[str, Any]], Tensor]]] = {
     "ppo": (rl.PPO(clip=0.1, inner_kl=0.0), clipped_loss),
     "trpo": (rl.TRPO(), ratio_loss),
 }
-
-
-def learner(policy: nn.Module, steps: int = 1, **options: Any) -> rl.MetaPolicy:
-    rule = Scheduled(SGD(0.3), (1.0, 0.5))
-    return rl.MetaPolicy(policy, steps=steps, rule=rule, **options)
 
 
 def gradient(learner: rl.MetaPolicy, batches: Any, query: Any) -> tuple[Tensor, list[Tensor]]:
@@ -287,25 +279,6 @@ def test_batched_acting_equals_one_task_at_a_time(policy: str) -> None:
             )
 
 
-class Odd(nn.Module):
-    """Distributions that are drawn as floats, have no formula of a divergence, or a small scale."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.kind, self.net = kind, nn.Linear(2, 2)
-        if kind == "multivariate":
-            self.factor = nn.Parameter(torch.tensor([[0.6, 0.0], [0.2, 0.5]]))
-
-    def forward(self, seen: Tensor) -> Any:
-        x = self.net(seen)
-        if self.kind == "bernoulli":
-            return Independent(Bernoulli(logits=x), 1)
-        if self.kind == "student":
-            return Independent(StudentT(5.0, x, 0.5), 1)
-        return MultivariateNormal(x, scale_tril=self.factor.tril())
-
-
 @pytest.mark.parametrize("kind", ["bernoulli", "student", "multivariate"])
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_any_distribution_will_do(kind: str, tasks: int) -> None:
@@ -346,98 +319,3 @@ def test_units_of_the_reward_do_not_matter_to_exploration() -> None:
     second = gradient(found, [found.data(larger[0])], found._query(larger[1]))[1]
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-# ------------------------------------------------------------------ bad input
-
-
-def test_another_surrogate_needs_another_learner() -> None:
-    with pytest.raises(AttributeError):
-        learner(gaussian(), 1).surrogate = rl.LogProb()  # type: ignore[misc]
-
-
-def test_trpo_says_where_there_is_no_formula() -> None:
-    found = learner(Odd("student").double(), 1, outer=rl.TRPO())
-    before = acted(found.act, 1)
-    query = acted(found.adapted(before), 2)
-    with pytest.raises(ValueError, match="for which PyTorch has no formula"):
-        found.update([before], query)
-
-
-def test_clipped_actions_are_told_from_sampled_ones() -> None:
-    found = learner(gaussian(), 1)
-    batches, query = rounds(found)
-    clipped = replace(batches[0], actions=batches[0].actions.clamp(-0.3, 0.3))
-    optimizer = torch.optim.SGD(found.maml.parameters(), 0.1)
-    before = [p.clone() for p in found.maml.parameters()]
-    with pytest.raises(ValueError, match="not as an environment clipped them"):
-        found.update([clipped], query, optimizer)
-    assert all(map(torch.equal, before, found.maml.parameters()))
-
-
-def test_trajectories_of_another_policy() -> None:
-    found = learner(gaussian(), 1)
-    batches, query = rounds(found)
-    other = learner(gaussian(7), 1)
-    optimizer = torch.optim.SGD(other.maml.parameters(), 0.1)
-    with pytest.raises(ValueError, match="from those of the policy that is to have acted"):
-        other.update(batches, query, optimizer)
-    with pytest.raises(ValueError, match="from those of the policy that is to have acted"):
-        learner(gaussian(7), 1, outer=rl.TRPO()).update(batches, query)
-
-
-def test_integer_actions_and_real_ones() -> None:
-    real, whole = learner(gaussian(), 1), learner(categorical(), 1)
-    with pytest.raises(ValueError, match=r"the actions are torch.int64"):
-        real.data(acted(whole.act, 1))
-    with pytest.raises(ValueError, match=r"the actions are torch.float64"):
-        whole.data(acted(real.act, 1))
-
-
-def test_numbers_of_batches_and_tasks() -> None:
-    found = learner(gaussian(), 2)
-    batches, query = rounds(found)
-    optimizer = torch.optim.SGD(found.maml.parameters(), 0.1)
-    with pytest.raises(
-        ValueError, match="trajectories of 1 inner steps, and the policy adapts in 2"
-    ):
-        found.update(batches[:1], query, optimizer)
-    with pytest.raises(ValueError, match=r"different numbers of tasks: \[3, 3, 2\]"):
-        found.update(batches, acted(found.act, 1, tasks=2), optimizer)
-    with pytest.raises(ValueError, match="needs an optimizer"):
-        found.update(batches, query)
-
-
-@pytest.mark.parametrize(
-    ("advantages", "message"),
-    [
-        (lambda t: t.rewards.unsqueeze(-1), "the advantages have shape"),
-        (lambda t: t.rewards.clone().requires_grad_(), "carry a graph"),
-        (lambda t: t.rewards / 0, "not finite"),
-    ],
-)
-def test_advantages_of_one_s_own(advantages: Any, message: str) -> None:
-    found = learner(gaussian(), 1, advantages=advantages)
-    with pytest.raises(ValueError, match=message):
-        found.data(acted(found.act, 1))
-
-
-def test_a_policy_gives_distributions() -> None:
-    found = rl.MetaPolicy(nn.Linear(2, 2).double(), 0.1)
-    with pytest.raises(TypeError, match=r"returned a Tensor: a policy is a module"):
-        found.act(torch.zeros(1, 2, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("surrogate", [rl.LVC(), rl.LoadedDiCE()])
-def test_exploration_counts_once(surrogate: rl.Surrogate) -> None:
-    with pytest.raises(ValueError, match=r"give surrogate=LogProb\(\) with it"):
-        rl.MetaPolicy(gaussian(), surrogate=surrogate, outer=rl.VPG(exploration=True))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"rule": fm.rules.Momentum(0.1)}, {"rule": fm.rules.MetaSGD(0.1)}, {"scope": "mean.0.*"}],
-)
-def test_what_trpo_cannot_do(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="it needs scope='all' and a rule of fixed rates"):
-        rl.MetaPolicy(gaussian(), outer=rl.TRPO(), **options)

@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    StudentT,
+)
 from torch.func import functional_call
 
 from fastmaml import rl
 from fastmaml.engine.base.distributions import Parts
+from fastmaml.rules import SGD, Scheduled
 
 DOUBLE = torch.float64
 
@@ -113,3 +120,27 @@ def by_hand(
         losses.append(outer(functional_call(policy, now, (data["observations"],)), data))
     total = torch.stack(losses).mean()
     return total.detach(), list(torch.autograd.grad(total, list(start.values())))
+
+
+def learner(policy: nn.Module, steps: int = 1, **options: Any) -> rl.MetaPolicy:
+    rule = Scheduled(SGD(0.3), (1.0, 0.5))
+    return rl.MetaPolicy(policy, steps=steps, rule=rule, **options)
+
+
+class Odd(nn.Module):
+    """Distributions that are drawn as floats, have no formula of a divergence, or a small scale."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.net = kind, nn.Linear(2, 2)
+        if kind == "multivariate":
+            self.factor = nn.Parameter(torch.tensor([[0.6, 0.0], [0.2, 0.5]]))
+
+    def forward(self, seen: Tensor) -> Any:
+        x = self.net(seen)
+        if self.kind == "bernoulli":
+            return Independent(Bernoulli(logits=x), 1)
+        if self.kind == "student":
+            return Independent(StudentT(5.0, x, 0.5), 1)
+        return MultivariateNormal(x, scale_tril=self.factor.tril())
