@@ -45,7 +45,7 @@ class Again:
     ) -> None:
         self._maml, self._held = maml, held
         live = (*held.parameters.values(), *held.buffers.values())
-        self._live = [(x, x.data_ptr()) for x in live]
+        self._live = [(x, _place(x)) for x in live]
         self._environment = environment(held.device.type)
         end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
         self._flat, self._recordings = flat, recordings
@@ -70,7 +70,7 @@ class Again:
         return (
             same
             and held.training == before.training
-            and all(x.data_ptr() == at for x, at in self._live)
+            and all(_place(x) == at for x, at in self._live)
             and self._environment == environment(held.device.type)
             and not modes_around()
             and self._flat.program.depends.hold(held.call)
@@ -97,6 +97,11 @@ class Again:
             return self._outputs.like([found[i] for i in places])
         leaves, spec = flatten(self._outputs)
         return unflatten([found[i] if isinstance(i, int) else i for i in leaves], spec)
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    """Where its numbers lie, which ``x.data = y`` changes and its identity does not tell."""
+    return x.data_ptr(), x.shape, x.stride(), x.dtype
 
 
 def _masks(recording: Recording) -> tuple[list[bool], list[bool]]:

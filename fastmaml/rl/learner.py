@@ -254,7 +254,7 @@ class MetaPolicy:
         for data in batches:
             distribution = learner(data["observations"])
             apart.append(_apart(distribution, data))
-            if outer.inner_kl and "policy" in data:
+            if outer.inner_kl:
                 kl = _estimated(data, distribution)
                 extra = extra + outer.inner_kl / len(batches) * mean(kl, data)
             if outer.exploration:
@@ -262,12 +262,10 @@ class MetaPolicy:
                 extra = extra - query["returns"] * log_probs.sum()
             learner.adapt(self.surrogate.loss(distribution, data))
         distribution = learner(query["observations"])
-        loss, figures = outer.loss(distribution, query) + extra, {}
-        if "policy" in query:
-            kl = _estimated(query, distribution)
-            figures["kl"] = mean(kl, query).detach()
+        loss = outer.loss(distribution, query) + extra
+        kl = mean(_estimated(query, distribution), query)
         apart.append(_apart(distribution, query))
-        return loss, {"apart": torch.stack(apart).detach(), **figures}
+        return loss, {"apart": torch.stack(apart).detach(), "kl": kl.detach()}
 
     def _outputs_along(self, learner: Any, v: Any, batches: list[Any], query: Any) -> Any:
         """What the adapted policy is made of, and its derivative along v."""
@@ -318,13 +316,16 @@ def _apart(distribution: Distribution, data: dict[str, Any]) -> Tensor:
 def _estimated(data: dict[str, Any], now: Distribution) -> Tensor:
     """The divergence of the policy that acted from the one now, at each step.
 
-    Where PyTorch has no formula, of the actions that were drawn: the mean is the divergence, and so
-    is the mean of the gradients.
+    Where that was not kept, or PyTorch has no formula, by the actions that were drawn: the mean is
+    the divergence, and the mean of the gradients its gradient.
     """
-    try:
-        return divergence(data["policy"].distribution(), now)
-    except NotImplementedError:
-        return data["log_probs"] - now.log_prob(data["actions"])
+    if "policy" in data:
+        before = data["policy"].distribution()
+        try:
+            return divergence(before, now)
+        except NotImplementedError:  # of torch.distributions.kl_divergence: no formula
+            pass
+    return data["log_probs"] - now.log_prob(data["actions"])
 
 
 def _fisher_product(parts: Parts, tangents: Parts, query: dict[str, Any]) -> Parts:

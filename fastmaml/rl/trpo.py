@@ -79,17 +79,20 @@ class TRPO(Outer):
             direction, curved = self._direction(learner, batches, query, gradient)
             start = [p.clone() for p in parameters]
             scale = (2 * self.max_kl / max(curved, 1e-20)) ** 0.5
-            for halved in range(self.backtracks):
-                for p, begin, d in zip(parameters, start, direction, strict=True):
-                    p.copy_(begin - scale * 0.5**halved * d)
-                now = learner.meta_step(batches, query)
-                loss, kl = now.loss.item(), now.outputs["kl"].detach().mean().item()
-                if loss < before and kl <= 1.5 * self.max_kl:
-                    break
-            else:
-                for p, begin in zip(parameters, start, strict=True):
-                    p.copy_(begin)
-                loss, kl, halved = before, 0.0, self.backtracks
+            kl, halved, better = 0.0, 0, False
+            try:
+                while halved < self.backtracks and not better:
+                    for p, begin, d in zip(parameters, start, direction, strict=True):
+                        p.copy_(begin - scale * 0.5**halved * d)
+                    now = learner.meta_step(batches, query)
+                    kl = now.outputs["kl"].detach().mean().item()
+                    better = now.loss.item() < before and kl <= 1.5 * self.max_kl
+                    halved += not better
+            finally:  # also where a step on the way fails
+                if not better:
+                    kl = 0.0
+                    for p, begin in zip(parameters, start, strict=True):
+                        p.copy_(begin)
         return {"loss": before, "gradient_norm": norm, "kl": kl, "halved": float(halved)}
 
     def _direction(

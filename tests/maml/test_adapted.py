@@ -108,16 +108,19 @@ def test_a_step_of_the_outer_loop_changes_no_value() -> None:
     assert not torch.equal(maml.adapted(batch(1))(x), before)
 
 
-@pytest.mark.parametrize("change", ["mode", "attribute", "buffer", "in place", "data", "dtype"])
+@pytest.mark.parametrize(
+    "change", ["mode", "attribute", "buffer", "in place", "data", "strides", "dtype"]
+)
 def test_what_changes_in_between_is_seen(change: str) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net, self.factor = network(), 1.0
             self.register_buffer("shift", torch.zeros(2, dtype=torch.float64))
+            self.register_buffer("turn", torch.tensor([[0.0, 2.0], [1.0, 0.0]]).double())
 
         def forward(self, x: Tensor) -> Tensor:
-            found = self.factor * self.net(x) + self.shift
+            found = self.factor * self.net(x) @ self.turn + self.shift
             return found if self.training else 2 * found
 
     maml = fm.MAML(Scaled(), lr=0.3, loss=F.mse_loss)
@@ -136,6 +139,10 @@ def test_what_changes_in_between_is_seen(change: str) -> None:
     elif change == "in place":
         maml.module.shift.fill_(1)
         expected = before + 1
+    elif change == "strides":
+        maml.module.turn.data = maml.module.turn.data.t()
+        expected = before @ torch.tensor([[0.0, 2.0], [1.0, 0.0]]).double().inverse()
+        expected = expected @ torch.tensor([[0.0, 2.0], [1.0, 0.0]]).double().t()
     elif change == "data":
         maml.module.shift.data = torch.ones(2, dtype=torch.float64)
         expected = before + 1

@@ -299,6 +299,42 @@ def test_any_distribution_will_do(kind: str, tasks: int) -> None:
     found.update([before], query, torch.optim.SGD(found.maml.parameters(), 0.01))
 
 
+def test_trajectories_need_not_keep_their_distributions() -> None:
+    """The penalty is then that of the drawn actions: where it begins, the mean of log-ratios."""
+    found = learner(gaussian(), 1, outer=rl.PPO(inner_kl=0.5))
+    batches, query = rounds(found)
+    bare = [replace(t, policy=None) for t in (*batches, query)]
+    data = [found.data(bare[0])], found.data(bare[1])
+    out = found.meta_step(*data)
+    assert float(out.outputs["kl"].detach().abs().max()) < 1e-12
+    slopes = gradient(found, *data)[1]
+    without = learner(gaussian(), 1, outer=rl.PPO(inner_kl=0.0))
+    other = gradient(without, *data)[1]
+    seen, actions, mask = (data[0][0][n] for n in ("observations", "actions", "mask"))
+    each = (found.policy(seen).log_prob(actions) * mask).sum((1, 2)) / mask.sum((1, 2))
+    penalty = torch.autograd.grad(-0.5 * each.mean(), list(found.maml.parameters()))
+    close(slopes, [a + b for a, b in zip(other, penalty, strict=True)])
+    found.update([bare[0]], bare[1], torch.optim.SGD(found.maml.parameters(), 0.01))
+
+
+def test_a_step_of_trpo_that_fails_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = learner(gaussian(), 1, outer=rl.TRPO())
+    batches, query = rounds(found)
+    before = [p.clone() for p in found.maml.parameters()]
+    step, calls = found.meta_step, [0]
+
+    def failing(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise OSError("the disk is gone")
+        return step(*given)
+
+    monkeypatch.setattr(found, "meta_step", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        found.update(batches, query)
+    assert all(map(torch.equal, before, found.maml.parameters()))
+
+
 def test_a_copy_adapts_as_the_first_one() -> None:
     found = learner(gaussian(), 1, scope="mean.2.*", batch_norm="module", tasks_chunk=2)
     other, given = found.copy(), acted(found.act, 1)

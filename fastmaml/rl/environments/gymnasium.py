@@ -33,7 +33,7 @@ class Gymnasium(Environment):
         horizon: steps of a trajectory; None for the environment's time limit.
         seed: of resets and tasks; tasks that the environment draws itself are other ones when a
             run is resumed.
-        dtype: of what is seen.
+        dtype, device: of what is seen and got.
 
     Raises:
         ValueError: no horizon, spaces other than Box and Discrete, no way to set a task, an
@@ -49,9 +49,10 @@ class Gymnasium(Environment):
         horizon: int | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(seed)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self._make, self._sample_task, self._set_task = make, sample_task, set_task
         self._made = [make()]
         self._active: list[bool] = []
@@ -91,7 +92,7 @@ class Gymnasium(Environment):
             seen.append(_reset(environment, seed).to(self.dtype))
         self._active = [True] * len(seen)
         self._seen = torch.stack(seen).view(*self._shape, -1)
-        return self._seen
+        return self._seen.to(self.device)
 
     def step(self, actions: Tensor) -> Step:
         """Let those that are not over act; the others stay as they were."""
@@ -104,7 +105,8 @@ class Gymnasium(Environment):
                 now, rewards[i], over[0, i], over[1, i] = self._one(environment, given[i])
                 seen[i], self._active[i] = now, not bool(over[:, i].any())
         self._seen = seen.view(*shape, -1)
-        return Step(self._seen, rewards.view(shape), over[0].view(shape), over[1].view(shape))
+        got = self._seen, *(x.view(shape) for x in (rewards, *over))
+        return Step(*(x.to(self.device) for x in got))
 
     def _one(self, environment: Any, action: Tensor) -> tuple[Tensor, float, bool, bool]:
         if self.discrete:

@@ -53,7 +53,8 @@ class Locomotion(Environment):
         self._seconds = self.frames * float(self._model.opt.timestep)
         self.observation_size = self._model.nq + self._model.nv - self.hidden
         self.action_size = int(self._model.nu)
-        self._tasks, self._shape, self._dtype = start, (0, 0), torch.float32
+        self._tasks, self._shape = start, (0, 0)
+        self._given = torch.zeros(0)
 
     @abstractmethod
     def gain(self, speed: Tensor, tasks: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class Locomotion(Environment):
 
     def reset(self, tasks: Any, n: int) -> Tensor:
         """Begin near the body's rest."""
-        self._tasks, self._dtype = tasks.double().cpu().view(-1, 1), tasks.dtype
+        self._tasks, self._given = tasks.double().cpu().view(-1, 1), tasks
         self._shape = len(tasks), n
         rows, drawn = len(tasks) * n, self.generator
         state = self._start.repeat(rows, 1)
@@ -94,12 +95,13 @@ class Locomotion(Environment):
             worth, low, high = self.alive
             height = self._state[:, 3].view(self._shape)
             rewards, over = rewards + worth, (height < low) | (height > high)
-        return Step(self._seen(), rewards.to(self._dtype), over, torch.zeros_like(over))
+        over = over.to(self._given.device)
+        return Step(self._seen(), rewards.to(self._given), over, torch.zeros_like(over))
 
     def _seen(self) -> Tensor:
         first = 1 + self.hidden
         seen = self._state[:, first : self._velocities.stop]
-        return seen.to(self._dtype).view(*self._shape, -1)
+        return seen.to(self._given).view(*self._shape, -1)  # where the tasks are
 
 
 class _HalfCheetah(Locomotion):

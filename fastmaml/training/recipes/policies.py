@@ -19,7 +19,7 @@ from fastmaml.training.config import PolicyConfig
 from fastmaml.training.evaluation import Evaluation
 from fastmaml.training.imported import imported
 from fastmaml.training.policy_trainer import PolicyTrainer, evaluate_policy
-from fastmaml.training.recipes.parts import gradient_of, rule_of
+from fastmaml.training.recipes.parts import gradient_of, resolve_device, rule_of
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "navigation": rl.Navigation,
@@ -110,6 +110,7 @@ def _made(config: PolicyConfig) -> tuple[Environment, nn.Module | None]:
         )
     if isinstance(environment, rl.Gymnasium):
         environment.dtype = getattr(torch, config.dtype)
+        environment.device = resolve_device(config.device)
     return environment, policy
 
 
