@@ -44,6 +44,7 @@ class Block:
         code = self.code
         for old, new in self.swaps:
             assert old in code, f"the mark exchanges {old!r}, which is not in the code:\n{code}"
+            assert " -> " not in new, f"exchanges are parted by semicolons: {old} -> {new}"
             code = code.replace(old, new)
         return code
 
