@@ -23,6 +23,18 @@ _POLICIES = {
     "checkpoint_every": 20,
 }
 """Of all environments."""
+_BODIES = _POLICIES | {
+    "iterations": 500,
+    "meta_lr": 2e-3,
+    "tasks": 10,
+    "trajectories": 10,
+    "inner_lr": 0.2,
+    "trace": 0.95,  # with 1, as in ProMP, they learn several times more slowly
+    "evaluate_every": 50,
+    "validation_episodes": 20,
+    "test_trajectories": 20,
+}
+"""Of those on MuJoCo."""
 
 PRESETS: dict[str, RunConfig] = {
     "digits": TrainConfig(
@@ -114,7 +126,7 @@ PRESETS: dict[str, RunConfig] = {
         name: PolicyConfig(
             dataset=name,
             out=f"runs/{name}",
-            **{**_POLICIES, "iterations": 400, "meta_lr": 1e-3},  # type: ignore[arg-type]
+            **_BODIES,  # type: ignore[arg-type]
         )
         for name in ("cheetah-dir", "cheetah-vel", "ant-dir", "ant-vel")
     },

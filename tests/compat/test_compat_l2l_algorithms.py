@@ -330,7 +330,7 @@ def test_gbml_argument_orders() -> None:
 def test_what_is_left_out_says_so() -> None:
     with pytest.raises(AttributeError, match="Lightning modules are left out"):
         _ = l2l.algorithms.LightningMAML
-    with pytest.raises(AttributeError, match="gym and text are left out"):
-        _ = l2l.gym
+    with pytest.raises(AttributeError, match="text is left out"):
+        _ = l2l.text
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
         _ = l2l.nothing

@@ -38,7 +38,7 @@ APART = ("how_to/tools.md",)
 """Pages whose sections run by themselves, after what stands before the first."""
 AFTER = {"state_dict": "DistributedDataParallel and torchrun"}
 """The section that another one goes on from."""
-PACKAGES = ("accelerate", "lightning", "transformers", "datasets", "PIL", "matplotlib")
+PACKAGES = ("accelerate", "lightning", "transformers", "datasets", "PIL", "matplotlib", "gymnasium")
 
 
 @pytest.fixture(autouse=True)

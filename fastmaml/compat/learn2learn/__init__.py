@@ -3,7 +3,8 @@
 Change ``import learn2learn as l2l`` to ``import fastmaml.compat.learn2learn as l2l``.
 """
 
-from typing import NoReturn
+import importlib
+from typing import Any
 
 from fastmaml.compat.learn2learn import algorithms, data, nn, optim, utils, vision
 from fastmaml.compat.learn2learn.utils import (
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> NoReturn:
-    hint = " (learn2learn's gym and text are left out)" if name in ("gym", "text") else ""
+def __getattr__(name: str) -> Any:
+    if name == "gym":  # which needs gymnasium: imported where it is used
+        return importlib.import_module(f"{__name__}.gym")
+    hint = " (learn2learn's text is left out)" if name == "text" else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

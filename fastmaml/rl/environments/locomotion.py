@@ -40,7 +40,7 @@ class Locomotion(Environment):
         super().__init__(seed)
         mujoco, rollout, path = _found(self.body)
         self.horizon = horizon
-        self._model = _model(mujoco, path)
+        self._model = body_model(mujoco, path)
         threads = os.cpu_count() or 1 if threads is None else threads
         self._datas = [mujoco.MjData(self._model) for _ in range(threads)]
         self._rollout = rollout.Rollout(nthread=threads)
@@ -176,7 +176,7 @@ class AntVel(_Ant):
         return 1 - (speed - tasks).abs()
 
 
-def _model(mujoco: Any, path: str) -> Any:
+def body_model(mujoco: Any, path: str) -> Any:
     """The body, with its mass as the file has it.
 
     MuJoCo says of files that set a mass that this is deprecated, into a file where one stands.
