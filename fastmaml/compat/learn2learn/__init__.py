@@ -4,6 +4,7 @@ Change ``import learn2learn as l2l`` to ``import fastmaml.compat.learn2learn as 
 """
 
 import importlib
+import sys
 from typing import Any
 
 from fastmaml.compat.learn2learn import algorithms, data, nn, optim, utils, vision
@@ -40,6 +41,10 @@ __all__ = [
     "utils",
     "vision",
 ]
+
+
+if "gymnasium" in sys.modules:  # a script may make our environments by name next
+    importlib.import_module(f"{__name__}.gym")
 
 
 def __getattr__(name: str) -> Any:
