@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,15 +74,32 @@ class Episodes:
     Every tensor has the leading dimension ``tasks``, then the examples:
     ``[tasks, ways·shots, ...]`` in the support and ``[tasks, ways·queries, ...]`` in the query set.
 
+    Attributes:
+        support: what the inner loop adapts to.
+        query: what adapted parameters are for.
+        later: the support sets of inner steps 2, 3, ..., where each step has one of its own, of
+            whatever size; empty: every step is on `support`.
+
     Raises:
         ValueError: a tensor without these two dimensions, an empty set, or sizes that disagree.
     """
 
     support: Batch
     query: Batch
+    later: tuple[Batch, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    def of_steps(cls, supports: Sequence[Batch], query: Batch) -> Episodes:
+        """Those with a support set for each inner step, as ``maml(supports, query)`` takes them."""
+        if not supports:
+            raise ValueError("supports is empty: give a support set for each inner step.")
+        first, *later = supports
+        return Episodes(first, query, later=tuple(later))
 
     def __post_init__(self) -> None:
-        tasks = {_check(name, getattr(self, name)) for name in ("support", "query")}
+        sets = {"support": self.support, "query": self.query}
+        sets |= {f"support of inner step {i}": batch for i, batch in enumerate(self.later, 1)}
+        tasks = {_check(name, batch) for name, batch in sets.items()}
         if len(tasks) > 1:
             raise ValueError(
                 f"support and query hold different numbers of tasks: {sorted(tasks)}. "
@@ -104,7 +121,7 @@ class Episodes:
                 raise IndexError(f"task {index} of {self.tasks}")
             index %= self.tasks
             index = slice(index, index + 1)
-        return Episodes(self.support.map(lambda x: x[index]), self.query.map(lambda x: x[index]))
+        return Episodes.map(self, lambda x: x[index])
 
     def __iter__(self) -> Iterator[Episodes]:
         return (self[i] for i in range(self.tasks))
@@ -115,28 +132,39 @@ class Episodes:
 
     def named(self) -> dict[str, list[Tensor]]:
         """The tensors of each set."""
-        return {"support set": self.support.tensors(), "query set": self.query.tensors()}
+        found = {"support set": self.support.tensors(), "query set": self.query.tensors()}
+        for i, batch in enumerate(self.later, 1):
+            found[f"support set of inner step {i}"] = batch.tensors()
+        return found
 
-    def tree(self) -> tuple[tuple[Tree, Tree], tuple[Tree, Tree]]:
-        """Inputs and targets of both sets, as tuples."""
-        support, query = self.support, self.query
-        return (support.inputs, support.targets), (query.inputs, query.targets)
+    def support_of(self, step: int) -> Batch:
+        """What inner step 0, 1, ... adapts to; beyond the last set of its own, that one."""
+        return (self.support, *self.later)[min(step, len(self.later))]
+
+    def tree(self) -> tuple[tuple[Tree, Tree], ...]:
+        """Inputs and targets as tuples: of the support, the query and the later support sets."""
+        return tuple([(b.inputs, b.targets) for b in (self.support, self.query, *self.later)])
 
     def of_tree(self, tree: Any) -> Episodes:
         """Other episodes, of what `tree` gives."""
-        return Episodes(*(Batch(*part) for part in tree))
+        support, query, *later = (Batch(*part) for part in tree)
+        return Episodes(support, query, later=tuple(later))
+
+    def map(self, function: Any) -> Episodes:
+        """Episodes with `function` applied to every tensor."""
+        later = tuple(batch.map(function) for batch in self.later)
+        return Episodes(self.support.map(function), self.query.map(function), later=later)
 
     def to(self, *args: Any, **kwargs: Any) -> Episodes:
         """As `torch.Tensor.to`, for every tensor; a dtype concerns floating-point tensors only."""
-        return Episodes(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))
+        return Episodes.map(self, lambda x: _to(x, *args, **kwargs))
 
 
 def without_inference_mode(episodes: Episodes) -> Episodes:
     """The same episodes in tensors that autograd accepts."""
-    tensors = [*episodes.support.tensors(), *episodes.query.tensors()]
-    if not any(x.is_inference() for x in tensors):
+    if not any(x.is_inference() for tensors in episodes.named().values() for x in tensors):
         return episodes
-    return Episodes(episodes.support.map(torch.clone), episodes.query.map(torch.clone))
+    return Episodes.map(episodes, torch.clone)
 
 
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -37,12 +37,12 @@ class NamedEpisodes(Episodes):
         """As of `Episodes`, with the names."""
         found = super().__getitem__(index)
         kept = self.names[index] if isinstance(index, slice) else (self.names[index],)
-        return NamedEpisodes(found.support, found.query, kept)
+        return NamedEpisodes(found.support, found.query, kept, later=found.later)
 
     def to(self, *args: Any, **kwargs: Any) -> NamedEpisodes:
         """As of `Episodes`, with the names."""
         found = super().to(*args, **kwargs)
-        return NamedEpisodes(found.support, found.query, self.names)
+        return NamedEpisodes(found.support, found.query, self.names, later=found.later)
 
 
 @final
@@ -67,7 +67,7 @@ class InTurn:
         for name in islice(cycle(names), self._next, None):
             self._next = (names.index(name) + 1) % len(names)
             found = self.sources[name].sample()
-            yield NamedEpisodes(found.support, found.query, (name,) * len(found))
+            yield NamedEpisodes(found.support, found.query, (name,) * len(found), later=found.later)
 
     def state_dict(self) -> dict[str, Any]:
         """Where each stream is, and whose turn it is."""

@@ -49,6 +49,11 @@ def admit(
     """
     if not isinstance(episodes, Episodes):
         raise ValueError(f"episodes is a {type(episodes).__name__}; give a fastmaml.Episodes.")
+    if episodes.later and len(episodes.later) + 1 < steps:
+        raise ValueError(
+            f"{len(episodes.later) + 1} support sets for {steps} inner steps: give one for each, "
+            "or a single one for all."
+        )
     check_device(held.device, episodes)
     episodes = without_inference_mode(episodes)
     by_step = weights_by_step(step_weights, steps, held.dtype, held.device)

@@ -50,21 +50,23 @@ class Directions:
         if self._run is None:
             self._run = PerTask(maml, _function(maml), learns=False)
         direction = {n: x.detach().expand(episodes.tasks, *x.shape) for n, x in tangents.items()}
-        sets = [(b.inputs, b.targets) for b in (episodes.support, episodes.query)]
+        support, query, *later = episodes.tree()
         with torch.no_grad():
-            out = self._run(direction, *sets, steps, maml._first_order)
+            supports = [support, *later]
+            out = self._run(direction, supports, query, steps, maml._first_order)
         outputs, losses_along, along = out.outputs
         return Directional(out.losses, outputs, losses_along, along)
 
 
 def _function(maml: MAML) -> Any:
     def function(
-        learner: TaskLearner, v: Any, support: Any, query: Any, steps: int, first_order: bool
+        learner: TaskLearner, v: Any, supports: Any, query: Any, steps: int, first_order: bool
     ) -> Any:
         loss: Any = maml.loss
         direction = start_along(learner, v)
-        for _ in range(steps):
-            inner = loss(called(learner, support[0]), support[1])
+        for step in range(steps):
+            inputs, targets = supports[min(step, len(supports) - 1)]
+            inner = loss(called(learner, inputs), targets)
             direction = adapt_along(learner, inner, direction, first_order)
         outputs = called(learner, query[0])
         found = loss(outputs, query[1])

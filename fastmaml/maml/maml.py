@@ -198,6 +198,9 @@ class MAML(Clones):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``maml(episodes)``: the meta-step. Anything else is passed to the model.
 
+        ``maml(supports, query)`` is that of a support set for each inner step, in a list of
+        `Batch`: `Episodes.of_steps`.
+
         Args:
             episodes: the meta-batch; every tensor ``[tasks, examples, ...]``.
             gradient: another gradient method for this call.
@@ -213,11 +216,18 @@ class MAML(Clones):
 
         Cost: ``steps`` inner steps for every task and their derivatives; see the gradient method.
         """
-        if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
+        first = args[0] if args else kwargs.get("episodes")
+        if isinstance(first, Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
+        query = args[1] if len(args) > 1 else kwargs.get("query")
+        if isinstance(first, list | tuple) and isinstance(query, Batch):
+            return outside_compilers(self._stepwise)(*args, **kwargs)
         return self._turns.call(
             called, self.module, not self._first_order, self.module, *args, **kwargs
         )
+
+    def _stepwise(self, supports: Sequence[Batch], query: Batch, **settings: Any) -> MetaOutput:
+        return self._meta_step(Episodes.of_steps(supports, query), **settings)
 
     @in_turn
     def _meta_step(
@@ -226,6 +236,11 @@ class MAML(Clones):
         gradient: GradientMethod | None = None,
         step_weights: Sequence[float] | Tensor | None = None,
     ) -> MetaOutput:
+        if episodes.later and len(episodes.later) + 1 != self.steps:
+            raise ValueError(
+                f"{len(episodes.later) + 1} support sets for {self.steps} inner steps: give one "
+                "for each, or a single one for all."
+            )
         if not torch.is_grad_enabled():
             return self.evaluate(episodes)
         held, method = self._stock.take(self.module), gradient or self.gradient

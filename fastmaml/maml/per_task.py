@@ -100,7 +100,7 @@ class PerTask:
         Args:
             arguments: trees of tensors ``[tasks, ...]``; numbers and strings in them are the same
                 for all tasks. Or one `Episodes`, for which the function gets two `Batch`: support
-                and query.
+                and query; where each inner step has a support set of its own, the first is a list.
             keywords: more of them, by the names that the function has for them.
 
         Returns:

@@ -36,8 +36,8 @@ def hand_loop(
     losses = []
     for task in episodes:
         adapted = theta
-        for _ in range(steps):
-            support_loss = batch_loss(model, loss, adapted, task.support)
+        for step in range(steps):
+            support_loss = batch_loss(model, loss, adapted, task.support_of(step))
             adapted = sgd_step(adapted, support_loss, lr, first_order)
         losses.append(batch_loss(model, loss, adapted, task.query))
     mean_loss = torch.stack(losses).mean()

@@ -159,6 +159,13 @@ def _tokens(n: int, seed: int) -> Tensor:
     return torch.randint(6, (TASKS, n, 3), generator=torch.Generator().manual_seed(seed))
 
 
+def _own_supports() -> fm.Episodes:
+    """A support set for each inner step, of several sizes; the model has a frozen layer."""
+    sizes = (5, 4, 6, 5)
+    sets = [fm.Batch(tensor(TASKS, n, 4, seed=n + 30), _labels(n, 5, n + 40)) for n in sizes]
+    return fm.Episodes.of_steps(sets[:-1], sets[-1])
+
+
 PROBLEMS = [
     Problem("mlp", _mlp, F.mse_loss, _regression()),
     Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
@@ -185,6 +192,7 @@ PROBLEMS = [
     Problem("conv", _conv, F.cross_entropy, _classes(1, 4, 4)),
     Problem("strided-conv", _strided_conv, F.cross_entropy, _classes(2, 4, 4)),
     Problem("attention", Attention, F.cross_entropy, _classes(3, 4)),
+    Problem("own-supports", NormalisedClassifier, F.cross_entropy, _own_supports()),
 ]
 
 

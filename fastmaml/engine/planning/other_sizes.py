@@ -73,7 +73,8 @@ class OtherSizes:
         """
         sizes, before = _sizes(call.data), self._known.pop(key, None)
         found = _Known(plan, sizes)
-        if before is not None and before.sizes != sizes and _tells_all(plan):
+        tells = _tells_all(plan) and not getattr(call.data, "later", ())  # one support set is seen
+        if before is not None and before.sizes != sizes and tells:
             _, log = attempted(lambda: _logged(plan, call))
             if log is not None:
                 found = _Known(replace(plan, sizes="vary"), sizes, Logs(sizes, log))

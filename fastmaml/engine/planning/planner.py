@@ -266,6 +266,8 @@ def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:
     own = () if program.head is None else program.head.names
     if program.steps < 2 or drew or not (meta.shared or program.forward.frozen.keys() - own):
         return []
+    if isinstance(call.data, Episodes) and call.data.later:
+        return ["support sets: each inner step has its own, and runs whole"]
     if chosen.steps_once:
         return [
             "support set: what no adapted parameter reaches runs once, not at every inner step "

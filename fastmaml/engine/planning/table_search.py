@@ -32,7 +32,7 @@ def find_tables(call: Call) -> tuple[RowTable, ...]:
     program, episodes = call.program, call.data
     if not (program.method.rows_suffice and program.rule.by_row):
         return ()
-    if not isinstance(episodes, Episodes):
+    if not isinstance(episodes, Episodes) or episodes.later:
         return ()
     meta = detached(call.meta)
     forward = replace(program.forward, backend="reference")  # in which the model's calls are seen

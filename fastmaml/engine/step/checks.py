@@ -56,8 +56,9 @@ def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
     ignored = _ignored_label(loss)
     if classes is None or ignored is None:
         return
-    for name in ("support", "query"):
-        labels = getattr(episodes, name).targets
+    later = {f"support of inner step {i}": batch for i, batch in enumerate(episodes.later, 1)}
+    for name, batch in ({"support": episodes.support, "query": episodes.query} | later).items():
+        labels = batch.targets
         wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
         if wrong.any():
             where = wrong.nonzero()[0].tolist()

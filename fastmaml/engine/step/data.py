@@ -45,7 +45,7 @@ class TaskArguments:
     Attributes:
         leaves: of (arguments, keywords), every tensor ``[tasks, ...]``.
         spec: their tree.
-        sets: whether the first argument stands for two `Batch`, the support and the query set.
+        sets: whether the first argument stands for `Batch`, the support and the query set.
     """
 
     leaves: list[Any]
@@ -93,7 +93,13 @@ class TaskArguments:
     def of_task(self, leaves: list[Any]) -> tuple[list[Any], dict[str, Any]]:
         """One task's arguments and keywords, of leaves without their first dimension."""
         arguments, keywords = unflatten(leaves, self.spec)
-        return ([Batch(*b) for b in arguments] if self.sets else list(arguments)), keywords
+        return (sets_of(arguments) if self.sets else list(arguments)), keywords
+
+
+def sets_of(parts: Any) -> list[Any]:
+    """Support and query set, of `Episodes.tree`; a list of them where each step has its own."""
+    support, query, *later = (Batch(*part) for part in parts)
+    return [[support, *later] if later else support, query]
 
 
 def mapped(data: D, function: Callable[[Tensor], Tensor]) -> D:

@@ -86,7 +86,7 @@ class InnerLoop:
 
     def support_losses(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """Every task's support loss, ``[tasks]``."""
-        given = (parameters, shared, self.episodes.support, self.seeds, step)
+        given = (parameters, shared, self.episodes.support_of(step), self.seeds, step)
         return self.forward(*given, rows=self.rows, kept=self._kept(shared))[0]
 
     def kept(self, shared: Tensors, inputs: Any = ()) -> Kept | None:
@@ -98,7 +98,7 @@ class InnerLoop:
     def _kept(self, shared: Tensors) -> Kept | None:
         """The same of the support set, where there are several passes over it."""
         several = self.steps + (self.head is not None and self.head.head.needs_features) > 1
-        return self.kept(shared) if several else None
+        return self.kept(shared) if several and not self.episodes.later else None
 
     def support_loss(self, step: int, parameters: Tensors, shared: Tensors) -> Tensor:
         """The sum over tasks, whose gradient with respect to a task's parameters is that task's."""

@@ -13,11 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastmaml.engine.routing.to_ops import OpRouting
-from fastmaml.engine.step.data import TaskArguments, TaskData
+from fastmaml.engine.step.data import TaskArguments, TaskData, sets_of
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.engine.step.task_learner import TaskLearner
-from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import (
     GradientMethod,
     Meta,
@@ -107,7 +106,7 @@ def _of_task(data: TaskData, given: Any) -> tuple[list[Any], dict[str, Any]]:
     """Arguments and keywords, of the leaves of one task."""
     if isinstance(data, TaskArguments):
         return data.of_task(given)
-    return [Batch(*part) for part in given], {}
+    return sets_of(given), {}
 
 
 def _as_tensor(x: Any, device: torch.device) -> Tensor | None:

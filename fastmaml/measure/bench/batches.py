@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.episodes.batch import Episodes
 
 
 def opened(episodes: Episodes | Iterable[Episodes]) -> tuple[Episodes, Iterator[Episodes]]:
@@ -61,16 +61,13 @@ def enough(first: Episodes, more: Iterator[Episodes], tasks: int) -> tuple[Episo
         return found, ""
     index = torch.arange(tasks) % found.tasks
     # Labelled data may lie on a device, where an index of the CPU is accepted too.
-    repeated = Episodes(*(b.map(lambda x: x[index]) for b in (found.support, found.query)))
+    repeated = Episodes.map(found, lambda x: x[index])
     return repeated, f"beyond {found.tasks} tasks the same ones are repeated, as {why}"
 
 
 def _joined(a: Episodes, b: Episodes) -> Episodes:
-    support, query = (
-        Batch(_cat(x.inputs, y.inputs), _cat(x.targets, y.targets))
-        for x, y in ((a.support, b.support), (a.query, b.query))
-    )
-    return Episodes(support, query)
+    pairs = zip(a.tree(), b.tree(), strict=True)
+    return a.of_tree(tuple((_cat(x[0], y[0]), _cat(x[1], y[1])) for x, y in pairs))
 
 
 def _cat(a: Any, b: Any) -> Any:

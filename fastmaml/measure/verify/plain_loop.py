@@ -42,13 +42,14 @@ def _task_loss(maml: MAML, task: Episodes) -> Tensor:
     """The query loss of one task after its inner steps."""
     rule, method = maml.rule, maml.gradient
     meta = meta_of(maml, take_inventory(maml.module))
-    support, query = (b.map(lambda x: x.squeeze(0)) for b in (task.support, task.query))
+    supports = [b.map(lambda x: x.squeeze(0)) for b in (task.support, *task.later)]
+    query = task.query.map(lambda x: x.squeeze(0))
     moving = {n: p.unsqueeze(0) for n, p in meta.adapted.items()}  # rules take [tasks, *shape]
     state = rule.init(moving)
     for step in range(maml.steps):
         constant = method is not None and not method.differentiates(step, maml.steps)
         gradients = torch.autograd.grad(
-            _batch_loss(maml.module, maml.loss, moving, support),
+            _batch_loss(maml.module, maml.loss, moving, supports[min(step, len(supports) - 1)]),
             list(moving.values()),
             create_graph=not constant,
             allow_unused=True,
