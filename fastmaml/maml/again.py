@@ -44,9 +44,10 @@ class Again:
         last: int,
     ) -> None:
         self._maml, self._held = maml, held
-        live = (*held.parameters.values(), *held.buffers.values())
-        self._live = [(x, _place(x)) for x in live]
-        self._environment = environment(held.device.type)
+        self._live = [*held.parameters.values(), *held.buffers.values()]
+        self._places = [_place(x) for x in self._live]
+        self._device = held.device.type
+        self._environment = environment(self._device)
         end = len(flat.own) - 3  # seeds, weights and cotangents follow the data
         self._flat, self._recordings = flat, recordings
         self._before, self._after = flat.own[: end - last], flat.own[end + 1 :]
@@ -66,20 +67,20 @@ class Again:
 
     def _holds(self) -> bool:
         before, held = self._held, self._maml._stock.take(self._maml.module)
-        same = held.parameters is before.parameters and held.buffers is before.buffers
         return (
-            same
+            held.parameters is before.parameters
+            and held.buffers is before.buffers
             and held.training == before.training
-            and all(_place(x) == at for x, at in self._live)
-            and self._environment == environment(held.device.type)
+            and list(map(_place, self._live)) == self._places
+            and self._environment == environment(self._device)
             and not modes_around()
             and self._flat.program.depends.hold(held.call)
-            and not any(recording.stale() for recording in self._recordings)
+            and not any([recording.stale() for recording in self._recordings])
         )
 
     def _replayed(self, new: Sequence[Tensor]) -> Any:
         seeds = task_seeds(self._flat.tasks, self._flat.seeds.device)
-        given = [x.detach().contiguous() for x in new]
+        given = [x if _plain(x) else x.detach().contiguous() for x in new]
         if len(self._recordings) > 1:
             own = [*self._before, *given, seeds, *self._after]
             flat = replace(self._flat, own=own, seeds=seeds)
@@ -102,6 +103,10 @@ class Again:
 def _place(x: Tensor) -> tuple[Any, ...]:
     """Where its numbers lie, which ``x.data = y`` changes and its identity does not tell."""
     return x.data_ptr(), x.shape, x.stride(), x.dtype
+
+
+def _plain(x: Tensor) -> bool:
+    return x.is_contiguous() and not x.requires_grad
 
 
 def _masks(recording: Recording) -> tuple[list[bool], list[bool]]:

@@ -54,6 +54,8 @@ def taken_apart(tree: Any) -> Any:
 
 def whole(tree: Any) -> Any:
     """The same with distributions put together."""
+    if isinstance(tree, Parts):  # as of a policy, at every step of an environment
+        return tree.distribution()
 
     def together(x: Any) -> Any:
         return x.distribution() if isinstance(x, Parts) else x
