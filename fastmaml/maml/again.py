@@ -75,7 +75,7 @@ class Again:
             and self._environment == environment(self._device)
             and not modes_around()
             and self._flat.program.depends.hold(held.call)
-            and not any([recording.stale() for recording in self._recordings])
+            and not any(recording.stale() for recording in self._recordings)
         )
 
     def _replayed(self, new: Sequence[Tensor]) -> Any:

@@ -69,14 +69,8 @@ class MetaPolicy:
             lr = 0.1
         self.maml = MAML(policy, lr, steps=steps, rule=rule, **settings)
         self._surrogate = LVC() if surrogate is None else surrogate
-        self.outer = PPO() if outer is None else outer
         self.advantages = GAE() if advantages is None else advantages
-        if self.outer.exploration and not self.surrogate.explores:
-            raise ValueError(
-                f"exploration=True says how actions before adaptation are chosen, which "
-                f"{self.surrogate} counts as well: give surrogate=LogProb() with it, or neither."
-            )
-        self.outer.check(self)
+        self.outer = PPO() if outer is None else outer
         self._prepare()
 
     def _prepare(self) -> None:
@@ -95,6 +89,21 @@ class MetaPolicy:
     def surrogate(self) -> Surrogate:
         """What the inner loop descends; another one needs another learner."""
         return self._surrogate
+
+    @property
+    def outer(self) -> Outer:
+        """What adapted policies' trajectories are for; may be replaced by another that fits."""
+        return self._outer
+
+    @outer.setter
+    def outer(self, outer: Outer) -> None:
+        if outer.exploration and not self.surrogate.explores:
+            raise ValueError(
+                f"exploration=True says how actions before adaptation are chosen, which "
+                f"{self.surrogate} counts as well: give surrogate=LogProb() with it, or neither."
+            )
+        outer.check(self)
+        self._outer = outer
 
     @property
     def steps(self) -> int:

@@ -19,6 +19,29 @@ def test_another_surrogate_needs_another_learner() -> None:
         learner(gaussian(), 1).surrogate = rl.LogProb()  # type: ignore[misc]
 
 
+def test_another_outer_objective_has_to_fit() -> None:
+    found = learner(gaussian(), 1, outer=rl.VPG())
+    with pytest.raises(ValueError, match=r"give surrogate=LogProb\(\) with it"):
+        found.outer = rl.VPG(exploration=True)
+    heads = learner(gaussian(), 1, outer=rl.VPG(), scope="*.bias")
+    with pytest.raises(ValueError, match="TRPO differentiates through the inner loop"):
+        heads.outer = rl.TRPO()
+    batches, query = rounds(found)
+    optimizer = torch.optim.SGD(found.maml.parameters(), 0.0)
+    before = found.update(batches, query, optimizer)["loss"]
+    found.outer = rl.PPO(inner_kl=0.5, epochs=1)  # as recorded with it, not as before
+    assert found.outer.inner_kl == 0.5
+    assert found.update(batches, query, optimizer)["loss"] == pytest.approx(before, abs=1e-9)
+    hand = learner(gaussian(), 1, outer=rl.PPO(inner_kl=0.5, epochs=1))
+    hand.policy.load_state_dict(found.policy.state_dict())
+    for each in (found, hand):
+        each.maml.zero_grad()
+        given = [each.data(b) for b in batches], each.data(query)
+        each.meta_step(*given).loss.backward()
+    for a, b in zip(found.policy.parameters(), hand.policy.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_trpo_says_where_there_is_no_formula() -> None:
     found = learner(Odd("student").double(), 1, outer=rl.TRPO())
     before = acted(found.act, 1)
