@@ -5,7 +5,8 @@
 
 Writes benchmarks/results/DEVICE/train_DATA.json (result, configuration, the learning curve at up to
 100 points, the evaluation of the untrained network) and docs/figures/train_DATA.png (of another
-device than the CPU, docs/figures/train_DATA_DEVICE.png).
+device than the CPU, docs/figures/train_DATA_DEVICE.png); of a policy policy_ENVIRONMENT in place of
+train_DATA.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 from benchmarks.figures.plots import figure_name
 from benchmarks.support.results import ROOT, about, folder
+
+MEASURES = ("return", "accuracy", "loss")
 
 
 def thinned(lines: list[dict[str, Any]], key: str, points: int = 100) -> list[list[float]]:
@@ -36,22 +39,24 @@ def main() -> None:
     result = json.loads((options.run / "result.json").read_text())
     lines = [json.loads(x) for x in (options.run / "metrics.jsonl").read_text().splitlines()]
     first = lines[0].get("validation") if lines[0]["iteration"] == 0 else None
-    data = result["config"]["data"]
+    policy = "return" in lines[-1]
+    curves = ("return", "no_adaptation") if policy else ("loss", "accuracy")
+    name = f"{'policy' if policy else 'train'}_{result['config']['dataset']}"
     kept = {
         **{k: v for k, v in about(options.device).items() if k in {"device", "torch", "python"}},
         "kept_at": {k: about(options.device)[k] for k in ("commit", "date")},
         **{k: v for k, v in result.items() if k not in {"device", "versions"}},
         "untrained": first,
-        "learning_curve": {k: thinned(lines, k) for k in ("loss", "accuracy")},
+        "learning_curve": {k: thinned(lines, k) for k in curves},
         "validation_curve": [
-            [x["iteration"], x["validation"].get("accuracy", x["validation"].get("loss"))]
+            [x["iteration"], next(x["validation"][k] for k in MEASURES if k in x["validation"])]
             for x in lines
             if x.get("validation")
         ],
     }
     kept["config"] = {k: v for k, v in kept["config"].items() if k not in {"out", "root"}}
-    (folder(options.device) / f"train_{data}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    figure = ROOT / "docs" / "figures" / figure_name(f"train_{data}", options.device)
+    (folder(options.device) / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    figure = ROOT / "docs" / "figures" / figure_name(name, options.device)
     shutil.copy(options.run / "curves.png", figure)
 
 

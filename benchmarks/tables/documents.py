@@ -96,6 +96,16 @@ def learned() -> str:
     return of_each(parts)
 
 
+def policy_runs() -> str:
+    """One row a committed run of a policy."""
+    parts = []
+    for device in devices("policy_*.json"):
+        paths = sorted((RESULTS / device).glob("policy_*.json"))
+        runs = {figure_name(p.stem, device): read(f"{device}/{p.name}") for p in paths}
+        parts.append((next(iter(runs.values()))["device"], policy_tables.runs(runs)))
+    return of_each(parts)
+
+
 LEARNED = [
     "task",
     "after adaptation, 95% interval",
@@ -169,6 +179,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),
+        "policy-runs": policy_runs,
     },
     "docs/how_to/text.md": {
         "intents": measured("intents", language_tables.intents),

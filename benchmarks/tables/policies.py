@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables.cells import note, table
@@ -28,6 +29,25 @@ def costs(found: Result) -> str:
         f"{worst:.0e} apart. {note(found)}"
     )
     return f"{table(['', *names], rows)}\n\n{text}"
+
+
+def runs(found: Mapping[str, Result]) -> str:
+    """Whole runs of the command line, by the names of their figures."""
+    rows = []
+    for figure, run in found.items():
+        test = run["test"]
+        pairs = zip(test["per_step"], test["per_step_interval_95"], strict=True)
+        cells = [f"{mean:.0f} ± {interval:.0f}" for mean, interval in pairs]
+        config = run["config"]
+        at_once = f"{config['tasks']} tasks x {config['trajectories']} trajectories"
+        length = f"{run['iterations']} x {at_once}, {run['seconds'] / 60:.0f} min"
+        name = f"[{config['dataset']}](../figures/{figure})"
+        rows.append([name, *cells[:4], f"{test['chance']:.0f}", length])
+    header = ["", "before", *(f"after {n}" for n in (1, 2, 3)), "untrained, adapted", "run"]
+    one = next(iter(found.values()))
+    tasks, interval = one["test"]["episodes"], "mean and 95% interval"
+    text = f"Return on {tasks} other tasks, {interval}; one seed. {one['device']}."
+    return f"{table(header, rows)}\n\n{text}"
 
 
 def learned(found: Result) -> str:

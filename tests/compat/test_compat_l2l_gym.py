@@ -86,10 +86,9 @@ def test_environments_of_one_task_begin_anew_when_they_are_over(kind: type[Count
 def test_seeds_are_each_ones_own() -> None:
     env = l2l.gym.AsyncVectorEnv([l2l.gym.envs.Particles2DEnv, l2l.gym.envs.Particles2DEnv])
     assert env.seed(5) == [5, 6]
-    env.reset()
-    drawn = env.sample_tasks(3)
-    env.seed(5)
-    env.reset()
+    drawn = env.sample_tasks(3)  # before any reset
+    assert env.seed() == [None, None]
+    env.reset(seed=5)
     again = env.sample_tasks(3)
     assert [x["goal"].tolist() for x in drawn] == [x["goal"].tolist() for x in again]
     old = l2l.gym.AsyncVectorEnv([OldCounting, OldCounting])

@@ -37,7 +37,6 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
         self.envs = [make() for make in env_fns]
         self.num_envs = len(self.envs)
         self._env = self.envs[0] if env is None else env
-        self._seeds: list[int | None] = [None] * self.num_envs
         first = self.envs[0]
         self.observation_space = _space(first.observation_space)
         self.action_space = _space(first.action_space)
@@ -54,15 +53,20 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
         return True
 
     def seed(self, seed: int | None = None) -> list[int | None]:
-        """Let environment i begin from ``seed + i`` at the next reset."""
-        self._seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
-        return [*self._seeds]
+        """Seed environment i with ``seed + i``, and what draws the tasks with `seed`."""
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        for env, own in zip((self._env, *self.envs), (seed, *seeds), strict=True):
+            if own is not None and hasattr(env.unwrapped, "seed"):  # the old API
+                env.seed(own)
+            elif own is not None:
+                env.reset(seed=own)
+        return [*seeds]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """The first observations ``[environments, ...]``."""
         if seed is not None:
             self.seed(seed)
-        return np.stack([self._begin(i) for i in range(self.num_envs)])
+        return np.stack([_begin(env) for env in self.envs])
 
     def step(self, actions: Any) -> Any:
         """Observations, rewards, dones ``[environments, ...]``, and a dict of each.
@@ -100,18 +104,15 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
             if len(over) == 2:  # the old API has one, and says it itself
                 last["TimeLimit.truncated"] = not over[0]
             info = info | last
-            seen = self._begin(i)
+            seen = _begin(self.envs[i])
         return seen, float(reward), done, info
 
-    def _begin(self, i: int) -> Any:
-        env, seed = self.envs[i], self._seeds[i]
-        self._seeds[i] = None
-        if seed is not None and hasattr(env.unwrapped, "seed"):  # the old API
-            env.seed(seed)
-            seed = None
-        result = env.reset() if seed is None else env.reset(seed=seed)
-        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-        return result[0] if is_pair else result
+
+def _begin(env: Any) -> Any:
+    """A new trajectory's first observation, by either API."""
+    result = env.reset()
+    is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+    return result[0] if is_pair else result
 
 
 def _of_tasks(env: Any, name: str) -> Any:
