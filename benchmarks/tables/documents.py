@@ -98,6 +98,8 @@ def learned() -> str:
 
 def policy_runs() -> str:
     """One row a committed run of a policy."""
+    if not devices("policy_*.json"):
+        return "Not measured yet: `python -m benchmarks.programs.training`."
     parts = []
     for device in devices("policy_*.json"):
         paths = sorted((RESULTS / device).glob("policy_*.json"))

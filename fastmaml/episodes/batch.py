@@ -91,15 +91,18 @@ class Episodes:
     @classmethod
     def of_steps(cls, supports: Sequence[Batch], query: Batch) -> Episodes:
         """Those with a support set for each inner step, as ``maml(supports, query)`` takes them."""
+        if isinstance(supports, Batch) or not isinstance(supports, list | tuple):
+            raise ValueError(
+                f"supports is a {type(supports).__name__}: give a list of Batch, a support set for "
+                "each inner step; Episodes(support, query) has a single one for all."
+            )
         if not supports:
             raise ValueError("supports is empty: give a support set for each inner step.")
         first, *later = supports
         return Episodes(first, query, later=tuple(later))
 
     def __post_init__(self) -> None:
-        sets = {"support": self.support, "query": self.query}
-        sets |= {f"support of inner step {i}": batch for i, batch in enumerate(self.later, 1)}
-        tasks = {_check(name, batch) for name, batch in sets.items()}
+        tasks = {_check(name, batch) for name, batch in self.sets().items()}
         if len(tasks) > 1:
             raise ValueError(
                 f"support and query hold different numbers of tasks: {sorted(tasks)}. "
@@ -136,6 +139,11 @@ class Episodes:
         for i, batch in enumerate(self.later, 1):
             found[f"support set of inner step {i}"] = batch.tensors()
         return found
+
+    def sets(self) -> dict[str, Batch]:
+        """Every set, by what errors call its inputs and targets."""
+        later = {f"support of inner step {i}": batch for i, batch in enumerate(self.later, 1)}
+        return {"support": self.support, "query": self.query} | later
 
     def support_of(self, step: int) -> Batch:
         """What inner step 0, 1, ... adapts to; beyond the last set of its own, that one."""

@@ -78,6 +78,10 @@ class Loop(Protocol):
         """The number of inner steps."""
 
     @property
+    def sets(self) -> range:
+        """The inner steps on support sets of their own; the first, where all are on one."""
+
+    @property
     def rule(self) -> Rule:
         """The rule that moves the parameters."""
 

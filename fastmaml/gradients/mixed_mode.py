@@ -74,28 +74,32 @@ class MixedMode(AdjointScan):
 
     def doubt(self, loop: Loop, meta: Meta) -> str:
         """What PyTorch differentiates wrongly forwards: one H·v is compared with reverse mode's."""
-        meta = detached(meta)
-        # After a step: parameters that begin at zero may hide what they multiply.
-        carry = loop.step(0, loop.start(meta), meta, create_graph=False)
-        along = query_back(loop, loop.steps, carry, meta)[0].parameters
-        _, hessian, mixed = _hessian_products(loop, 0, carry, meta, along)
-        with torch.enable_grad():
-            parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
-            loss = loop.support_loss(0, parameters, shared)
-            name = known_wrong(loss, parameters.values())
-            if name:
-                return f"PyTorch's forward-mode derivative of {name} is wrong"
-            leaves = [*parameters.values(), *shared.values()]
-            gradient = torch.autograd.grad(
-                loss, list(parameters.values()), create_graph=True, materialize_grads=True
-            )
-            reverse = pull_back(list(gradient), list(along.values()), leaves)
-            if not differ([*hessian.values(), *mixed.values()], reverse):
-                return ""
-            with WrongFunctions() as tried:
-                loop.support_loss(0, parameters, shared)
-        names = f" (that of {', '.join(tried.names)} is)" * bool(tried.names)
-        return f"PyTorch's forward-mode derivatives of this model are wrong{names}"
+        return next(filter(None, (_doubt(loop, detached(meta), step) for step in loop.sets)), "")
+
+
+def _doubt(loop: Loop, meta: Meta, step: int) -> str:
+    """The same of an inner step's support loss."""
+    # After a step: parameters that begin at zero may hide what they multiply.
+    carry = loop.step(0, loop.start(meta), meta, create_graph=False)
+    along = query_back(loop, loop.steps, carry, meta)[0].parameters
+    _, hessian, mixed = _hessian_products(loop, step, carry, meta, along)
+    with torch.enable_grad():
+        parameters, shared = leaves_of(carry.parameters), leaves_of(meta.shared)
+        loss = loop.support_loss(step, parameters, shared)
+        name = known_wrong(loss, parameters.values())
+        if name:
+            return f"PyTorch's forward-mode derivative of {name} is wrong"
+        leaves = [*parameters.values(), *shared.values()]
+        gradient = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=True, materialize_grads=True
+        )
+        reverse = pull_back(list(gradient), list(along.values()), leaves)
+        if not differ([*hessian.values(), *mixed.values()], reverse):
+            return ""
+        with WrongFunctions() as tried:
+            loop.support_loss(step, parameters, shared)
+    names = f" (that of {', '.join(tried.names)} is)" * bool(tried.names)
+    return f"PyTorch's forward-mode derivatives of this model are wrong{names}"
 
 
 def _rule_back(

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.derivatives.copying import adapted_copy
 from fastmaml.engine.step.task_learner import TaskLearner
 from fastmaml.engine.step.task_state import go_on, state_of
 from fastmaml.maml.per_task import PerTask
-from fastmaml.maml.predictions import Predictions, taken_apart
+from fastmaml.maml.predictions import Predictions, taken_apart, usable
 from fastmaml.maml.settings import require_batch, require_count
 from fastmaml.rules.base import Tensors
 
@@ -62,8 +63,8 @@ class Adapting:
             state: where the tasks stand; None for θ.
             before: how many steps led there.
         """
-        with torch.no_grad():
-            out = self._further(state, before, steps, support)
+        with torch.inference_mode(False), torch.no_grad():  # the inner gradient needs autograd
+            out = self._further(state, before, steps, tree_map_only(Tensor, usable, support))
         return Adapted(self, out.outputs, before + steps, out.losses)
 
 
@@ -141,9 +142,8 @@ class Adapted:
 
     @property
     def parameters(self) -> Tensors:
-        """What adapts, by name, each ``[tasks, *shape]``."""
-        parameters: Tensors = self._state[0]
-        return parameters
+        """What adapts, by name, each ``[tasks, *shape]``: its own tensors, in another dict."""
+        return dict(self._state[0])
 
     @property
     def tasks(self) -> int:

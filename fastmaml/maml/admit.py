@@ -64,11 +64,16 @@ def admit(
 
 
 def admit_function(
-    maml: MAML, held: Inventory, data: Episodes | TaskArguments, function: UserFunction
+    maml: MAML,
+    held: Inventory,
+    data: Episodes | TaskArguments,
+    function: UserFunction,
+    seeds: Tensor | None = None,
 ) -> Call:
     """The same for a user's own function of a task."""
     check_device(held.device, data)
-    meta, seeds = meta_of(maml, held), task_seeds(data.tasks, held.device)
+    meta = meta_of(maml, held)
+    seeds = task_seeds(data.tasks, held.device) if seeds is None else seeds
     program = program_of(maml, held, 1, maml.executor, needs_loss=False)
     weights = task_weights(None, held.dtype, held.device, len(seeds))
     call = Call(replace(program, method=function), meta, data, seeds, weights, [0.0, 1.0])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.distributions import Parts
 from fastmaml.engine.base.seeds import task_seeds
 from fastmaml.engine.base.trees import flatten, unflatten
@@ -68,7 +69,8 @@ class Again:
     def _holds(self) -> bool:
         before, held = self._held, self._maml._stock.take(self._maml.module)
         return (
-            held.parameters is before.parameters
+            functorch.maybe_current_level() is None  # else the whole way says what is wrong
+            and held.parameters is before.parameters
             and held.buffers is before.buffers
             and held.training == before.training
             and list(map(_place, self._live)) == self._places

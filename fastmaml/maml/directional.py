@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.step.task_learner import TaskLearner
 from fastmaml.engine.step.task_state import adapt_along, outputs_along, start_along
-from fastmaml.episodes.batch import Episodes
+from fastmaml.episodes.batch import Episodes, without_inference_mode
 from fastmaml.maml.adapted import called
 from fastmaml.maml.per_task import PerTask
+from fastmaml.maml.predictions import usable
 
 if TYPE_CHECKING:
     from fastmaml.maml.maml import MAML
@@ -50,8 +51,9 @@ class Directions:
         if self._run is None:
             self._run = PerTask(maml, _function(maml), learns=False)
         direction = {n: x.detach().expand(episodes.tasks, *x.shape) for n, x in tangents.items()}
-        support, query, *later = episodes.tree()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # it differentiates by itself
+            support, query, *later = without_inference_mode(episodes).tree()
+            direction = {n: usable(x) for n, x in direction.items()}
             supports = [support, *later]
             out = self._run(direction, supports, query, steps, maml._first_order)
         outputs, losses_along, along = out.outputs

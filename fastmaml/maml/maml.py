@@ -216,11 +216,9 @@ class MAML(Clones):
 
         Cost: ``steps`` inner steps for every task and their derivatives; see the gradient method.
         """
-        first = args[0] if args else kwargs.get("episodes")
-        if isinstance(first, Episodes):
+        if isinstance(args[0] if args else kwargs.get("episodes"), Episodes):
             return outside_compilers(self._meta_step)(*args, **kwargs)
-        query = args[1] if len(args) > 1 else kwargs.get("query")
-        if isinstance(first, list | tuple) and isinstance(query, Batch):
+        if any(map(_holds_batches, (*args, *kwargs.values()))):
             return outside_compilers(self._stepwise)(*args, **kwargs)
         return self._turns.call(
             called, self.module, not self._first_order, self.module, *args, **kwargs
@@ -362,16 +360,22 @@ class MAML(Clones):
         Returns:
             The plan, whose text has a line for each choice, the executor's last.
         """
-        held = self._stock.take(self.module)
-        seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
-        call = admit(self, held, episodes, self._count(steps), self.executor, seeds=seeds)
-        found = plan_of(self, self._plans, held, call, self.gradient, self.executor)
-        line = f"executor: {self.executor}, as asked"
-        if isinstance(self._execute, Captured):
-            with RerunGuard(self.module, call.data, held):
-                line = self._execute.explain(call._replace(program=found.applied(call.program)))
+        held, line = self._stock.take(self.module), f"executor: {self.executor}, as asked"
+        with torch.inference_mode(False):  # it tries derivatives
+            seeds = torch.arange(episodes.tasks, device=held.device)  # draws nothing
+            call = admit(self, held, episodes, self._count(steps), self.executor, seeds=seeds)
+            found = plan_of(self, self._plans, held, call, self.gradient, self.executor)
+            if isinstance(self._execute, Captured):
+                with RerunGuard(self.module, call.data, held):
+                    line = self._execute.explain(call._replace(program=found.applied(call.program)))
         return replace(found, reasons=(*found.reasons, line))
 
     def _count(self, steps: int | None) -> int:
         """The number of inner steps; None for those of training."""
         return self.steps if steps is None else require_count("steps", steps, least=0)
+
+
+def _holds_batches(x: Any) -> bool:
+    """Whether it is meant for a meta-step: models take none."""
+    first = x[0] if isinstance(x, list | tuple) and x else x
+    return isinstance(first, Batch | Episodes)

@@ -155,11 +155,14 @@ class PerTask:
             maml._stock.take(maml.module),
             UserFunction(self.function, True, False, self._given),
         )
-        call = admit_function(maml, held, data, function)
+        execute = self._execute
+        if not (isinstance(execute, Captured) and held.device.type == "cpu"):
+            return None
+        seeds = torch.zeros(data.tasks, dtype=torch.int64)  # draws nothing
+        call = admit_function(maml, held, data, function, seeds)
         plan = plan_of(maml, self._plans, held, call, function, maml.executor)
         call = call._replace(program=plan.applied(call.program))
-        execute = self._execute
-        if not (plan.recorded and isinstance(execute, Captured) and held.device.type == "cpu"):
+        if not plan.recorded:
             return None
         try:
             flat = flattened(call)

@@ -7,9 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from fastmaml.engine.base.distributions import Parts
+from fastmaml.engine.base.storages import parts
+from fastmaml.engine.step.program import tensors_of
 from fastmaml.maml.per_task import Again, PerTask
 
 
@@ -35,12 +37,30 @@ class Predictions:
             again = self._known.get(kind)
             found = None if again is None else again(inputs)
             if found is None:
-                arguments = self._state, self._steps, inputs
-                found = self._predict(*arguments).outputs
-                again = self._predict.again(arguments, len(inputs)) if plain else None
-                if again is not None:
-                    self._known[kind] = again
+                with torch.inference_mode(False), torch.no_grad():
+                    found = self._whole_way(tree_map_only(Tensor, usable, inputs), kind)
         return whole(found)
+
+    def _whole_way(self, inputs: tuple[Any, ...], kind: Any) -> Any:
+        """Run the function, and keep how to do so again."""
+        arguments = self._state, self._steps, inputs
+        outputs = self._predict(*arguments).outputs
+        if kind is not None:
+            again = self._predict.again(arguments, len(inputs))
+            self._known.pop(kind, None)
+            if again is not None:
+                self._known[kind] = again
+        given = set().union(*map(_memory, tensors_of((self._state, inputs))))
+        return tree_map_only(Tensor, lambda y: y.clone() if _memory(y) & given else y, outputs)
+
+
+def _memory(x: Tensor) -> set[int]:
+    return {part.untyped_storage().data_ptr() for part in parts(x)} - {0}
+
+
+def usable(x: Tensor) -> Tensor:
+    """The same, as autograd takes it: a copy of what inference mode made."""
+    return x.clone() if x.is_inference() else x
 
 
 def taken_apart(tree: Any) -> Any:

@@ -97,6 +97,8 @@ class MetaPolicy:
 
     @outer.setter
     def outer(self, outer: Outer) -> None:
+        if not isinstance(outer, Outer):
+            raise ValueError(f"outer is {outer!r}: give an object such as rl.PPO().")
         if outer.exploration and not self.surrogate.explores:
             raise ValueError(
                 f"exploration=True says how actions before adaptation are chosen, which "

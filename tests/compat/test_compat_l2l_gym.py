@@ -91,14 +91,20 @@ def test_seeds_are_each_ones_own() -> None:
     env.reset(seed=5)
     again = env.sample_tasks(3)
     assert [x["goal"].tolist() for x in drawn] == [x["goal"].tolist() for x in again]
-    old = l2l.gym.AsyncVectorEnv([OldCounting, OldCounting])
+    old = l2l.gym.AsyncVectorEnv([OldCounting, OldCounting], OldCounting())
     old.reset(seed=3)
-    assert [x.drawn for x in old.envs] == [3, 4]
+    assert [x.drawn for x in (*old.envs, old._env)] == [3, 4, 5]
 
 
 def test_what_it_cannot_do_says_so() -> None:
     with pytest.raises(ValueError, match="env_fns is empty"):
         l2l.gym.AsyncVectorEnv([])
+    particle = l2l.gym.envs.Particles2DEnv()
+    for action in (0.05, [0.05], [float("nan"), 0]):
+        with pytest.raises(ValueError, match="give two finite numbers"):
+            particle.step(np.array(action, np.float32))
+    with pytest.raises(KeyError, match="goal"):
+        particle.set_task({"direction": 1})
     env = l2l.gym.AsyncVectorEnv([Counting])
     with pytest.raises(ValueError, match="2 actions for 1 environments"):
         env.step([0, 0])
@@ -182,6 +188,7 @@ def test_directions_are_of_the_plane(name: str) -> None:
     found = []
     for task in (tasks[0], -tasks[0]):
         env.unwrapped.set_task({"direction": task})
+        assert env.unwrapped.goal_direction is task
         seen, _ = env.reset(seed=2)
         assert seen.shape == env.observation_space.shape
         *_, info = env.step(np.full(env.action_space.shape, 0.1, np.float32))

@@ -270,3 +270,79 @@ def test_bad_input() -> None:
         adapted(tensor(3, 7, 3, seed=9))
     with pytest.raises(ValueError, match="shapes"):
         adapted.step(batch(1, tasks=3))
+
+
+def test_transforms_are_refused_cold_and_warm() -> None:
+    adapted, x = plain_adapted()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=r"no function for torch\.func\.grad"):
+            torch.func.grad(lambda x: adapted(x).square().sum())(x)
+        adapted(x)
+
+
+def test_a_call_draws_as_much_whoever_runs_it() -> None:
+    found = []
+    for executor in ("eager", "captured", None):
+        adapted, x = plain_adapted(executor=executor)
+        torch.manual_seed(0)
+        found.append([(adapted(x), torch.rand(()).item())[1] for _ in range(4)])
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 4
+
+
+def test_what_it_gives_is_not_what_it_holds() -> None:
+    class Passes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return x * self.scale, self.scale, x
+
+    for executor in ("eager", None):
+        learner = fm.MAML(
+            Passes(), lr=0.1, executor=executor, loss=lambda y, t: F.mse_loss(y[0], t)
+        )
+        x = torch.randn(2, 4, 3)
+        adapted, before = learner.adapted(fm.Batch(x, x + 1)), x.clone()
+        for _ in range(3):
+            first, scale, same = adapted(x)
+            expected = adapted.parameters["scale"].clone()
+            torch.testing.assert_close(scale, expected)
+            torch.testing.assert_close(same, before)
+            for y in (first, scale, same):
+                y.add_(1)
+            assert torch.equal(x, before)
+            assert torch.equal(adapted.parameters["scale"], expected)
+    adapted.parameters["scale"] = torch.zeros(2, 3)  # of another dict
+    assert torch.equal(adapted.parameters["scale"], expected)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    adapted, x = plain_adapted()
+    learner, expected = adapted._adapting.maml, adapted(x)
+    support = fm.Batch(torch.randn(3, 4, 5), torch.randn(3, 4, 4))
+    v = {n: torch.ones_like(p) for n, p in learner.module.named_parameters()}
+    episodes = fm.Episodes(support, support)
+    along = learner.jvp(episodes, v).losses_along
+    outside = learner.adapted(support)(x)
+    with torch.inference_mode():
+        within = fm.Episodes(support.map(torch.clone), support.map(torch.clone))
+        for given in (episodes, within):
+            torch.testing.assert_close(learner.adapted(given.support)(x.clone()), outside)
+            torch.testing.assert_close(learner.jvp(given, v).losses_along, along)
+            assert "executor" in str(learner.explain(given))
+        torch.testing.assert_close(adapted(x), expected)
+        torch.testing.assert_close(adapted(x.clone()), expected)
+        assert adapted.step(within.support).steps == 2
+    torch.testing.assert_close(adapted(x), expected)
+
+
+def plain_adapted(**options: Any) -> tuple[Any, Tensor]:
+    """Three tasks after a step, and inputs for them."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+    learner = fm.MAML(model, lr=0.3, loss=F.mse_loss, **options)
+    return learner.adapted(fm.Batch(torch.randn(3, 4, 5), torch.randn(3, 4, 4))), torch.randn(
+        3, 7, 5
+    )

@@ -23,6 +23,8 @@ def test_another_outer_objective_has_to_fit() -> None:
     found = learner(gaussian(), 1, outer=rl.VPG())
     with pytest.raises(ValueError, match=r"give surrogate=LogProb\(\) with it"):
         found.outer = rl.VPG(exploration=True)
+    with pytest.raises(ValueError, match=r"give an object such as rl\.PPO\(\)"):
+        found.outer = rl.PPO  # type: ignore[assignment]
     heads = learner(gaussian(), 1, outer=rl.VPG(), scope="*.bias")
     with pytest.raises(ValueError, match="TRPO differentiates through the inner loop"):
         heads.outer = rl.TRPO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -30,17 +31,19 @@ def kept_bytes(call: Call) -> tuple[int, int]:
         own = tensors_of((meta, loop.forward.frozen, loop.forward.buffers, call.data.tree()))
         ignored = {pointer for x in own for pointer, _ in _storages(x)}
         carry, step = loop.start(meta), 0
-        if loop.steps:
-            made, step = saved(
-                lambda: loop.step(0, carry, meta, create_graph=second_order), ignored
-            )
-            check_differentiable_twice(
-                made.parameters.values(),
-                lambda: [loop.support_losses(0, carry.parameters, meta.shared)],
-            )
+        for number in loop.sets:
+            again = partial(loop.support_losses, number, carry.parameters, meta.shared)
+            run = partial(loop.step, number, carry, meta, create_graph=second_order)
+            made, kept = saved(run, ignored)
+            check_differentiable_twice(made.parameters.values(), partial(_listed, again))
             del made
+            step = max(step, kept)
         _, query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
     return step, query
+
+
+def _listed(run: Callable[[], T]) -> list[T]:
+    return [run()]
 
 
 def saved(run: Callable[[], T], ignored: set[int]) -> tuple[T, int]:

@@ -123,7 +123,8 @@ def _without_forward(call: Call) -> str:
     """The functions that have no forward-mode derivative, found by trying each on its own."""
     loop, meta = call.tried(1).loop(), leaves_of(call.meta)
     with torch.enable_grad(), WrongFunctions() as tried:
-        loop.support_loss(0, loop.start(meta).parameters, meta.shared)
+        for step in loop.sets:
+            loop.support_loss(step, loop.start(meta).parameters, meta.shared)
     return ", ".join(tried.names)
 
 

@@ -25,6 +25,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import about_tasks, chunk_size
 from fastmaml.engine.step.checks import class_count
 from fastmaml.engine.step.data import TaskData
+from fastmaml.engine.step.inner_loop import support_sets
 from fastmaml.engine.step.program import Call
 
 MAX_KINDS = 16
@@ -73,7 +74,7 @@ class OtherSizes:
         """
         sizes, before = _sizes(call.data), self._known.pop(key, None)
         found = _Known(plan, sizes)
-        tells = _tells_all(plan) and not getattr(call.data, "later", ())  # one support set is seen
+        tells = _tells_all(plan) and support_sets(call.data) == 1  # which is the one seen
         if before is not None and before.sizes != sizes and tells:
             _, log = attempted(lambda: _logged(plan, call))
             if log is not None:

@@ -31,6 +31,7 @@ from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
 from fastmaml.engine.step.checks import class_count
 from fastmaml.engine.step.data import TaskData, mapped
+from fastmaml.engine.step.inner_loop import support_sets
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes
@@ -63,7 +64,8 @@ def make_plan(call: Call, asked: Asked) -> Plan:
     free = free_bytes(device) // 2 if asked.budget is None else asked.budget
     some = call.part(0, min(tasks, 2))
     some = some._replace(data=mapped(some.data, torch.clone))
-    some = some.by(chunk=1, method=asked.method or Unrolled(), steps=min(steps, 1))
+    seen = min(steps, support_sets(some.data))  # a set of its own may make the model do otherwise
+    some = some.by(chunk=1, method=asked.method or Unrolled(), steps=seen)
     one, outputs, backend_why, audit, sight = _tried(some, asked, explaining)
     values, depends = _value_reads(one), call.program.depends
     # Whoever reads values may take another way the next time, on which a table is used otherwise.
@@ -266,7 +268,7 @@ def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:
     own = () if program.head is None else program.head.names
     if program.steps < 2 or drew or not (meta.shared or program.forward.frozen.keys() - own):
         return []
-    if isinstance(call.data, Episodes) and call.data.later:
+    if support_sets(call.data) > 1:
         return ["support sets: each inner step has its own, and runs whole"]
     if chosen.steps_once:
         return [

@@ -30,7 +30,7 @@ def check_scripts(call: Call) -> None:
         else:
             start = loop.start(meta).parameters
             losses = [
-                loop.support_losses(0, start, meta.shared),
+                *(loop.support_losses(step, start, meta.shared) for step in loop.sets),
                 loop.query(0, start, meta.shared).losses,
             ]
     check_own(program.forward.model, leaves(losses))

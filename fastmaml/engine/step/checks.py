@@ -56,8 +56,7 @@ def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
     ignored = _ignored_label(loss)
     if classes is None or ignored is None:
         return
-    later = {f"support of inner step {i}": batch for i, batch in enumerate(episodes.later, 1)}
-    for name, batch in ({"support": episodes.support, "query": episodes.query} | later).items():
+    for name, batch in episodes.sets().items():
         labels = batch.targets
         wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
         if wrong.any():
@@ -92,7 +91,7 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
     """
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
     cast = torch.is_autocast_enabled(next(model.parameters()).device.type)
-    named = {"support": episodes.support.inputs, "query": episodes.query.inputs}
+    named = {name: batch.inputs for name, batch in episodes.sets().items()}
     for name, x in ((name, x) for name, tree in named.items() for x in tensors_of(tree)):
         if floats and x.is_floating_point() and x.dtype not in floats and not cast:
             raise ValueError(

@@ -66,6 +66,11 @@ class InnerLoop:
     rows: Tensors = field(default_factory=dict)
     passes: SharedPasses | None = None
 
+    @property
+    def sets(self) -> range:
+        """The inner steps on support sets of their own; the first, where all are on one."""
+        return range(min(self.steps, support_sets(self.episodes)))
+
     def start(self, meta: Meta) -> Carry:
         """θ for every task (a view, not a copy), a head of its own, and the rule's first state."""
         parameters = self._for_every_task(meta)
@@ -162,6 +167,11 @@ class InnerLoop:
     def weighted_sum(self, x: Tensor) -> Tensor:
         """The sum over tasks with their weights in the meta-loss."""
         return torch.tensordot(self.objective.weights.to(x.dtype), x, dims=1)
+
+
+def support_sets(data: Any) -> int:
+    """How many support sets there are for the inner steps."""
+    return 1 + len(getattr(data, "later", ()))
 
 
 def _differentiable(x: Tensor) -> Tensor:

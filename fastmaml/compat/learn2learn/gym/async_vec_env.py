@@ -25,7 +25,7 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
     Args:
         env_fns: each makes an environment, whose ``unwrapped`` has ``set_task`` and
             ``sample_tasks``.
-        env: draws the tasks; None for the first.
+        env: draws the tasks; None for another one of the first function.
 
     Raises:
         ValueError: no functions.
@@ -36,7 +36,7 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
             raise ValueError("env_fns is empty: give a function that makes an environment.")
         self.envs = [make() for make in env_fns]
         self.num_envs = len(self.envs)
-        self._env = self.envs[0] if env is None else env
+        self._env = env_fns[0]() if env is None else env
         first = self.envs[0]
         self.observation_space = _space(first.observation_space)
         self.action_space = _space(first.action_space)
@@ -53,14 +53,17 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
         return True
 
     def seed(self, seed: int | None = None) -> list[int | None]:
-        """Seed environment i with ``seed + i``, and what draws the tasks with `seed`."""
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
-        for env, own in zip((self._env, *self.envs), (seed, *seeds), strict=True):
+        """Seed environment i with ``seed + i``, and what draws the tasks with the next number.
+
+        Environments that draw from numpy's global generator are seeded by ``np.random.seed``.
+        """
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs + 1)]
+        for env, own in zip((*self.envs, self._env), seeds, strict=True):
             if own is not None and hasattr(env.unwrapped, "seed"):  # the old API
                 env.seed(own)
             elif own is not None:
                 env.reset(seed=own)
-        return [*seeds]
+        return seeds[:-1]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """The first observations ``[environments, ...]``."""
@@ -93,7 +96,7 @@ class AsyncVectorEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Close all of them."""
-        for env in self.envs:
+        for env in (*self.envs, self._env):
             env.close()
 
     def _one(self, i: int, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:

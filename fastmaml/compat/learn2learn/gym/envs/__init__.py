@@ -3,6 +3,7 @@
 from gymnasium.envs.registration import register as _register
 from gymnasium.envs.registration import registry as _registry
 
+from fastmaml.compat.learn2learn.gym.envs import metaworld as metaworld
 from fastmaml.compat.learn2learn.gym.envs.meta_env import MetaEnv
 from fastmaml.compat.learn2learn.gym.envs.particles import Particles2DEnv
 

@@ -24,12 +24,17 @@ class _Running(MetaEnv, MujocoEnv):
     def __init__(self, task: Any = None, **settings: Any) -> None:
         MetaEnv.__init__(self, task)
         MujocoEnv.__init__(self, f"{self.body}.xml", 5, None, **settings)
-        seen = self._seen().shape
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, seen, np.float64)
+        seen = self._seen()
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, seen.shape, seen.dtype.type)
 
     def sample_tasks(self, num_tasks: int) -> list[Any]:
         """Forward or backward, from numpy's global generator."""
         return [{"direction": x} for x in np.random.choice((-1.0, 1.0), num_tasks)]
+
+    def set_task(self, task: Any) -> None:
+        """Run to ``task["direction"]`` from now on: a number, or two."""
+        super().set_task(task)
+        self.goal_direction = task["direction"]
 
     def reset_model(self) -> Any:
         """Near the body's rest."""
@@ -53,7 +58,7 @@ class _Running(MetaEnv, MujocoEnv):
 
     def _forward(self, moved: Any) -> float:
         """How far that is in the task's direction, which is a number or two."""
-        direction = np.asarray(self.get_task()["direction"], np.float64).reshape(-1)
+        direction = np.asarray(self.goal_direction, np.float64).reshape(-1)
         return float(direction @ moved[: len(direction)])
 
     def _seen(self) -> Any:

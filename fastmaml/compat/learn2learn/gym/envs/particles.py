@@ -26,6 +26,11 @@ class Particles2DEnv(MetaEnv):
         """Goals, drawn from the environment's own generator."""
         return [{"goal": x} for x in self.np_random.uniform(-0.5, 0.5, (num_tasks, 2))]
 
+    def set_task(self, task: Any) -> None:
+        """Go to ``task["goal"]`` from now on."""
+        super().set_task(task)
+        self._goal = task["goal"]
+
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Back to the origin."""
         super().reset(seed=seed)
@@ -33,8 +38,15 @@ class Particles2DEnv(MetaEnv):
         return self._state, {}
 
     def step(self, action: Any) -> Any:
-        """Move."""
-        self._state = self._state + np.clip(action, -0.1, 0.1).astype(np.float32)
-        apart = self._state - self.get_task()["goal"]
+        """Move.
+
+        Raises:
+            ValueError: an action that is no two finite numbers.
+        """
+        given = np.asarray(action, np.float32)
+        if given.shape != (2,) or not np.isfinite(given).all():
+            raise ValueError(f"the action is {action!r}: give two finite numbers.")
+        self._state = self._state + np.clip(given, -0.1, 0.1)
+        apart = self._state - self._goal
         reward = -float(np.linalg.norm(apart))
         return self._state, reward, bool((np.abs(apart) < 0.01).all()), False, self.get_task()
