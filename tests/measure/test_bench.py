@@ -293,7 +293,9 @@ def test_tasks_are_sliced_repeated_or_drawn() -> None:
         *(
             fm.Batch(torch.cat([a.inputs, b.inputs])[:5], torch.cat([a.targets, b.targets])[:5])
             for a, b in zip(
-                vars(episodes(3, seed=1)).values(), vars(episodes(3, seed=2)).values(), strict=True
+                episodes(3, seed=1).sets().values(),
+                episodes(3, seed=2).sets().values(),
+                strict=True,
             )
         )
     )
