@@ -77,8 +77,8 @@ class Episodes:
     Attributes:
         support: what the inner loop adapts to.
         query: what adapted parameters are for.
-        later: the support sets of inner steps 2, 3, ..., where each step has one of its own, of
-            whatever size; empty: every step is on `support`.
+        later: the support sets of inner steps 1, 2, ..., where each step has one of its own, of
+            whatever size (`support` is that of step 0); empty: every step is on `support`.
 
     Raises:
         ValueError: a tensor without these two dimensions, an empty set, or sizes that disagree.

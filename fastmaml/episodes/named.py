@@ -39,6 +39,11 @@ class NamedEpisodes(Episodes):
         kept = self.names[index] if isinstance(index, slice) else (self.names[index],)
         return NamedEpisodes(found.support, found.query, kept, later=found.later)
 
+    def map(self, function: Any) -> NamedEpisodes:
+        """As of `Episodes`, with the names."""
+        found = super().map(function)
+        return NamedEpisodes(found.support, found.query, self.names, later=found.later)
+
     def to(self, *args: Any, **kwargs: Any) -> NamedEpisodes:
         """As of `Episodes`, with the names."""
         found = super().to(*args, **kwargs)

@@ -16,7 +16,7 @@ _POLICIES = {
     "schedule": "cosine",
     "tasks": 20,
     "inner_lr": 0.1,
-    "trace": 0.95,  # with 1, as in ProMP, all but sparse rewards are learned more slowly
+    "trace": 0.95,  # with 1, as in ProMP, navigation is learned more slowly
     "eval_steps": 3,
     "evaluate_every": 20,
     "validation_episodes": 40,

@@ -112,6 +112,7 @@ def test_tasks_are_taken_and_moved_with_all_their_sets() -> None:
     assert moved.later[0].targets.dtype == torch.int64
     named = NamedEpisodes(SUPPORTS[0], QUERY, ("a", "b", "c"), later=(SUPPORTS[1],))
     assert torch.equal(named[2].later[0].inputs, SUPPORTS[1].inputs[2:])
+    assert named.map(torch.clone).names == named.names
     assert named.to(torch.float32).later[0].inputs.dtype == torch.float32
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, final
 
 import gymnasium
 import numpy as np
@@ -12,7 +13,7 @@ from fastmaml.compat.learn2learn.gym.envs.meta_env import MetaEnv
 from fastmaml.rl.environments.locomotion import body_model
 
 
-class _Running(MetaEnv, MujocoEnv):
+class _Running(MetaEnv, MujocoEnv, ABC):
     """A body of gymnasium's; a task is ``{"direction": ...}``."""
 
     body: ClassVar[str]
@@ -61,14 +62,16 @@ class _Running(MetaEnv, MujocoEnv):
         direction = np.asarray(self.goal_direction, np.float64).reshape(-1)
         return float(direction @ moved[: len(direction)])
 
+    @abstractmethod
     def _seen(self) -> Any:
-        raise NotImplementedError
+        """What is observed."""
+
+    @abstractmethod
+    def _rewards(self, moved: Any, action: Any) -> dict[str, float]:
+        """The parts of the reward, by name, for having gone so far in a step."""
 
     def _nudge(self, nv: int) -> Any:
         return 0.1 * self.np_random.standard_normal(nv)
-
-    def _rewards(self, moved: Any, action: Any) -> dict[str, float]:
-        raise NotImplementedError
 
     def _over(self) -> bool:
         return False
@@ -88,6 +91,7 @@ class _AnyDirection(_Running):
         return [{"direction": x / np.linalg.norm(x)} for x in drawn]
 
 
+@final
 class HalfCheetahForwardBackwardEnv(_Running):
     """The reward is the speed in that direction less 0.05 times the squared torques."""
 
@@ -126,10 +130,12 @@ class _Ant(_Running):
         return not (bool(np.isfinite(state).all()) and 0.0 <= state[2] <= 1.0)
 
 
+@final
 class AntForwardBackwardEnv(_Ant):
     """Speed in that direction, and 1, less half the squared torques and the contacts' forces."""
 
 
+@final
 class AntDirectionEnv(_Ant, _AnyDirection):
     """As `AntForwardBackwardEnv`, in any direction of the plane."""
 
@@ -162,9 +168,11 @@ class _Humanoid(_Running):
         return not 1.0 <= self.data.qpos[2] <= 2.0
 
 
+@final
 class HumanoidForwardBackwardEnv(_Humanoid):
     """Speed in that direction, and 5, less 0.1 times the squared torques and the impacts."""
 
 
+@final
 class HumanoidDirectionEnv(_Humanoid, _AnyDirection):
     """As `HumanoidForwardBackwardEnv`, in any direction of the plane."""
