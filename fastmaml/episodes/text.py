@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -12,14 +11,10 @@ from torch import Tensor
 
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.checks import check_choice
+from fastmaml.episodes.held_out import SPLITS, Held, chosen_split, held_out
 from fastmaml.episodes.sampler import EpisodeSampler
 from fastmaml.episodes.tables import Columns, Label, Table, read_table
 from fastmaml.episodes.tokens import Cache, Tokens, tokenised
-
-SPLITS = ("train", "validation", "test")
-
-Held = int | Sequence[str | int]
-"""How many classes are held out, or which."""
 
 
 def text(
@@ -86,14 +81,8 @@ def text(
     out = {str(x) for x in leave_out}
     names = [str(x) for x in table.labels]
     classes = [c for c in ordered(names) if c not in out]
-    chosen = _split(classes, validation_classes, test_classes, classes_seed)[split]
-    if not chosen:
-        raise ValueError(
-            f"split={split!r} is empty: hold out classes with {split}_classes= (the same in all "
-            f"splits), but not all {len(classes)} that there are."
-            if split != "train"
-            else f"split='train' is empty: all {len(classes)} classes are held out."
-        )
+    parts = held_out(classes, validation_classes, test_classes, classes_seed)
+    chosen = chosen_split(split, parts)
     index, labels = _examples(names, chosen)
     queries = shots if queries is None else queries
     _check_sizes(table, Counter(names), chosen, shots, queries)
@@ -140,32 +129,6 @@ def ordered(labels: Iterable[Label]) -> list[str]:
     names = {str(x) for x in labels}
     whole = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=int) if whole else sorted(names)
-
-
-def _split(classes: list[str], validation: Held, test: Held, seed: int) -> dict[str, list[str]]:
-    # An order by hash stays the same with every version of every library.
-    by_hash = sorted(classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    chosen: dict[str, list[str]] = {}
-    for split, held in (("test", test), ("validation", validation)):
-        free = [c for c in by_hash if all(c not in other for other in chosen.values())]
-        if isinstance(held, int):
-            if isinstance(held, bool) or not 0 <= held <= len(free):
-                raise ValueError(
-                    f"{split}_classes={held!r}: give names, or a number from 0 to {len(free)}."
-                )
-            chosen[split] = free[:held]
-            continue
-        chosen[split] = [str(name) for name in ([held] if isinstance(held, str) else held)]
-        wrong = [name for name in chosen[split] if name not in free]
-        if wrong:
-            raise ValueError(
-                f"{split}_classes names {wrong[0]!r}, which is no class of the data or held out "
-                f"already. The classes are {', '.join(classes[:20])}"
-                f"{', ...' if len(classes) > 20 else ''}."
-            )
-    held_out = {*chosen["test"], *chosen["validation"]}
-    chosen["train"] = [c for c in classes if c not in held_out]
-    return chosen
 
 
 def _examples(names: list[str], chosen: list[str]) -> tuple[Tensor, Tensor]:
