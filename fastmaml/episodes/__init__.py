@@ -3,6 +3,8 @@
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.digits import digits
 from fastmaml.episodes.glue import glue
+from fastmaml.episodes.instruction_source import Instructions
+from fastmaml.episodes.instructions import instructions
 from fastmaml.episodes.mixture import Mixture
 from fastmaml.episodes.named import InTurn, NamedEpisodes
 from fastmaml.episodes.omniglot import omniglot
@@ -18,11 +20,13 @@ __all__ = [
     "EpisodeSource",
     "Episodes",
     "InTurn",
+    "Instructions",
     "Mixture",
     "NamedEpisodes",
     "TextTask",
     "digits",
     "glue",
+    "instructions",
     "omniglot",
     "sinusoid",
     "text",

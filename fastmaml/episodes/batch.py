@@ -24,11 +24,12 @@ class Batch:
             tokenizer returns, becomes a dict. Inside `Episodes` every tensor is
             ``[tasks, examples, ...]``; for one task, as `MAML.adapt_to` takes it,
             ``[examples, ...]``.
-        targets: what the loss is given as its second argument, with the same leading dimensions.
+        targets: what the loss is given as its second argument, with the same leading dimensions;
+            None where it needs none (`fastmaml.losses.own`).
     """
 
     inputs: Tree
-    targets: Tree
+    targets: Tree = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -186,7 +187,8 @@ def _check(name: str, batch: Batch) -> int:
     """The number of tasks of a batch whose shapes are right."""
     if not isinstance(batch, Batch):
         raise ValueError(f"{name} is a {type(batch).__name__}; give a Batch(inputs, targets).")
-    inputs, targets = (_sizes(f"{name}.{x}", getattr(batch, x)) for x in ("inputs", "targets"))
+    inputs = _sizes(f"{name}.inputs", batch.inputs)
+    targets = inputs if batch.targets is None else _sizes(f"{name}.targets", batch.targets)
     tasks = {size[0] for size in inputs + targets}
     if len(tasks) > 1:
         raise ValueError(

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from fastmaml.episodes.checks import check_choice
-from fastmaml.episodes.mixture import Balance, Mixture, Sampling
+from fastmaml.episodes.mixture import Mixture
+from fastmaml.episodes.pools import Balance, Sampling
 from fastmaml.episodes.table_files import FILES, kind_of
 from fastmaml.episodes.tables import is_hub_name
 from fastmaml.episodes.text_task import TextTask, text_task

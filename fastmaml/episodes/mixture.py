@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,13 +11,11 @@ from torch import Tensor
 from fastmaml.episodes.batch import Batch
 from fastmaml.episodes.checks import check_choice, check_positive
 from fastmaml.episodes.named import NamedEpisodes
-from fastmaml.episodes.pools import NOTHING, Balance, Pool, pick
+from fastmaml.episodes.pools import NOTHING, SAMPLING, Balance, Pool, Sampling, choose, pick
 from fastmaml.episodes.source import EpisodeSource
 from fastmaml.episodes.text_task import LabelledText, TextTask
 from fastmaml.episodes.tokens import joined
 
-Sampling = Literal["uniform", "proportional", "sqrt", "equal"]
-SAMPLING = ("uniform", "proportional", "sqrt", "equal")
 BALANCE = ("both", "support", "none")
 
 
@@ -97,7 +95,7 @@ class Mixture(EpisodeSource):
 
     def sample(self) -> NamedEpisodes:
         """The next meta-batch, with the name of each task's data set."""
-        chosen = self._choose()
+        chosen = choose(self._sizes, self.tasks, self.sampling, self.generator)
         drawn = [self._draw(i) for i in chosen.tolist()]
         support, query = (torch.stack(rows) for rows in zip(*drawn, strict=True))
         classes = self._classes[chosen].unsqueeze(-1).to(self._labels.device)
@@ -105,16 +103,6 @@ class Mixture(EpisodeSource):
         length = self._tokens.padded_length(support, query)
         one, other = (self._batch(rows, length, classes) for rows in (support, query))
         return NamedEpisodes(one, other, names)
-
-    def _choose(self) -> Tensor:
-        """The data set of every task."""
-        count, generator = len(self.names), self.generator
-        if self.sampling == "equal":
-            rest = torch.randperm(count, generator=generator)[: self.tasks % count]
-            return torch.cat([torch.arange(count).repeat(self.tasks // count), rest])
-        power = {"uniform": 0.0, "proportional": 1.0, "sqrt": 0.5}[self.sampling]
-        weights = self._sizes**power
-        return torch.multinomial(weights, self.tasks, replacement=True, generator=generator)
 
     def _draw(self, number: int) -> tuple[Tensor, Tensor]:
         """The rows of one task's support and query set."""

@@ -15,6 +15,11 @@ from fastmaml.episodes.text_task import LabelledText, TextTask
 Balance = Literal["both", "support", "none"]
 """Which sets are divided evenly over the classes."""
 
+Sampling = Literal["uniform", "proportional", "sqrt", "equal"]
+"""How often each data set is drawn: see `Mixture`."""
+
+SAMPLING = ("uniform", "proportional", "sqrt", "equal")
+
 FIXED_SEED = 0
 """Of the query rows that stay the same; whatever the mixture's seed, they are the same rows."""
 
@@ -59,6 +64,16 @@ class Pool:
         _check_size(f"support={support}", name, self.support, support, 0)
         taken = support if len(self.query) == 1 else ceil(support / len(self.support))
         _check_size(f"query={query}", name, self.query, query, 0 if self.apart else taken)
+
+
+def choose(sizes: Tensor, tasks: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The data set of every task, ``[tasks]``; `sizes` is float64 ``[data sets]``."""
+    count = len(sizes)
+    if sampling == "equal":
+        rest = torch.randperm(count, generator=generator)[: tasks % count]
+        return torch.cat([torch.arange(count).repeat(tasks // count), rest])
+    power = {"uniform": 0.0, "proportional": 1.0, "sqrt": 0.5}[sampling]
+    return torch.multinomial(sizes**power, tasks, replacement=True, generator=generator)
 
 
 def pick(groups: list[Tensor], total: int, avoid: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,8 +37,13 @@ def kind_of(name: str) -> str:
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
-def read_columns(path: Path) -> NamedColumns:
+def read_columns(path: Path, header: Sequence[str] = ()) -> NamedColumns:
     """The columns of a file.
+
+    Args:
+        path: of the file.
+        header: what a ``.csv`` or ``.tsv`` without a header calls its columns; empty: its first
+            line says so.
 
     Raises:
         ImportError: pyarrow is needed (parquet).
@@ -51,9 +56,9 @@ def read_columns(path: Path) -> NamedColumns:
         if kind not in FILES:
             raise ValueError(f"its name ends with {kind!r}; known are {', '.join(FILES)}")
         with _opened(path) as file:
-            rows = list(_separated(file, kind) if kind in DELIMITERS else _json(file, kind))
+            rows = list(_separated(file, kind, header) if kind in DELIMITERS else _json(file, kind))
     except (ValueError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} cannot be read as labelled texts: {error}.") from error
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     return NamedColumns(names, lambda name: [row.get(name) for row in rows], str(path))
 
@@ -93,13 +98,14 @@ def _object(row: Any, place: str) -> dict[str, Any]:
     return row
 
 
-def _separated(file: TextIO, kind: str) -> Iterator[dict[str, Any]]:
+def _separated(file: TextIO, kind: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every row has as many values as the header: one more would be cut off from a text."""
     delimiter = DELIMITERS[kind]
     # Texts in a .tsv have no tabs to protect, and GLUE's own have quotation marks of all sorts.
     quoting: Any = csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL
     rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] = []
+    header = list(names)
+    told = "there are names for" if names else "the header names"
     try:
         for row in rows:
             if not row:
@@ -110,7 +116,7 @@ def _separated(file: TextIO, kind: str) -> Iterator[dict[str, Any]]:
                 more = kind == ".csv" and len(row) > len(header)
                 hint = "; put texts with commas in quotation marks" * more
                 raise ValueError(
-                    f"line {rows.line_num} has {len(row)} values, and the header names "
+                    f"line {rows.line_num} has {len(row)} values, and {told} "
                     f"{len(header)} ({', '.join(header)}){hint}"
                 )
             else:

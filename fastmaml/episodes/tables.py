@@ -106,7 +106,7 @@ def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[NamedColumns]:
                 f"data={str(data)!r}: there is no such file. Give a {', '.join(FILES)} file, or "
                 "the name of a data set on the Hugging Face hub (owner/name)."
             )
-        data = _from_hub(data)
+        data = from_hub(data)
     names = getattr(data, "column_names", None)
     if isinstance(names, dict):
         absent = [r for r in rows or () if r not in names]
@@ -134,7 +134,13 @@ def _from_dataset(data: Any, filtered: bool) -> NamedColumns:
     return NamedColumns(list(data.column_names), column, f"the {type(data).__name__}", filtered)
 
 
-def _from_hub(name: str) -> Any:
+def from_hub(name: str) -> Any:
+    """The `DatasetDict` of that name.
+
+    Raises:
+        ConnectionError: it does not exist, or the hub cannot be reached.
+        ImportError: `datasets` is not installed.
+    """
     try:
         import datasets
     except ImportError as error:

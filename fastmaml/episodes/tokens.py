@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,9 @@ def tokenised(table: Table, tokenizer: Any, max_length: int, cache: Cache) -> To
         ValueError: what is given is no tokenizer, has no padding token, or `max_length` is more
             than the model or fewer than the special tokens take.
     """
-    _check_tokenizer(tokenizer, max_length, table.pairs is not None)
-    path = None if cache is False else _path(table, tokenizer, max_length, cache)
-    kept = None if path is None else _kept(path)
-    if kept is None:
-        kept = _tokenise(table, tokenizer, max_length)
-        if path is not None:
-            _keep(path, kept)
+    check_tokenizer(tokenizer, max_length, table.pairs is not None)
+    parts = [max_length], table.texts, table.pairs
+    kept = cached(cache, tokenizer, parts, lambda: _tokenise(table, tokenizer, max_length))
     return Tokens(
         kept["ids"], kept.get("types"), kept["starts"], tokenizer.pad_token_id, max_length
     )
@@ -170,7 +166,21 @@ def _flat(rows: list[list[int]], dtype: torch.dtype) -> Tensor:
     return torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=dtype)
 
 
-def _check_tokenizer(tokenizer: Any, max_length: int, pair: bool) -> None:
+def cached(
+    cache: Cache, tokenizer: Any, parts: Iterable[Any], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `make` gives, or has given before for the same tokenizer and `parts`, ready for JSON."""
+    path = None if cache is False else _path(parts, tokenizer, cache)
+    kept = None if path is None else _kept(path)
+    if kept is None:
+        kept = make()
+        if path is not None:
+            _keep(path, kept)
+    return kept
+
+
+def check_tokenizer(tokenizer: Any, max_length: int, pair: bool) -> None:
+    """Raise a ValueError unless texts, or pairs of texts, can be made numbers and padded by it."""
     check_positive(max_length=max_length)
     if not callable(tokenizer) or not hasattr(tokenizer, "num_special_tokens_to_add"):
         raise ValueError(
@@ -191,16 +201,16 @@ def _check_tokenizer(tokenizer: Any, max_length: int, pair: bool) -> None:
         )
 
 
-def _path(table: Table, tokenizer: Any, max_length: int, cache: Cache) -> Path | None:
-    """The file for this content, tokenizer and length; None for a tokenizer without a state."""
+def _path(parts: Iterable[Any], tokenizer: Any, cache: Cache) -> Path | None:
+    """The file for this content and tokenizer; None for a tokenizer without a state."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     state = json.loads(backend.to_str())
     state |= {"truncation": None, "padding": None}  # what the last call asked for
-    sides = [tokenizer.truncation_side, tokenizer.model_input_names, max_length]
+    sides = [tokenizer.truncation_side, tokenizer.model_input_names]
     digest = hashlib.sha256()
-    for part in (FORMAT, state, sides, table.texts, table.pairs):
+    for part in (FORMAT, state, sides, *parts):
         digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")
     folder = Path("~/.cache/fastmaml/tokens") if cache is True else Path(str(cache))
     return folder.expanduser() / f"{digest.hexdigest()}.safetensors"

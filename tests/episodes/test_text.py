@@ -243,7 +243,7 @@ def test_damaged_files_are_refused(tmp_path: Path, content: str, message: str) -
     with pytest.raises(ValueError, match=message):
         read_table(path)
     (tmp_path / "b.jsonl.gz").write_text(content or "x")
-    with pytest.raises(ValueError, match=r"b.jsonl.gz cannot be read as labelled texts"):
+    with pytest.raises(ValueError, match=r"b.jsonl.gz cannot be read as a table"):
         read_table(tmp_path / "b.jsonl.gz")
     (tmp_path / "c.txt").write_text(content)
     with pytest.raises(ValueError, match=r"its name ends with '\.txt'"):
