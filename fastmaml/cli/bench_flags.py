@@ -11,7 +11,13 @@ from tyro.conf import Positional, Suppress, arg, subcommand
 
 from fastmaml.engine.recording.executors import ExecutorName
 from fastmaml.ops._load import Backend
-from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import (
+    GlueConfig,
+    InstructionsConfig,
+    IntentsConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +84,18 @@ class BenchGlue(Bench, GlueConfig):
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchInstructions(Bench, InstructionsConfig):
+    """The flags of ``fastmaml bench instructions``."""
+
+    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
+
+
 KINDS: dict[type[RunConfig], type[Bench]] = {
     TrainConfig: BenchImages,
     IntentsConfig: BenchIntents,
     GlueConfig: BenchGlue,
+    InstructionsConfig: BenchInstructions,
 }
 """Of every kind of configuration, its flags."""
 

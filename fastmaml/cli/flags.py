@@ -12,9 +12,11 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppr
 
 from fastmaml.cli.bench_flags import bench_command
 from fastmaml.cli.factory import is_factory
+from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import profile_command
 from fastmaml.training.config import (
     GlueConfig,
+    InstructionsConfig,
     IntentsConfig,
     PolicyConfig,
     RunConfig,
@@ -63,6 +65,13 @@ class TrainGlue(Train, GlueConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainInstructions(Train, InstructionsConfig):
+    """The flags of ``fastmaml train instructions``."""
+
+    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPolicy(Train, PolicyConfig):
     """The flags of ``fastmaml train`` for policies."""
 
@@ -73,6 +82,7 @@ KINDS: dict[type[RunConfig], type[Train]] = {
     TrainConfig: TrainImages,
     IntentsConfig: TrainIntents,
     GlueConfig: TrainGlue,
+    InstructionsConfig: TrainInstructions,
     PolicyConfig: TrainPolicy,
 }
 """Of every kind of configuration, its flags."""
@@ -118,6 +128,8 @@ def parse(arguments: Sequence[str], presets: Mapping[str, RunConfig]) -> Any:
         Annotated[Evaluate, subcommand("eval")],
         profile_command(presets),
         bench_command(presets),
+        Annotated[Export, subcommand("export")],
+        Annotated[Adapt, subcommand("adapt")],
         Annotated[Info, subcommand("info")],
     ]
     return tyro.cli(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.errors import BadInputError, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
+from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import Profile, ProfileModule
+from fastmaml.cli.runs import checkpoint_in, config_of, load_into
 from fastmaml.training.config import RunConfig, read_toml
 from fastmaml.training.config.toml import assignments
 from fastmaml.training.presets import PRESETS
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _profile(command, arguments)
         if isinstance(command, Bench | BenchModule):
             return _bench(command, arguments)
+        if isinstance(command, Export | Adapt):
+            from fastmaml.cli import language
+
+            return language.run(command)
         return _info()
     except BadInputError as error:
         print(f"fastmaml: {error}", file=sys.stderr)
@@ -76,12 +82,12 @@ def _evaluate(command: Evaluate) -> int:
     from fastmaml.training import checkpoint, recipes, run_folder
 
     with user_errors():
-        path = _checkpoint_in(command.checkpoint)
+        path = checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
-        config = _config_of(path, saved.config).updated({"device": command.device}, "--device")
+        config = config_of(path, saved.config).updated({"device": command.device}, "--device")
         config = config.updated(assignments(command.change), "--change")
         maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
-        _load(maml, saved.state["maml"], path)
+        load_into(maml, saved.state["maml"], path)
         steps = command.steps if command.steps is not None else config.eval_steps or maml.steps
         if command.episodes < 1 or steps < 0:
             raise ValueError("--episodes must be at least 1 and --steps at least 0.")
@@ -123,16 +129,6 @@ def _over_file(command: _Measuring, arguments: Sequence[str]) -> _Measuring:
     return found
 
 
-def _load(maml: Any, state: Mapping[str, Any], path: Path) -> None:
-    try:
-        maml.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {path} do not fit the model: {error}. Leave out of --change what the "
-            "model is made by."
-        ) from error
-
-
 def _info() -> int:
     from rich.console import Console
     from rich.table import Table
@@ -162,8 +158,8 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
         base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
             given = command.resume[0] if command.resume else Path(command.out)
-            checkpoint = _checkpoint_in(given)
-            base = _config_of(checkpoint, load(checkpoint).config)
+            checkpoint = checkpoint_in(given)
+            base = config_of(checkpoint, load(checkpoint).config)
             base = base.updated({"out": str(checkpoint.parent)}, "--resume")
         if command.config is not None:
             base = base.updated(read_toml(command.config), str(command.config))
@@ -174,19 +170,3 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
             )
         found = parse(arguments, {**PRESETS, command.dataset: base})
         return found.configuration(), checkpoint
-
-
-def _checkpoint_in(path: Path) -> Path:
-    """The checkpoint itself, where a run's folder was given."""
-    from fastmaml.training.run_folder import CHECKPOINT
-
-    return path / CHECKPOINT if path.is_dir() else path
-
-
-def _config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:
-    if saved.get("dataset") not in PRESETS:
-        raise ValueError(
-            f"{path} was not written by `fastmaml train`, so its model and episodes are unknown "
-            "here: use MetaTrainer.resume in the program that made it."
-        )
-    return PRESETS[saved["dataset"]].updated(saved, str(path))

@@ -9,7 +9,13 @@ from typing import Annotated, Any, Union
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
-from fastmaml.training.config import GlueConfig, IntentsConfig, RunConfig, TrainConfig
+from fastmaml.training.config import (
+    GlueConfig,
+    InstructionsConfig,
+    IntentsConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +68,18 @@ class ProfileGlue(Profile, GlueConfig):
     dataset: Suppress[str] = "glue"  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileInstructions(Profile, InstructionsConfig):
+    """The flags of ``fastmaml profile instructions``."""
+
+    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
+
+
 KINDS: dict[type[RunConfig], type[Profile]] = {
     TrainConfig: ProfileImages,
     IntentsConfig: ProfileIntents,
     GlueConfig: ProfileGlue,
+    InstructionsConfig: ProfileInstructions,
 }
 """Of every kind of configuration, its flags."""
 

@@ -4,7 +4,7 @@ from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.digits import digits
 from fastmaml.episodes.glue import glue
 from fastmaml.episodes.instruction_source import Instructions
-from fastmaml.episodes.instructions import instructions
+from fastmaml.episodes.instructions import answered, instructions
 from fastmaml.episodes.mixture import Mixture
 from fastmaml.episodes.named import InTurn, NamedEpisodes
 from fastmaml.episodes.omniglot import omniglot
@@ -24,6 +24,7 @@ __all__ = [
     "Mixture",
     "NamedEpisodes",
     "TextTask",
+    "answered",
     "digits",
     "glue",
     "instructions",

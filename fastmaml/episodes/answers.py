@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from fastmaml.episodes.batch import Batch
 from fastmaml.episodes.prompts import Example
 from fastmaml.episodes.tokens import BLOCK, Cache, cached, check_tokenizer, padded_length
 
@@ -89,6 +90,20 @@ class AnswerTokens:
             "decoder_input_ids": torch.cat([first, labels[..., :-1]], -1),
         }
         return inputs, torch.where(answered, labels, IGNORED)
+
+    def batch(self, index: Tensor, sizes: tuple[int, int, int], start: int | None) -> Batch:
+        """Inputs and labels of the texts at `index`, in the sizes that `longest` gives.
+
+        Args:
+            index: int64 ``[...]``.
+            sizes: of a text, a prompt and an answer.
+            start: the token that a decoder begins with, of a model with an encoder; None for
+                others.
+        """
+        whole, prompt, answer = sizes
+        if start is None:
+            return Batch(*self.texts(index, whole))
+        return Batch(*self.prompts(index, prompt, answer, start))
 
     def longest(self, *indices: Tensor) -> tuple[int, int, int]:
         """Of the texts at `indices`: the length of the longest text, prompt and answer, rounded up.

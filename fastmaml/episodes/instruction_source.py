@@ -83,20 +83,14 @@ class Instructions(EpisodeSource):
         own, asked = self._texts.right(support), self._texts.right(query)
         options = self._texts.options(query) if self.choose else asked
         sizes = self._tokens.longest(own, options)
-        answered = self._batch(options, sizes)
+        answered = self._tokens.batch(options, sizes, self.decoder_start)
         if self.choose:
             right = self._texts.number[query].to(answered.targets.device)
             there = self._texts.there(query).to(right.device).unsqueeze(-1)
             labels = torch.where(there, answered.targets, IGNORED)
             answered = Batch(answered.inputs, {"labels": labels, "right": right})
-        names = tuple(self.names[i] for i in chosen)
-        return NamedEpisodes(self._batch(own, sizes), answered, names)
-
-    def _batch(self, texts: Tensor, sizes: tuple[int, int, int]) -> Batch:
-        whole, prompt, answer = sizes
-        if self.decoder_start is None:
-            return Batch(*self._tokens.texts(texts, whole))
-        return Batch(*self._tokens.prompts(texts, prompt, answer, self.decoder_start))
+        adapted_to = self._tokens.batch(own, sizes, self.decoder_start)
+        return NamedEpisodes(adapted_to, answered, tuple(self.names[i] for i in chosen))
 
     def __repr__(self) -> str:
         return (

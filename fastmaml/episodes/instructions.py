@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastmaml.episodes.answers import answer_tokens
+from fastmaml.episodes.batch import Batch
 from fastmaml.episodes.checks import check_choice
 from fastmaml.episodes.held_out import SPLITS, Held, chosen_split, held_out
 from fastmaml.episodes.instruction_source import Instructions
@@ -147,6 +148,47 @@ def instructions(
         seed=seed,
         device=device,
     )
+
+
+def answered(
+    data: Any,
+    tokenizer: Any,
+    *,
+    prompt: Source = None,
+    answer: Source = None,
+    options: Source | Sequence[str] = None,
+    task: Source = None,
+    rows: str | Sequence[str] | None = None,
+    header: Sequence[str] = (),
+    limit: int | None = None,
+    separator: str = " ",
+    chat: bool = False,
+    decoder_start: int | None = None,
+    max_length: int = 256,
+    cache: Cache = True,
+) -> Batch:
+    """All prompts and answers of one task, as `MAML.adapt_to` takes them.
+
+    Returns:
+        Inputs and targets as those of `instructions`, without the dimension ``tasks``.
+
+    Args and Raises: as of `instructions`.
+    """
+    how = Prompts(prompt, answer, options, task)
+    wanted = (rows,) if isinstance(rows, str) else rows
+    parts = read_rows(data, rows=wanted, header=header, limit=limit)
+    examples = [_settled(x, False) for part in parts for x in how.examples(part)]
+    tokens = answer_tokens(
+        examples,
+        tokenizer,
+        max_length=max_length,
+        separator=separator,
+        chat=chat,
+        encoder=decoder_start is not None,
+        cache=cache,
+    )
+    every = torch.arange(len(tokens))
+    return tokens.batch(every, tokens.longest(every), decoder_start)
 
 
 def _settled(example: Example, choose: bool) -> Example:

@@ -54,6 +54,8 @@ class NamedEpisodes(Episodes):
 class InTurn:
     """An infinite iterable of the meta-batches of several sources in turn, with their names.
 
+    Tasks that have names of their own keep these behind their source's.
+
     Args:
         sources: by name.
 
@@ -68,11 +70,13 @@ class InTurn:
         self._next = 0
 
     def __iter__(self) -> Iterator[NamedEpisodes]:
-        names = list(self.sources)
-        for name in islice(cycle(names), self._next, None):
-            self._next = (names.index(name) + 1) % len(names)
+        order = list(self.sources)
+        for name in islice(cycle(order), self._next, None):
+            self._next = (order.index(name) + 1) % len(order)
             found = self.sources[name].sample()
-            yield NamedEpisodes(found.support, found.query, (name,) * len(found), later=found.later)
+            own = found.names if isinstance(found, NamedEpisodes) else ()
+            names = tuple(f"{name}: {task}" for task in own) or (name,) * len(found)
+            yield NamedEpisodes(found.support, found.query, names, later=found.later)
 
     def state_dict(self) -> dict[str, Any]:
         """Where each stream is, and whose turn it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -276,6 +277,15 @@ class MAML(Clones):
             with RerunGuard(self.module, call.data, held):
                 results = self._execute_evaluation(adaptation(call, at)).outputs
         return [MetaOutput(x.mean(), x, y, episodes.query.targets) for x, y in results]
+
+    def save_pretrained(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> str:
+        """Write a meta-learned model of transformers: `integrations.transformers.save_pretrained`.
+
+        Learned inner rates are no part of it.
+        """
+        from fastmaml.integrations.transformers.saving import save_pretrained
+
+        return save_pretrained(self.module, folder, tokenizer)
 
     @in_turn
     def adapt_to(self, support: Batch, steps: int | None = None) -> nn.Module:

@@ -8,7 +8,14 @@ have ProMP's outer loop (Rothfuss et al., 2019), with a rate for a hundred itera
 
 from __future__ import annotations
 
-from fastmaml.training.config import GlueConfig, IntentsConfig, PolicyConfig, RunConfig, TrainConfig
+from fastmaml.training.config import (
+    GlueConfig,
+    InstructionsConfig,
+    IntentsConfig,
+    PolicyConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 _POLICIES = {
     "iterations": 100,
@@ -108,6 +115,23 @@ PRESETS: dict[str, RunConfig] = {
         tasks=4,
         inner_lr=0.1,
         inner_steps=3,
+        evaluate_every=100,
+        validation_episodes=40,
+        test_episodes=120,
+    ),
+    "instructions": InstructionsConfig(
+        out="runs/instructions",
+        model="HuggingFaceTB/SmolLM2-135M",
+        iterations=400,
+        meta_lr=3e-4,
+        optimizer="adamw",
+        schedule="cosine",
+        clip=1.0,
+        scope="lora",
+        tasks=4,
+        inner_lr=0.1,
+        inner_steps=3,
+        max_length=256,
         evaluate_every=100,
         validation_episodes=40,
         test_episodes=120,

@@ -9,17 +9,11 @@ from fastmaml.training.config.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(RunConfig):
+class LanguageConfig(RunConfig):
     """What all runs with a language model have."""
 
     model: str = "bert-base-uncased"
     """Pretrained model: a folder, or a name on the Hugging Face hub."""
-    pooling: Literal["model", "mean"] = "model"
-    """What the head sees: what the model's own classifier does, or the mean over the tokens."""
-    head: Literal["shared", "zero", "prototype"] = "shared"
-    """The last layer: one for all tasks, or each task's own, from zero or from class means."""
-    prototype_scale: float = 1.0
-    """Of the squared distances of a prototype head; smaller is softer."""
     scope: str = "all"
     """What adapts: all, head, body, last-N (layers), bias, lora, or a pattern of names."""
     lora_rank: int = 8
@@ -30,6 +24,18 @@ class TextConfig(RunConfig):
     """Longer texts are cut to so many tokens."""
     cache: str | None = None
     """Folder where token numbers are kept (none: ~/.cache/fastmaml/tokens)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(LanguageConfig):
+    """What all runs with a classifier of texts have."""
+
+    pooling: Literal["model", "mean"] = "model"
+    """What the head sees: what the model's own classifier does, or the mean over the tokens."""
+    head: Literal["shared", "zero", "prototype"] = "shared"
+    """The last layer: one for all tasks, or each task's own, from zero or from class means."""
+    prototype_scale: float = 1.0
+    """Of the squared distances of a prototype head; smaller is softer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from fastmaml.episodes import Episodes
 from fastmaml.maml import MAML
 from fastmaml.training.config import (
     GlueConfig,
+    InstructionsConfig,
     IntentsConfig,
     PolicyConfig,
     RunConfig,
@@ -21,6 +22,7 @@ from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
 from fastmaml.training.recipes.glue import Glue
 from fastmaml.training.recipes.images import Images
+from fastmaml.training.recipes.instructions import Instructions
 from fastmaml.training.recipes.intents import Intents
 from fastmaml.training.recipes.parts import gradient_of, resolve_device, rule_of
 from fastmaml.training.trainer import MetaTrainer
@@ -116,6 +118,8 @@ def recipe(config: RunConfig) -> Recipe:
         return Intents(config)
     if isinstance(config, GlueConfig):
         return Glue(config)
+    if isinstance(config, InstructionsConfig):
+        return Instructions(config)
     raise ValueError(f"{type(config).__name__} describes no data set; give one of its subclasses.")
 
 

@@ -36,22 +36,26 @@ class Intents(Text):
         config, common = self.config, self.common(seed, device)
         tell("data set", config.data)
         common |= {"ways": config.ways, "shots": config.shots, "queries": config.queries}
-        common |= {"tasks": config.tasks, "leave_out": _words(config.leave_out)}
+        common |= {"tasks": config.tasks, "leave_out": words(config.leave_out)}
         held: dict[str, Any] = {
             "validation_classes": config.validation_classes,
             "test_classes": config.test_classes,
             "classes_seed": config.classes_seed,
-            **_found_by(config.rows, config.text, config.label),
+            **self.columns(),
         }
         if split != "test":
             return episodes.text(config.data, split=split, **held, **common)
         return episodes.InTurn(self._tests(held, common))
 
+    def columns(self) -> dict[str, Any]:
+        """As configured."""
+        return _found_by(self.config.rows, self.config.text, self.config.label)
+
     def _tests(self, held: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
         config, sources = self.config, {}
         if config.test_classes:
             source = episodes.text(config.data, split="test", **held, **common)
-            sources[_short(config.data)] = source
+            sources[short(config.data)] = source
         if config.test_data is not None:
             tell("data set", config.test_data)
             own = _found_by(
@@ -60,7 +64,7 @@ class Intents(Text):
                 _first(config.test_label, config.label),
             )
             source = episodes.text(config.test_data, **own, **common)
-            sources[_short(config.test_data, *sources)] = source
+            sources[short(config.test_data, *sources)] = source
         if not sources:
             raise ValueError(
                 "there is nothing to test on: give test_classes, or other data as test_data."
@@ -74,14 +78,15 @@ def _first(own: str | None, other: str | None) -> str | None:
 
 def _found_by(rows: str | None, text: str | None, label: str | None) -> dict[str, Any]:
     """Which rows and columns of a data set."""
-    return {"rows": _words(rows) or None, "text": _words(text) or None, "label": label or None}
+    return {"rows": words(rows) or None, "text": words(text) or None, "label": label or None}
 
 
-def _words(text: str | None) -> list[str]:
+def words(text: str | None) -> list[str]:
+    """What commas divide."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _short(data: str, *taken: str) -> str:
+def short(data: str, *taken: str) -> str:
     """A data set's name for reports."""
     name = Path(data).name.split(".")[0]
     return data if name in taken else name

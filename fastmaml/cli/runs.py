@@ -1,0 +1,46 @@
+"""Runs that `fastmaml train` left: their checkpoint, configuration and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastmaml.training.config import RunConfig
+from fastmaml.training.presets import PRESETS
+
+
+def checkpoint_in(path: Path) -> Path:
+    """The checkpoint itself, where a run's folder was given."""
+    from fastmaml.training.run_folder import CHECKPOINT
+
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:
+    """The configuration that a checkpoint holds.
+
+    Raises:
+        ValueError: it is of a `MetaTrainer`'s own program.
+    """
+    if saved.get("dataset") not in PRESETS:
+        raise ValueError(
+            f"{path} was not written by `fastmaml train`, so its model and episodes are unknown "
+            "here: use MetaTrainer.resume in the program that made it."
+        )
+    return PRESETS[saved["dataset"]].updated(saved, str(path))
+
+
+def load_into(maml: Any, state: Mapping[str, Any], path: Path) -> None:
+    """Give a `MAML` the weights of a checkpoint.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    try:
+        maml.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit the model: {error}. Leave out of --change what the "
+            "model is made by."
+        ) from error

@@ -1,0 +1,109 @@
+"""Low-rank adapters, as `peft` makes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+
+
+@final
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al., 2022), as `peft` makes them; all else is frozen but the head.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: the adapters' output is multiplied by ``alpha / rank``.
+        dropout: of the adapters' inputs.
+        targets: the names (or their ends) of the linear layers that get one; None for peft's choice
+            for the architecture.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"Lora(rank={self.rank!r}): give a whole number of at least 1.")
+
+
+def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> nn.Module:
+    """The same model with adapters inside, and all else frozen but its last layer.
+
+    Args:
+        model: of transformers, or a `PooledClassifier`; changed in place.
+        lora: which adapters.
+        trainable: the names of other parameters that stay trainable.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: peft finds no layers for the adapters.
+    """
+    head = [n for n, p in model.named_parameters() if p.requires_grad][-1].rpartition(".")[0]
+    with _fitting(model, lora):
+        model = require_peft().inject_adapter_in_model(_config(lora), model)
+    for name, parameter in model.named_parameters():
+        own = ".lora_" in name or name in trainable
+        parameter.requires_grad_(own or name.rpartition(".")[0] == head)
+    return model
+
+
+def with_generating_lora(model: nn.Module, lora: Lora, kind: str) -> nn.Module:
+    """A `peft.PeftModel` of a model that generates, all frozen but the adapters.
+
+    Args:
+        model: of transformers; changed in place.
+        lora: which adapters.
+        kind: "CAUSAL_LM" or "SEQ_2_SEQ_LM", as `peft` calls it.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: peft finds no layers for the adapters.
+    """
+    with _fitting(model, lora):
+        found: nn.Module = require_peft().get_peft_model(model, _config(lora, task_type=kind))
+    return found
+
+
+def require_peft() -> Any:
+    """The library; an ImportError that says how to install it where it is absent."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            'adapters need peft: pip install "fastmaml[text]" (or pip install peft).'
+        ) from error
+    return peft
+
+
+def _config(lora: Lora, **more: Any) -> Any:
+    return require_peft().LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=None if lora.targets is None else list(lora.targets),
+        **more,
+    )
+
+
+@contextmanager
+def _fitting(model: nn.Module, lora: Lora) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            # Of layers that hold their weight transposed, which peft sees by itself.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            # Of a property of transformers' models that peft reads.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            yield
+    except ValueError as error:
+        raise ValueError(
+            f"lora targets={lora.targets} do not fit {type(model).__name__}: {error}. Name the "
+            "ends of its linear layers, for example targets=('query', 'value')."
+        ) from error
