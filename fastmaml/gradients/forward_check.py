@@ -29,8 +29,16 @@ WRONG = {
 """Nodes of the graph with wrong forward derivatives (seen in torch 2.13), and who makes them."""
 
 
-def differ(forward: Iterable[Tensor | None], reverse: Iterable[Tensor | None]) -> bool:
-    """Whether two ways to the same derivatives differ beyond rounding; None is zero."""
+def differ(
+    forward: Iterable[Tensor | None], reverse: Iterable[Tensor | None], rounding: float = 0.0
+) -> bool:
+    """Whether two ways to the same derivatives differ beyond rounding; None is zero.
+
+    Args:
+        forward: one way.
+        reverse: the other.
+        rounding: of what computes them, where it may be larger than that of their dtype.
+    """
     pairs = [
         (torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b)  # type: ignore[arg-type]
         for a, b in zip(forward, reverse, strict=True)
@@ -41,9 +49,17 @@ def differ(forward: Iterable[Tensor | None], reverse: Iterable[Tensor | None]) -
     whole = sum(float(b.norm()) ** 2 for _, b in pairs) ** 0.5
     return any(
         float((a - b).norm())
-        > ROUNDINGS * torch.finfo(a.dtype).eps ** 0.5 * max(float(b.norm()), NOISE * whole)
+        > ROUNDINGS
+        * max(torch.finfo(a.dtype).eps, rounding) ** 0.5
+        * max(float(b.norm()), NOISE * whole)
         for a, b in pairs
     )
+
+
+def coarsest_rounding(loss: Tensor) -> float:
+    """That of the lowest precision which a graph passes through, as where a norm is in float32."""
+    kinds = {m.dtype for node in _nodes(loss.grad_fn) for m in node._input_metadata}
+    return max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
 
 
 def known_wrong(loss: Tensor, inputs: Iterable[Tensor]) -> str:

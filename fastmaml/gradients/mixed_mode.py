@@ -24,7 +24,7 @@ from fastmaml.gradients.base import (
     leaves_of,
     pull_back,
 )
-from fastmaml.gradients.forward_check import WrongFunctions, differ, known_wrong
+from fastmaml.gradients.forward_check import WrongFunctions, coarsest_rounding, differ, known_wrong
 from fastmaml.rules.base import Tensors
 
 
@@ -94,7 +94,7 @@ def _doubt(loop: Loop, meta: Meta, step: int) -> str:
             loss, list(parameters.values()), create_graph=True, materialize_grads=True
         )
         reverse = pull_back(list(gradient), list(along.values()), leaves)
-        if not differ([*hessian.values(), *mixed.values()], reverse):
+        if not differ([*hessian.values(), *mixed.values()], reverse, coarsest_rounding(loss)):
             return ""
         with WrongFunctions() as tried:
             loop.support_loss(step, parameters, shared)

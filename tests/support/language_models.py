@@ -155,7 +155,9 @@ def hand_gradient(model: nn.Module, batch: fm.Episodes, *given: Any, **more: Any
     return [p.grad for p in model.parameters()]
 
 
-def check(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
+def check(
+    found: list[Tensor | None], expected: list[Tensor | None], tolerance: float = TOLERANCE
+) -> None:
     """Equal up to rounding, relative to the whole gradient; None may stand for zero."""
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None or b is not None]
     norm = torch.stack([b.norm() for _, b in pairs if b is not None]).norm()
@@ -163,4 +165,4 @@ def check(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
     for a, b in pairs:
         left = 0.0 if a is None else a
         right = torch.zeros_like(a) if b is None else b  # type: ignore[arg-type]
-        assert float((left - right).norm()) <= TOLERANCE * float(norm)
+        assert float((left - right).norm()) <= tolerance * float(norm)
