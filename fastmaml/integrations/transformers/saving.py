@@ -70,6 +70,8 @@ def merged(model: nn.Module) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found: Any = copy.deepcopy(model)
+    if hasattr(found, "merge_and_unload"):  # a PeftModel
+        return found.merge_and_unload(safe_merge=True)
     layers = [(n, m) for n, m in found.named_modules() if isinstance(m, BaseTunerLayer)]
     for name, layer in layers:
         layer.merge(safe_merge=True)
@@ -78,7 +80,7 @@ def merged(model: nn.Module) -> Any:
     for holder in found.modules():
         for left in ("peft_config", "_hf_peft_config_loaded"):
             holder.__dict__.pop(left, None)
-    return found.get_base_model() if hasattr(found, "get_base_model") else found
+    return found
 
 
 def _frozen_beneath(model: nn.Module) -> bool:
