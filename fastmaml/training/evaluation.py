@@ -13,12 +13,10 @@ from torch import Tensor
 
 from fastmaml.episodes.batch import Episodes
 from fastmaml.episodes.named import NamedEpisodes
+from fastmaml.training.intervals import half_width
 
 if TYPE_CHECKING:
     from fastmaml.maml import MAML
-
-NORMAL_95 = 1.959964
-"""Half the width of a normal distribution's central 95%, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Evaluation:
         metric: "accuracy" (a share, 0 to 1) where targets are classes, else "loss"; "return" of
             policies.
         means: one number for 0, 1, ..., steps of adaptation.
-        intervals: half the width of the 95% confidence interval of each mean: 1.96 standard errors
-            over episodes (nan for a single one).
+        intervals: half the width of the 95% confidence interval of each mean over episodes, by
+            Student's t (nan for a single one).
         episodes: how many episodes.
         chance: the accuracy of guessing, or None; of policies the return of an untrained one.
         by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
@@ -173,7 +171,7 @@ def averaged(metric: str, table: Tensor, chance: float | None) -> Evaluation:
     """Means and intervals of ``[episodes, steps + 1]``."""
     count = len(table)
     spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
-    intervals = NORMAL_95 * spread / math.sqrt(count)
+    intervals = half_width(spread, count)
     return Evaluation(metric, table.mean(0).tolist(), intervals.tolist(), count, chance)
 
 

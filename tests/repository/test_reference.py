@@ -31,6 +31,7 @@ PUBLIC = (
     "fastmaml.rl.environments",
     "fastmaml.rules",
     "fastmaml.training.config",
+    "fastmaml.training.intervals",
     *(
         module.name
         for module in pkgutil.walk_packages(fastmaml.compat.__path__, "fastmaml.compat.")
