@@ -15,6 +15,7 @@ from fastmaml import heads, losses
 from fastmaml.engine.model.scope import Scope
 from fastmaml.integrations import transformers
 from fastmaml.training.config import TextConfig
+from fastmaml.training.metrics import Choice, chosen, suited
 from fastmaml.training.recipes.base import Recipe
 from fastmaml.training.recipes.hub import tell
 
@@ -58,6 +59,12 @@ class Text(Recipe):
         if config.head == "shared":
             return None
         return heads.Zero() if config.head == "zero" else heads.Prototype(config.prototype_scale)
+
+    def metrics(self) -> Choice:
+        """Those that the configuration names, each of which has to be of classification."""
+        if self.config.metrics is not None:
+            suited(self.config.metrics, {"every task": "classification"})
+        return chosen(self.config.metrics)
 
     def common(self, seed: int, device: torch.device) -> dict[str, Any]:
         """What all sources of text are given."""
