@@ -15,6 +15,7 @@ __all__ = [
     "classification",
     "logits_of",
     "masked",
+    "of_right_options",
     "own",
     "regression",
     "seq2seq",
@@ -76,7 +77,7 @@ def causal(output: Any, targets: Targets) -> Tensor:
     Raises:
         ValueError: logits and labels do not fit.
     """
-    labels = targets if isinstance(targets, Tensor) else _of_right_options(targets)
+    labels = targets if isinstance(targets, Tensor) else of_right_options(targets)
     # Moving the labels spares a copy of the logits, which are many times as large.
     return _per_token("causal", output, F.pad(labels[:, 1:], (0, 1), value=-100))
 
@@ -94,7 +95,7 @@ def seq2seq(output: Any, targets: Targets) -> Tensor:
     Raises:
         ValueError: logits and labels do not fit.
     """
-    labels = targets if isinstance(targets, Tensor) else _of_right_options(targets)
+    labels = targets if isinstance(targets, Tensor) else of_right_options(targets)
     return _per_token("seq2seq", output, labels)
 
 
@@ -159,8 +160,16 @@ def own(output: Any, targets: Any) -> Tensor:
     return loss
 
 
-def _of_right_options(targets: Mapping[str, Tensor]) -> Tensor:
-    """The labels ``[questions·options, length]`` with those of wrong options left out."""
+def of_right_options(targets: Mapping[str, Tensor]) -> Tensor:
+    """The tokens of right options alone, where every option of a question has a row.
+
+    Args:
+        targets: ``labels``, int64 ``[questions·options, length]``, and ``right``, int64
+            ``[questions]``, the number of the right option.
+
+    Returns:
+        The labels with -100 in the rows of wrong options.
+    """
     labels, right = targets["labels"], targets["right"]
     options = labels.shape[0] // right.shape[0]
     chosen = torch.arange(options, device=right.device) == right.unsqueeze(-1)

@@ -34,7 +34,8 @@ from benchmarks.figures.plots import plot
 from benchmarks.programs.growth import METHODS, errors
 from benchmarks.support.results import ROOT, about, place, save, synchronize
 from benchmarks.support.workloads import Workload
-from fastmaml.training.evaluation import NORMAL_95, evaluate
+from fastmaml.training.evaluation import evaluate
+from fastmaml.training.intervals import half_width
 
 DEFAULT = ("Unrolled", "FirstOrder", "Reptile")
 TEST_SEED = 999
@@ -164,7 +165,7 @@ def summary(curves: list[list[list[float]]]) -> dict[str, Any]:
             reached[str(target)] = {"iterations": round(means[0]), "seconds": round(means[1], 2)}
     return {
         "accuracy": round(statistics.mean(last), 5),
-        "interval_95": spread and round(NORMAL_95 * spread / len(last) ** 0.5, 5),
+        "interval_95": spread and round(half_width(spread, len(last)), 5),
         "ms_an_iteration": round(statistics.median(steady), 3) if steady else None,
         "reached": reached,
     }

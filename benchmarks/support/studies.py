@@ -16,7 +16,7 @@ from torch import nn
 
 import fastmaml as fm
 from benchmarks.support.results import about, folder
-from fastmaml.training.evaluation import NORMAL_95
+from fastmaml.training.intervals import half_width
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def meta_train(maml: fm.MAML, source: Iterable[Any], outer: Outer) -> dict[str, 
 
 def in_per_cent(values: Sequence[float]) -> list[float]:
     """The mean, and half the width of its 95% interval."""
-    interval = NORMAL_95 * statistics.stdev(values) / len(values) ** 0.5
+    interval = half_width(statistics.stdev(values), len(values))
     return [round(100 * x, 2) for x in (statistics.mean(values), interval)]
 
 

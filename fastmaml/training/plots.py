@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml._files import write_whole
-from fastmaml.training.evaluation import Evaluation, quantity
+from fastmaml.training.summary import Evaluation, quantity
 
 TRAINING, UNSEEN, CHANCE = "#9aa5b1", "#0b62a4", "#b03a2e"
 

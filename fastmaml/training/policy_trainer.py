@@ -14,9 +14,10 @@ from fastmaml.rl.environments.base import Environment
 from fastmaml.rl.evaluation import adaptation, returns_by_step
 from fastmaml.rl.learner import MetaPolicy
 from fastmaml.training.config import PolicyConfig
-from fastmaml.training.evaluation import Evaluation, averaged, evaluating
+from fastmaml.training.evaluation import Evaluation, evaluating
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.run_folder import RunReport
+from fastmaml.training.summary import averaged
 
 _AT_ONCE = 20
 """Tasks that are evaluated together."""

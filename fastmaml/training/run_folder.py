@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml._files import write_whole
-from fastmaml.training.evaluation import Evaluation, format_metric, quantity
+from fastmaml.training.shown import show_evaluation, validation_line
+from fastmaml.training.summary import Evaluation
 
 CHECKPOINT = "last.safetensors"
 _OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "paths.png", "tensorboard")
@@ -47,7 +48,7 @@ class RunReport:
         """Add one line to ``metrics.jsonl``, and its numbers to TensorBoard."""
         self._lines.append(values)
         if "validation" in values:
-            self._say_validation(values)
+            self.say(validation_line(values))
         self._metrics.write(json.dumps(values) + "\n")
         if self._board is not None:
             for name, value in _numbers(values):
@@ -105,15 +106,6 @@ class RunReport:
         if self._board is not None:
             self._board.close()
 
-    def _say_validation(self, line: dict[str, Any]) -> None:
-        found = line["validation"]
-        metric = next(name for name in ("accuracy", "return", "loss") if name in found)
-        now = format_metric(metric, found[metric], found["interval_95"])
-        before = format_metric(metric, found["no_adaptation"])
-        self.say(
-            f"iteration {line['iteration']}: validation {metric} {now} (before adaptation {before})"
-        )
-
     @property
     def plots(self) -> bool:
         """Whether pictures are wanted."""
@@ -156,39 +148,6 @@ def _note(line: dict[str, Any]) -> str:
     if "return" in line:
         return f"return {line['no_adaptation']:.3g} to {line['return']:.3g}"
     return f"loss {line['loss']:.3f}"
-
-
-def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
-    """Print an evaluation beside no adaptation and chance, and a line for each step."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", min_width=48)
-    table.add_column("inner steps")
-    table.add_column(quantity(test.metric), justify="right")
-    for step in range(test.steps + 1):
-        name = "0 (no adaptation)" if step == 0 else str(step)
-        style = "bold" if step == test.steps else None
-        table.add_row(name, test.text(step), style=style)
-    if test.chance is not None:
-        table.add_row(test.chance_name, format_metric(test.metric, test.chance))
-    table.caption = f"mean and 95% interval over {test.episodes} episodes"
-    console.print(table)
-    if test.by_name:
-        _show_by_name(console, test)
-
-
-def _show_by_name(console: Any, test: Evaluation) -> None:
-    """Print one line for the tasks of each name."""
-    from rich.table import Table
-
-    table = Table(min_width=48)
-    for column in ("tasks", "metric", "no adaptation", f"{test.steps} steps", "chance", "episodes"):
-        table.add_column(column, justify="left" if column in ("tasks", "metric") else "right")
-    for name, one in test.by_name.items():
-        chance = "" if one.chance is None else format_metric(one.metric, one.chance)
-        cells = (one.metric, one.text(0), one.text(), chance, str(one.episodes))
-        table.add_row(name, *cells)
-    console.print(table)
 
 
 def _truncated(path: Path, iteration: int) -> list[dict[str, Any]]:

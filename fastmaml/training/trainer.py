@@ -14,6 +14,7 @@ from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.metrics import Choice, Metrics, chosen
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.schedules import multi_step_weights
 
@@ -34,6 +35,9 @@ class MetaTrainer(OuterLoop):
         validation: episodes of unseen classes, evaluated every ``config.evaluate_every``
             iterations, the same ones each time.
         test: episodes of other unseen classes, for the end.
+        metrics: what else validation and test measure, such as "f1,matthews"; as of
+            `fastmaml.training.evaluation.evaluate`. Each has to be of some task of the validation
+            and of the test: where these differ in kind, name the data sets that a metric is of.
         screen: whether to print.
 
     Examples:
@@ -50,12 +54,14 @@ class MetaTrainer(OuterLoop):
         optimizer: Optimizer | None = None,
         validation: Iterable[Episodes] | None = None,
         test: Iterable[Episodes] | None = None,
+        metrics: Metrics | Choice | None = None,
         screen: bool = True,
     ) -> None:
         super().__init__(maml, LoopConfig() if config is None else config, optimizer, screen)
         self.train = train
         self.validation = None if validation is None else _Repeated(validation)
         self.test = None if test is None else _Repeated(test)
+        self.metrics = chosen(metrics)
         self._episodes = iter(train)
 
     def step(self) -> dict[str, Any]:
@@ -115,7 +121,8 @@ class MetaTrainer(OuterLoop):
 
     def _evaluate(self, episodes: _Repeated, count: int, *after_batch: Any) -> Evaluation:
         steps = self.maml.steps if self.config.eval_steps is None else self.config.eval_steps
-        return evaluate(self.maml, iter(episodes), count, steps, *after_batch)
+        given = iter(episodes), count, steps, *after_batch
+        return evaluate(self.maml, *given, metrics=self.metrics)
 
 
 class _Repeated:

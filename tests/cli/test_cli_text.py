@@ -108,6 +108,25 @@ def test_a_run_and_eval_agree(
         assert any(name in line and accuracy in line for line in printed.splitlines())
 
 
+def test_metrics_of_a_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GLUE's own by default; others when resuming or evaluating, for the same parameters."""
+    pytest.importorskip("sklearn")
+    test = json.loads((runs / "run-glue" / "result.json").read_text())["test"]
+    scores = {name: list(one["scores"]) for name, one in test["by_name"].items()}
+    assert scores == {"mrpc": ["f1", "accuracy"], "rte": ["accuracy"]}
+    assert test["over_names"]["names"] == ["mrpc", "rte"]
+    again = ["train", "glue", "--resume", str(runs / "run-glue"), "--out", str(tmp_path)]
+    assert main([*again, "--metrics", "matthews,loss"]) == 0
+    other = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert list(other["scores"]) == ["matthews", "loss"]
+    assert other["accuracy"] == test["accuracy"]
+    capsys.readouterr()
+    command = ["eval", str(runs / "run-intents"), "--episodes", "6", "--change"]
+    assert main([*command, "metrics=f1,accuracy"]) == 0
+    assert "query f1" in capsys.readouterr().out
+    assert "scores" not in json.loads((runs / "run-intents" / "result.json").read_text())["test"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["glue", "intents"])
 def test_resumed_is_as_uninterrupted(runs: Path, tmp_path: Path, command: str) -> None:
@@ -196,6 +215,9 @@ def test_each_command_has_the_flags_that_concern_it(capsys: pytest.CaptureFixtur
         ("glue", ["--support", "100"], "the smallest class of 'sst2' has 18 examples"),
         ("glue", ["--balance", "bath"], "both"),
         ("glue", ["--scope", "last-9"], "the model has 2 layers"),
+        ("glue", ["--metrics", "f1,pearson"], "'pearson', which is of regression, and these tasks"),
+        ("intents", ["--metrics", "f1,perplexity"], "'perplexity', which is of tokens, and these"),
+        ("intents", ["--metrics", "f2"], "metrics has 'f2': choose from accuracy, f1, matthews"),
         ("glue", ["--max-length", "999"], "max_length=999: give a length from"),
         ("intents", ["--data", "none.jsonl"], "there is no such file"),
         ("intents", ["--test-classes", "9"], "all 9 classes are held out"),

@@ -31,6 +31,9 @@ PUBLIC = (
     "fastmaml.rl.environments",
     "fastmaml.rules",
     "fastmaml.training.config",
+    "fastmaml.training.evaluation",
+    "fastmaml.training.intervals",
+    "fastmaml.training.metrics",
     *(
         module.name
         for module in pkgutil.walk_packages(fastmaml.compat.__path__, "fastmaml.compat.")

@@ -12,8 +12,12 @@ import torch
 from tiny_language import save_model, write_json_lines
 
 from fastmaml.cli import main
+from fastmaml.episodes.glue import TASKS
+from fastmaml.training.config import GlueConfig
+from fastmaml.training.metrics import chosen
 from fastmaml.training.presets import PRESETS
 from fastmaml.training.recipes import build_episodes
+from fastmaml.training.recipes.glue import METRICS, Glue
 from fastmaml.training.recipes.hub import tell
 
 if find_spec("datasets") is None:  # which takes seconds to import: not while tests are collected
@@ -94,3 +98,17 @@ def test_what_the_hub_is_asked_for_is_said_first(
         if said:
             assert said[0] == printed[0]
             assert said[0].startswith(f"fastmaml: looking for the {line} on")
+
+
+def test_metrics_of_glue() -> None:
+    """Its own suit its tasks; others go to those tasks that they are of."""
+    pytest.importorskip("sklearn")
+    assert METRICS.keys() == TASKS.keys()
+    for name, metrics in METRICS.items():
+        kind = "classification" if TASKS[name] else "regression"
+        assert all(kind in metric.kinds for metric in chosen(metrics).everywhere)
+    own = Glue(GlueConfig()).metrics()
+    assert [metric.name for metric in own.of("cola")] == ["matthews"]
+    found = Glue(GlueConfig(test="STS-B", metrics="f1,pearson")).metrics()
+    assert [metric.name for metric in found.of("stsb")] == ["pearson"]
+    assert [metric.name for metric in found.of("mnli")] == ["f1"]

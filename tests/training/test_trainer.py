@@ -337,7 +337,7 @@ def test_evaluation_is_the_mean_and_its_interval(tmp_path: Path) -> None:
     for step in range(4):
         losses = torch.cat([x[step].losses for x in batches])[:10].double()
         assert found.means[step] == pytest.approx(losses.mean().item())
-        half = 1.96 * losses.std().item() / math.sqrt(10)
+        half = 2.262157 * losses.std().item() / math.sqrt(10)  # Student's t, not 1.96
         assert found.intervals[step] == pytest.approx(half, rel=1e-4)
     assert (found.metric, found.chance, found.episodes) == ("loss", None, 10)
 

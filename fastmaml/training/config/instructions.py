@@ -62,6 +62,9 @@ class InstructionsConfig(LanguageConfig):
     sampling: Literal["uniform", "proportional", "sqrt"] = "uniform"
     """How often each task is drawn: alike, by its size, or by the square root of it."""
 
+    metrics: str | None = None
+    """What is measured besides the loss (none: exact_match,perplexity; with --choose: option)."""
+
     @property
     def title(self) -> str:
         """Such as "instructions, tasks.jsonl, 8 examples"."""

@@ -14,7 +14,7 @@ Config = TypeVar("Config", bound="LoopConfig")
 _FREE_ON_RESUME = {
     *("iterations", "evaluate_every", "checkpoint_every", "validation_episodes", "test_episodes"),
     *("eval_steps", "out", "plots", "threads", "root", "download"),
-    *("data", "test_data", "test", "test_query", "cache", "test_trajectories"),
+    *("data", "test_data", "test", "test_query", "cache", "test_trajectories", "metrics"),
 }
 """What may change when a run is resumed, as the parameters do not depend on it."""
 

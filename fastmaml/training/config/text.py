@@ -24,6 +24,8 @@ class LanguageConfig(RunConfig):
     """Longer texts are cut to so many tokens."""
     cache: str | None = None
     """Folder where token numbers are kept (none: ~/.cache/fastmaml/tokens)."""
+    metrics: str | None = None
+    """What else is measured, divided by commas, such as f1,matthews (none: accuracy alone)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ class GlueConfig(TextConfig):
     """How often each task is drawn: alike, by its size, or by the square root of it."""
     balance: Literal["both", "support", "none"] = "both"
     """Which sets have as many examples of each class."""
+    metrics: str | None = None
+    """What else is measured, divided by commas, such as f1,loss (none: GLUE's own of each task)."""
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmaml.engine.model.scope import Scope
 from fastmaml.episodes import Episodes
 from fastmaml.heads import Head
+from fastmaml.training.metrics import Choice
 
 
 class Recipe(ABC):
@@ -32,6 +33,15 @@ class Recipe(ABC):
     @abstractmethod
     def head(self) -> Head | None:
         """How each task's own last layer begins; None for the model's own."""
+
+    @abstractmethod
+    def metrics(self) -> Choice:
+        """What evaluations measure besides accuracy or loss.
+
+        Raises:
+            ValueError: an unknown metric, or one that is of none of the tasks.
+            ImportError: what computes one is missing.
+        """
 
     @property
     @abstractmethod

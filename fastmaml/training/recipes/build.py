@@ -47,12 +47,14 @@ def build_trainer(config: RunConfig) -> OuterLoop:
 def build_meta_trainer(config: RunConfig) -> MetaTrainer:
     """The same of a run on episodes."""
     _set_threads(config)
+    metrics = recipe(config).metrics()
     return MetaTrainer(
         build_maml(config),
         build_episodes(config, "train"),
         config=config,
         validation=build_episodes(config, "validation") if recipe(config).validated else None,
         test=build_episodes(config, "test"),
+        metrics=metrics,
     )
 
 
@@ -105,9 +107,10 @@ def build_evaluator(
     if isinstance(config, PolicyConfig):
         seed = HELD_OUT_SEEDS.get(split, config.seed) if seed is None else seed
         return policies.build_evaluator(config, resolve_device(config.device), seed)
+    metrics = recipe(config).metrics()
     maml = build_maml(config)
     source = build_episodes(config, split, seed)
-    return maml, lambda count, steps: evaluate(maml, iter(source), count, steps)
+    return maml, lambda count, steps: evaluate(maml, iter(source), count, steps, metrics=metrics)
 
 
 def recipe(config: RunConfig) -> Recipe:

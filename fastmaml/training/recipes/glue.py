@@ -8,10 +8,19 @@ from typing import final
 import torch
 
 from fastmaml.episodes import Mixture
-from fastmaml.episodes.glue import CLASSES, glue, place, task_names
+from fastmaml.episodes.glue import CLASSES, TASKS, glue, place, task_names
 from fastmaml.training.config import GlueConfig
+from fastmaml.training.metrics import Choice, Kind, chosen, suited
 from fastmaml.training.recipes.hub import tell
 from fastmaml.training.recipes.text import Text
+
+METRICS = dict.fromkeys(TASKS, "accuracy") | {
+    "cola": "matthews",
+    "mrpc": "f1,accuracy",
+    "qqp": "f1,accuracy",
+    "stsb": "pearson,spearman",
+}
+"""What GLUE itself measures of each task."""
 
 
 @final
@@ -30,6 +39,15 @@ class Glue(Text):
     def validated(self) -> bool:
         """On the development rows of the tasks that are trained on."""
         return True
+
+    def metrics(self) -> Choice:
+        """Of each task those that the configuration names and that are of it, or GLUE's own."""
+        config = self.config
+        if config.metrics is None:
+            return chosen(METRICS)
+        names = [*task_names(config.train), *task_names(config.test)]
+        kinds: dict[str, Kind] = {x: "classification" if TASKS[x] else "regression" for x in names}
+        return suited(config.metrics, kinds)
 
     def episodes(self, split: str, seed: int, device: torch.device) -> Mixture:
         """The tasks to train on, or in the test the other ones, all equally often."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastmaml import episodes, models
 from fastmaml.heads import Head
 from fastmaml.training.config import TrainConfig
+from fastmaml.training.metrics import Choice
 from fastmaml.training.recipes.base import Recipe
 
 
@@ -42,6 +43,10 @@ class Images(Recipe):
     def head(self) -> Head | None:
         """None: the model keeps its own last layer."""
         return None
+
+    def metrics(self) -> Choice:
+        """Nothing else."""
+        return Choice()
 
     @property
     def validated(self) -> bool:

@@ -13,6 +13,7 @@ from fastmaml import episodes, heads, losses
 from fastmaml.episodes.batch import Batch
 from fastmaml.integrations import transformers
 from fastmaml.training.config import InstructionsConfig
+from fastmaml.training.metrics import Choice, chosen, suited
 from fastmaml.training.recipes.hub import tell
 from fastmaml.training.recipes.intents import short, words
 from fastmaml.training.recipes.text import Language, subset
@@ -39,6 +40,14 @@ class Instructions(Language):
     def head(self) -> heads.Head | None:
         """None: what gives the next word is the model's own."""
         return None
+
+    def metrics(self) -> Choice:
+        """Those that the configuration names, or whether answers are right."""
+        usual = "option" if self.config.choose else "exact_match,perplexity"
+        asked = usual if self.config.metrics is None else self.config.metrics
+        shifted = self._decoder_start is None
+        suited(asked, {"every task": "tokens"}, shifted)
+        return chosen(asked, shifted)
 
     @property
     def validated(self) -> bool:

@@ -20,6 +20,7 @@ from fastmaml.episodes.tables import read_table
 from fastmaml.episodes.text import ordered
 from fastmaml.integrations import transformers
 from fastmaml.training.config import LanguageConfig, TextConfig
+from fastmaml.training.metrics import Choice, chosen, suited
 from fastmaml.training.recipes.base import Recipe
 from fastmaml.training.recipes.hub import tell
 
@@ -104,6 +105,12 @@ class Text(Language):
         if config.head == "shared":
             return None
         return heads.Zero() if config.head == "zero" else heads.Prototype(config.prototype_scale)
+
+    def metrics(self) -> Choice:
+        """Those that the configuration names, each of which has to be of classification."""
+        if self.config.metrics is not None:
+            suited(self.config.metrics, {"every task": "classification"})
+        return chosen(self.config.metrics)
 
     def columns(self) -> dict[str, Any]:
         """Which columns and rows of a table are the run's; see `read_table`."""

@@ -1,0 +1,132 @@
+"""What an evaluation found: means and intervals over episodes, by name, and by metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from fastmaml.training.intervals import half_width
+
+SHARES = ("accuracy", "f1", "exact_match")
+"""The metrics that are shown in per cent."""
+
+
+@final
+@dataclass(frozen=True)
+class OverNames:
+    """The mean over data sets, in which each counts alike, however many episodes it has.
+
+    Attributes:
+        means: of the data sets' means, one number for 0, 1, ..., steps of adaptation.
+        intervals: half the width of the 95% confidence interval of each over data sets, by
+            Student's t: how far it would move with other data sets of their kind.
+        names: of the data sets, at least two.
+    """
+
+    means: list[float]
+    intervals: list[float]
+    names: tuple[str, ...]
+
+    def as_dict(self, metric: str) -> dict[str, Any]:
+        """The numbers as plain dicts and lists, for JSON."""
+        return _figures(metric, self.means, self.intervals) | {"names": list(self.names)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric before adaptation and after each step of it, averaged over episodes.
+
+    Attributes:
+        metric: "accuracy" (a share, 0 to 1) where targets are classes, else "loss"; "return" of
+            policies; in `scores` the metric's name.
+        means: one number for 0, 1, ..., steps of adaptation.
+        intervals: half the width of the 95% confidence interval of each mean over episodes, by
+            Student's t (nan for a single one).
+        episodes: how many episodes.
+        chance: the accuracy of guessing, or None; of policies the return of an untrained one.
+        by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
+        scores: by its name, each metric that was asked for, over the episodes that it is of.
+        over_names: the mean over the data sets' means, where several have this metric; else None.
+    """
+
+    metric: str
+    means: list[float]
+    intervals: list[float]
+    episodes: int
+    chance: float | None
+    by_name: Mapping[str, Evaluation] = field(default_factory=dict)
+    scores: Mapping[str, Evaluation] = field(default_factory=dict)
+    over_names: OverNames | None = None
+
+    @property
+    def chance_name(self) -> str:
+        """What `chance` is called in tables."""
+        return "untrained, adapted" if self.metric == "return" else "chance"
+
+    @property
+    def steps(self) -> int:
+        """The number of adaptation steps."""
+        return len(self.means) - 1
+
+    def text(self, step: int = -1) -> str:
+        """The metric after a step, the last by default: "91.3 ± 0.6%" or "0.31 ± 0.02"."""
+        return format_metric(self.metric, self.means[step], self.intervals[step])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers as plain dicts and lists, for JSON."""
+        found = _figures(self.metric, self.means, self.intervals)
+        found |= {"chance": self.chance, "episodes": self.episodes, "steps": self.steps}
+        if self.over_names is not None:
+            found["over_names"] = self.over_names.as_dict(self.metric)
+        for part in ("scores", "by_name"):
+            inner = {name: one.as_dict() for name, one in getattr(self, part).items()}
+            found |= {part: inner} if inner else {}
+        return found
+
+
+def _figures(metric: str, means: list[float], intervals: list[float]) -> dict[str, Any]:
+    return {
+        metric: means[-1],
+        "interval_95": intervals[-1],
+        "no_adaptation": means[0],
+        "no_adaptation_interval_95": intervals[0],
+        "per_step": means,
+        "per_step_interval_95": intervals,
+    }
+
+
+def format_metric(metric: str, mean: float, interval: float | None = None) -> str:
+    """A share in per cent, or another number with three digits, with its interval if it has one."""
+    if metric in SHARES:
+        return f"{mean:.1%}" if interval is None else f"{100 * mean:.1f} ± {100 * interval:.1f}%"
+    return f"{mean:.3g}" if interval is None else f"{mean:.3g} ± {interval:.2g}"
+
+
+def quantity(metric: str) -> str:
+    """What is measured, as tables and axes call it."""
+    return metric if metric == "return" else f"query {metric}"
+
+
+def averaged(metric: str, table: Tensor, chance: float | None) -> Evaluation:
+    """Means and intervals of ``[episodes, steps + 1]``."""
+    means, intervals = _mean_and_interval(table)
+    return Evaluation(metric, means, intervals, len(table), chance)
+
+
+def over_names(found: Mapping[str, Evaluation]) -> OverNames | None:
+    """The mean of some data sets' means of one metric; None of fewer than two."""
+    if len(found) < 2:
+        return None
+    table = torch.tensor([one.means for one in found.values()], dtype=torch.float64)
+    return OverNames(*_mean_and_interval(table), tuple(found))
+
+
+def _mean_and_interval(table: Tensor) -> tuple[list[float], list[float]]:
+    count = len(table)
+    spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
+    return table.mean(0).tolist(), half_width(spread, count).tolist()
