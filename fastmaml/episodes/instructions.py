@@ -169,10 +169,17 @@ def answered(
 ) -> Batch:
     """All prompts and answers of one task, as `MAML.adapt_to` takes them.
 
+    Args:
+        data: as `instructions` takes it.
+        tokenizer: of transformers.
+        prompt, answer, options, task, rows, header, limit: as of `instructions`.
+        separator, chat, decoder_start, max_length, cache: as of `instructions`.
+
     Returns:
         Inputs and targets as those of `instructions`, without the dimension ``tasks``.
 
-    Args and Raises: as of `instructions`.
+    Raises:
+        FileNotFoundError, ConnectionError, ImportError, ValueError: as `instructions`.
     """
     how = Prompts(prompt, answer, options, task)
     wanted = (rows,) if isinstance(rows, str) else rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import generating
 import pytest
 from tiny_language import save_model, tokenizer, write_json_lines
 
@@ -53,5 +54,18 @@ def texts(place: Path) -> None:
             write_json_lines(place / "glue" / f"{name}.{split}.jsonl.gz", examples)
 
 
-FILES = {"how_to/images.md": photos, "how_to/table.md": sales, "how_to/text.md": texts}
+def prompts(place: Path) -> None:
+    """A decoder ``my-llama``, ``tasks.jsonl`` of several tasks, and a new task."""
+    generating.save("Llama", place / "my-llama")
+    generating.tokenizer(model_max_length=512).save_pretrained(place / "my-llama")
+    write_json_lines(place / "tasks.jsonl", generating.rows(6, 20))
+    write_json_lines(place / "my-task.jsonl", generating.rows(1, 8))
+
+
+FILES = {
+    "how_to/images.md": photos,
+    "how_to/table.md": sales,
+    "how_to/text.md": texts,
+    "how_to/instructions.md": prompts,
+}
 """By page, what makes them."""

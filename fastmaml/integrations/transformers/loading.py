@@ -40,6 +40,9 @@ def configuration(name: str, dropout: float | None, **settings: Any) -> Any:
 def decoder_start(name: str) -> int | None:
     """The token that the decoder of a model with an encoder begins with; None for other models.
 
+    Args:
+        name: a folder, or a model's name on the Hugging Face hub.
+
     Raises:
         ValueError: there is no such model, or it does not say.
     """
