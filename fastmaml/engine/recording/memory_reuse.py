@@ -47,7 +47,24 @@ IN_PLACE = {
     torch.ops.aten.neg.default: torch.ops.aten.neg_.default,
 }
 OVERWRITES = frozenset(IN_PLACE.values())
+NARROW = {torch.bfloat16, torch.float16}
 _COMMUTES = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor}
+
+
+def _candidates(step: Operation, tape: Tape) -> list[Ref]:
+    """The operands in whose place the result is the same to the last bit.
+
+    PyTorch's kernels round a factor of no dimensions to the dtype of narrow numbers where it comes
+    first, and not where it comes second; ``mul_`` by a number puts the number first.
+    """
+    narrow = step.results is not None and tape.geometry[step.results].dtype in NARROW
+    if narrow and step.function is torch.ops.aten.mul.Scalar:
+        return []
+    refs = [x for x in step.arguments if isinstance(x, Ref)]
+    if step.function not in _COMMUTES:
+        return refs[:1]
+    single = any(not tape.geometry[ref.value].size for ref in refs)
+    return refs[:1] if narrow and single else refs
 
 
 def reuse_memory(tape: Tape) -> None:
@@ -60,7 +77,7 @@ def reuse_memory(tape: Tape) -> None:
         if not isinstance(step, Operation) or step.function not in IN_PLACE or step.keywords:
             continue
         refs = [x for x in step.arguments if isinstance(x, Ref)]
-        for ref in refs[: 2 if step.function in _COMMUTES else 1]:
+        for ref in _candidates(step, tape):
             made, owner = step.results, tape.owner[ref.value]
             free = last[owner] == i and owner not in outside and owner not in tape.written
             if not free or made is None or tape.geometry[made] != tape.geometry[ref.value]:

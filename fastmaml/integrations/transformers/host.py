@@ -20,6 +20,9 @@ Models ask for it by this name and take other branches for any that they do not 
 our own would not do.
 """
 
+PADDING_WARNING = "warn_if_padding_and_no_attention_mask"
+"""The method of transformers' models that looks at token numbers."""
+
 
 @final
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class TransformersHost:
     - A mask ``[examples, length]`` becomes one that broadcasts, without looking at its values as
       transformers does, which vmap and recordings cannot (`value_free_masks`).
     - No cache of keys and values is made (``use_cache``).
+    - Without an attention mask, texts are not looked through for padding, of which transformers
+      would warn: recordings cannot, and the run outside of a meta-step still does.
     - Layers whose gradient checkpointing is on are checkpointed by fastmaml, which knows the
       adapted parameters and second derivatives.
 
@@ -42,12 +47,14 @@ class TransformersHost:
             for a function of transformers': a user's own may compute anything.
         layers: modules whose gradient checkpointing is on.
         functions: what the names of attention stand for.
+        models: of transformers, each.
     """
 
     configs: tuple[Any, ...]
     replaceable: tuple[bool, ...]
     layers: tuple[Any, ...]
     functions: tuple[Any, ...]
+    models: tuple[Any, ...]
 
     @contextlib.contextmanager
     def inside(self, checkpoint: Callable[..., Any]) -> Iterator[None]:
@@ -63,9 +70,13 @@ class TransformersHost:
                 config._attn_implementation = here
                 if cache:
                     config.use_cache = False
+            for model in self.models:  # the instance's attribute hides the class's method
+                model.__dict__[PADDING_WARNING] = _says_nothing
             with value_free_masks():
                 yield
         finally:
+            for model in self.models:
+                model.__dict__.pop(PADDING_WARNING, None)
             for layer, function in functions:
                 layer._gradient_checkpointing_func = function
             for config, implementation, cache in before:
@@ -123,7 +134,13 @@ def find_host(model: nn.Module) -> TransformersHost | None:
         can and all(map(of_transformers, (*ours, *own)))
         for (_, can), own in zip(configs.values(), functions, strict=True)
     )
-    return TransformersHost(tuple(every), replaceable, found, (*ours, *sum(functions, ())))
+    known = (*ours, *sum(functions, ()))
+    warning = tuple(m for m in models if PADDING_WARNING not in m.__dict__)
+    return TransformersHost(tuple(every), replaceable, found, known, warning)
+
+
+def _says_nothing(*_: Any) -> None:
+    """In place of a warning."""
 
 
 def _attention(library: Any, model: nn.Module, name: str | None) -> tuple[Any, ...]:
