@@ -175,20 +175,34 @@ def answer_tokens(
         (asdict(layout), plain, pairs),
         lambda: _numbers(pairs, plain, tokenizer, layout),
     )
-    for (example, text), cut in zip(rows, kept["cut"].tolist(), strict=True):
-        if cut == ANSWER and example.options:
-            raise ValueError(
-                f"max_length={max_length} cuts off the end of the option {text[:60]!r} of task "
-                f"{example.task!r}: options are told apart by all of their tokens, so raise it."
-            )
-    return AnswerTokens(
-        kept["ids"],
-        kept["starts"],
-        kept["answers"],
-        tokenizer.pad_token_id,
-        max_length,
-        int((kept["cut"] > 0).sum()),
+    cut = kept.pop("cut")
+    found = AnswerTokens(
+        **kept, pad=tokenizer.pad_token_id, max_length=max_length, cut=int((cut > 0).sum())
     )
+    _check_options(examples, found, cut)
+    return found
+
+
+def _check_options(examples: Sequence[Example], tokens: AnswerTokens, cut: Tensor) -> None:
+    """Options are told apart by their tokens, all of which have to be there."""
+    row = 0
+    for example in examples:
+        known: dict[tuple[int, ...], str] = {}
+        for text in example.options:
+            ids = tuple(tokens.ids[tokens.answers[row] : tokens.starts[row + 1]].tolist())
+            if cut[row] == ANSWER:
+                raise ValueError(
+                    f"max_length={tokens.max_length} cuts off the end of the option {text[:60]!r} "
+                    f"of task {example.task!r}, by which options are told apart: raise it."
+                )
+            if ids in known:
+                raise ValueError(
+                    f"the options {known[ids]!r} and {text!r} of task {example.task!r} are the "
+                    "same tokens, so that none is likelier: give others, or another tokenizer."
+                )
+            known[ids] = text
+            row += 1
+        row += not example.options
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,12 @@ def _pair(
             f"what is the answer in it is unknown: {before[-60:]!r} is not how {whole[:200]!r} "
             "begins. Give another template, or make texts of the messages with prompt=."
         )
-    return before, whole[len(before) :]
+    said_last = whole[len(before) :]
+    marks = [mark for mark in tokenizer.all_special_tokens if mark in said_last]
+    return (
+        before,
+        said_last if marks or not tokenizer.eos_token else said_last + tokenizer.eos_token,
+    )
 
 
 def _numbers(

@@ -30,7 +30,7 @@ def instructions(
     validation_tasks: Held = 0,
     test_tasks: Held = 0,
     tasks_seed: int = 0,
-    leave_out: Sequence[str] = (),
+    leave_out: str | Sequence[str] = (),
     prompt: Source = None,
     answer: Source = None,
     options: Source | Sequence[str] = None,
@@ -59,6 +59,8 @@ def instructions(
     ``decoder_input_ids``; targets are those of `fastmaml.losses.seq2seq`. The lengths are those of
     the longest text of the meta-batch, rounded up to one of few (`padded_length`).
 
+    Of rows that are repeated within a task, one is kept.
+
     Args:
         data: files, a folder of files, a list of dicts, a data set of `datasets`, or a name on the
             hub, or a dict of several by task; see `fastmaml.episodes.rows.read_rows`. Files as
@@ -72,7 +74,7 @@ def instructions(
         test_tasks: how many tasks are held out for testing, or their names.
         tasks_seed: of the order in which tasks are held out, which hangs on it and on their names
             alone.
-        leave_out: tasks that are not used at all.
+        leave_out: tasks that are not used at all; they need not occur.
         prompt: the column of prompts, a template such as ``"{premise} So {hypothesis}?"``, or a
             function of a row; it may give messages (``[{"role": "user", "content": ...}, ...]``),
             of which the last one is the answer unless `answer` is given. None for a usual name:
@@ -80,7 +82,8 @@ def instructions(
         answer: likewise; usual names are answer, output, completion, response, target.
         options: likewise (options, choices), or a list for all rows: the texts to choose from.
         task: likewise (task, task_name); without such a column, a file or data set is a task.
-        rows: only the rows with one of these in the column ``split``; None for all.
+        rows: only the rows with one of these in the column ``split``; None for all but
+            `query_rows`.
         query_data: what query sets are drawn from; None for `data`, or for the rows `query_rows`
             of it where these are given.
         query_rows: likewise for the query sets.
@@ -113,19 +116,21 @@ def instructions(
     check_choice("split", split, SPLITS)
     how = Prompts(prompt, answer, options, task)
 
-    def examples(data: Any, wanted: str | Sequence[str] | None) -> list[Example]:
-        wanted = (wanted,) if isinstance(wanted, str) else wanted
-        parts = read_rows(data, rows=wanted, header=header, limit=limit)
-        return [x for part in parts for x in how.examples(part) if x.task not in leave_out]
+    def examples(data: Any, **which: Any) -> list[Example]:
+        parts = read_rows(data, header=header, limit=limit, **which)
+        return [x for part in parts for x in how.examples(part)]
 
     apart = query_data is not None or query_rows is not None
-    found = examples(data, rows)
-    asked = examples(data if query_data is None else query_data, query_rows) if apart else []
-    names = sorted({x.task for x in found})
+    wanted, asked_for, out = several(rows), several(query_rows), several(leave_out) or ()
+    # Where query sets have rows of their own, support sets have the others.
+    other = asked_for if wanted is None and query_data is None else None
+    found = examples(data, rows=wanted, without=other or ())
+    asked = examples(data if query_data is None else query_data, rows=asked_for) if apart else []
+    names = sorted({x.task for x in found} - {str(name) for name in out})
     parts = held_out(names, validation_tasks, test_tasks, tasks_seed, "task")
     kept = {*chosen_split(split, parts, "task")}
-    found = [_settled(x, choose and not apart) for x in found if x.task in kept]
-    asked = [_settled(x, choose) for x in asked if x.task in kept]
+    found = [_settled(x, choose and not apart) for x in once(found) if x.task in kept]
+    asked = [_settled(x, choose) for x in once(asked) if x.task in kept]
     tokens = answer_tokens(
         [*found, *asked],
         tokenizer,
@@ -182,8 +187,7 @@ def answered(
         FileNotFoundError, ConnectionError, ImportError, ValueError: as `instructions`.
     """
     how = Prompts(prompt, answer, options, task)
-    wanted = (rows,) if isinstance(rows, str) else rows
-    parts = read_rows(data, rows=wanted, header=header, limit=limit)
+    parts = read_rows(data, rows=several(rows), header=header, limit=limit)
     examples = [_settled(x, False) for part in parts for x in how.examples(part)]
     tokens = answer_tokens(
         examples,
@@ -196,6 +200,20 @@ def answered(
     )
     every = torch.arange(len(tokens))
     return tokens.batch(every, tokens.longest(every), decoder_start)
+
+
+def once(examples: Sequence[Example]) -> list[Example]:
+    """Without repetitions, which might be in a support and a query set."""
+    seen: dict[Any, Example] = {}
+    for x in examples:
+        said = x.prompt if isinstance(x.prompt, str) else tuple(map(str, x.prompt))
+        seen.setdefault((x.task, said, x.answer), x)
+    return list(seen.values())
+
+
+def several(names: str | Sequence[str] | None) -> Sequence[str] | None:
+    """A list of names, of which one may be given alone."""
+    return (names,) if isinstance(names, str) else names
 
 
 def _settled(example: Example, choose: bool) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ Source = str | Callable[[Row], Any] | None
 MESSAGES = ("messages", "conversations")
 TASKS = ("task", "task_name")
 PROMPTS = ("prompt", "input", "instruction", "question")
-ANSWERS = ("answer", "output", "completion", "response", "target")
+ANSWERS = ("answer", "output", "completion", "response", "target", "answerKey")
 OPTIONS = ("options", "choices")
 
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -69,23 +70,27 @@ class Prompts:
         names = set().union(*rows)
         messages = next((n for n in MESSAGES if n in names), None) if self.prompt is None else None
         prompt = self._prompt(part, names, messages)
-        answer = self._source(part, names, "answer", self.answer, ANSWERS, needed=messages is None)
+        usual = ANSWERS if messages is None else ()  # else the last message is the answer
+        answer = self._source(part, names, "answer", self.answer, usual, needed=messages is None)
         options = self._options(part, names)
         task = self._source(part, names, "task", self.task, TASKS, needed=False)
         found = []
         for number, row in enumerate(rows):
             place = f"row {number} of {part.origin}"
             said, text = _taken_apart(prompt(row), None if answer is None else answer(row), place)
-            choice = () if options is None else _options(options(row), place)
-            text = _chosen(text, choice, place) if choice else _text("answer", text, place)
-            found.append(Example(str(part.name if task is None else task(row)), said, text, choice))
+            choice, keys = ((), ()) if options is None else _options(options(row), place)
+            if choice:
+                text = _chosen(text, choice, keys, place)
+            text = _text("answer", text, place)
+            own = part.name if task is None else _text("task", task(row), place)
+            found.append(Example(own, said, text, choice))
         return found
 
     def _prompt(self, part: Rows, names: set[str], messages: str | None) -> Callable[[Row], Any]:
         if messages is not None:
-            return lambda row: row[messages]
+            return lambda row: row.get(messages)
         if self.prompt is None and {"instruction", "input", "output"} <= names:  # Alpaca's
-            return lambda row: "\n\n".join(filter(None, (row["instruction"], row["input"])))
+            return lambda row: "\n\n".join(filter(None, (row.get("instruction"), row.get("input"))))
         found = self._source(part, names, "prompt", self.prompt, PROMPTS, needed=True)
         assert found is not None
         return found
@@ -122,14 +127,37 @@ class Prompts:
 
 
 def _template(what: str, given: str, names: set[str], origin: str) -> Callable[[Row], str]:
-    wanted = {field for _, field, _, _ in string.Formatter().parse(given) if field is not None}
-    absent = sorted(field for field in wanted if field.partition("[")[0] not in names)
-    if absent or not wanted:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(given) if field is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"{what}={given!r} is no template ({error}): columns stand in braces, and a brace "
+            "itself is doubled."
+        ) from error
+    columns = {re.split(r"[.\[]", field)[0] for field in fields}
+    absent = sorted(columns - names)
+    if absent or not columns:
         raise ValueError(
             f"the template {what}={given!r} names {', '.join(map(repr, absent)) or 'no column'}, "
             f"and {origin} has the columns {', '.join(sorted(map(str, names)))}."
         )
-    return lambda row: given.format_map(row)
+
+    def filled(row: Row) -> str:
+        empty = [name for name in sorted(columns) if row.get(name) is None]
+        if empty:
+            raise ValueError(
+                f"the template {what}={given!r} needs {empty[0]!r}, which a row of {origin} lacks: "
+                f"{dict(row)!r:.200}."
+            )
+        try:
+            return given.format_map(row)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the template {what}={given!r} does not fit a row of {origin} ({error!r}): "
+                f"{dict(row)!r:.200}."
+            ) from error
+
+    return filled
 
 
 def _taken_apart(prompt: Any, answer: Any, place: str) -> tuple[Any, Any]:
@@ -161,37 +189,56 @@ def _message(message: Mapping[str, Any], place: str) -> dict[str, str]:
     return {"role": message["role"], "content": _text("message", message.get("content"), place)}
 
 
-def _options(found: Any, place: str) -> tuple[str, ...]:
-    if found is None or found == []:
-        return ()
+def _options(found: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The options, and the keys by which an answer may name them."""
+    keys: Any = ()
     if isinstance(found, Mapping) and isinstance(found.get("text"), list):  # ARC's
-        found = found["text"]
-    if not isinstance(found, list | tuple) or len(set(found)) < max(len(found), 2):
+        found, keys = found["text"], found.get("label", ())
+    if found is None or found == []:
+        return (), ()
+    if not isinstance(found, list | tuple):
         raise ValueError(f"the options of {place} are {found!r}: give a list of different texts.")
-    return tuple(_text("option", option, place) for option in found)
+    texts = tuple(_text("option", option, place) for option in found)
+    if len(set(texts)) < max(len(texts), 2) or len(keys) not in (0, len(texts)):
+        raise ValueError(f"the options of {place} are {found!r}: give a list of different texts.")
+    return texts, tuple(map(str, keys))
 
 
-def _chosen(answer: Any, options: tuple[str, ...], place: str) -> str:
-    """The option that is meant, by its text or, where no option is a number, by its number."""
+def _chosen(answer: Any, options: tuple[str, ...], keys: tuple[str, ...], place: str) -> str:
+    """The option that is meant: by its key, its text or, where none is a number, by its number."""
     answer = answer[0] if isinstance(answer, list) and answer else answer
-    if str(answer) in options and not isinstance(answer, bool):
-        return str(answer)
-    numbers = any(option.strip().lstrip("-").isdecimal() for option in options)
     text = str(answer)
-    if not numbers and text.isdecimal() and int(text) < len(options):
+    if text in keys:
+        return options[keys.index(text)]
+    if text in options and not isinstance(answer, bool):
+        return text
+    counted = not keys and not any(map(_is_number, options))
+    if counted and text.isdecimal() and int(text) < len(options):
         return options[int(text)]
     raise ValueError(
         f"the answer of {place} is {answer!r}, which is none of its options "
         f"{', '.join(map(repr, options))}"
-        + ("." if numbers else f" and no number from 0 to {len(options) - 1}.")
+        + (f" and no number from 0 to {len(options) - 1}." if counted else ".")
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _text(what: str, value: Any, place: str) -> str:
     if isinstance(value, list) and value:  # several right answers: the first is learned
         value = value[0]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the {what} of {place} is {value!r}: give a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the {what} of {place} is no text: {error}.") from error
     return value

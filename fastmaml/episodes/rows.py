@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fastmaml.episodes.checks import check_positive
 from fastmaml.episodes.table_files import FILES, kind_of, read_columns
 from fastmaml.episodes.tables import SPLIT, from_hub, is_hub_name
 
 ALONE = ("train", "dev", "validation", "valid", "test")
 """Files that are called like a split: their folder is called like the task."""
 
-PART = re.compile(rf"(.+?)(?:[._-]\d+)?(?:[._-]\d+)?[._-]({'|'.join(ALONE)})", re.I)
+PART = re.compile(rf"(.+?)(?:[._-]\d+[._-]\d+)?[._-]({'|'.join(ALONE)})", re.I)
 """A file's name without ending: the task, examples a class and seed (CrossFit's), and the split."""
 
 
@@ -39,6 +40,7 @@ def read_rows(
     data: Any,
     *,
     rows: Sequence[str] | None = None,
+    without: Sequence[str] = (),
     header: Sequence[str] = (),
     limit: int | None = None,
 ) -> list[Rows]:
@@ -52,6 +54,7 @@ def read_rows(
             name.
         rows: only the rows with one of these in the column ``split`` (of files in folders, with one
             of these in their names; of a `DatasetDict` or a hub's data set, these splits).
+        without: not the rows with one of these there.
         header: the names of columns of files that have none in their first line.
         limit: no more rows than this of each part.
 
@@ -61,10 +64,19 @@ def read_rows(
         ImportError: the package `datasets` is needed (hub) or `pyarrow` (parquet).
         ValueError: a damaged file, a stream without `limit`, or data of an unknown kind.
     """
-    found = [_wanted(part, rows) for part in _parts(data, rows, header, limit)]
+    if limit is not None:
+        check_positive(limit=limit)
+    parts = _parts(data, rows, header, limit)
+    known = {str(row.get(SPLIT)) for part in parts for row in part.rows if SPLIT in row}
+    if absent := [x for x in rows or () if x not in known]:
+        raise ValueError(
+            f"data={_named(data)} has no rows of split {absent[0]!r}: the column {SPLIT!r} has "
+            f"{', '.join(sorted(known)) or 'no values'}."
+        )
+    found = [_wanted(part, rows, without) for part in parts]
     if not any(part.rows for part in found):
         raise ValueError(
-            f"data={_named(data)} holds no rows{f' of rows={tuple(rows)}' if rows else ''}."
+            f"data={_named(data)} holds no rows{f' but of {tuple(without)}' if without else ''}."
         )
     return [Rows(part.name, part.rows[:limit], part.origin) for part in found if part.rows]
 
@@ -131,26 +143,36 @@ def _from_place(
 
 
 def _from_folder(folder: Path, header: Sequence[str]) -> list[Rows]:
-    """Of every file below it; what a name says of task and split goes for all of its rows."""
-    found = []
+    """Of every file below it; what a name says of task and split goes for all of its rows.
+
+    Files of one name in different folders are different tasks, called by their folders, too.
+    """
+    found: list[tuple[Path, Rows]] = []
     for path in sorted(folder.rglob("*")):
         if kind_of(path.name) not in FILES or not path.is_file():
             continue
         stem, split = _stem(path), None
-        if stem.lower() in ALONE and path.parent != folder:
-            stem, split = path.parent.name, stem.lower()
+        place = path.parent
+        if stem.lower() in ALONE and place != folder:
+            place, stem, split = place.parent, place.name, stem.lower()
         elif named := PART.fullmatch(stem):
             stem, split = named[1], named[2].lower()
         part = _from_file(path, stem, header)
         if split is not None:
             part = Rows(stem, [{SPLIT: split, **row} for row in part.rows], part.origin)
-        found.append(part)
+        found.append((place.relative_to(folder), part))
     if not found:
         raise FileNotFoundError(
             f"the folder {folder} holds no files of rows: none ends with {', '.join(FILES)} (or "
             "with .gz after that)."
         )
-    return found
+    places: dict[str, set[Path]] = {}
+    for place, part in found:
+        places.setdefault(part.name, set()).add(place)
+    return [
+        part if len(places[part.name]) == 1 else replace(part, name=str(place / part.name))
+        for place, part in found
+    ]
 
 
 def _from_file(path: Path, name: str, header: Sequence[str]) -> Rows:
@@ -176,10 +198,12 @@ def _checked(data: Iterable[Any]) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _wanted(part: Rows, rows: Sequence[str] | None) -> Rows:
-    if rows is None:
-        return part
-    kept = [row for row in part.rows if row.get(SPLIT) in rows]
+def _wanted(part: Rows, rows: Sequence[str] | None, without: Sequence[str]) -> Rows:
+    kept = [
+        row
+        for row in part.rows
+        if (rows is None or row.get(SPLIT) in rows) and row.get(SPLIT) not in without
+    ]
     return Rows(part.name, kept, part.origin)
 
 

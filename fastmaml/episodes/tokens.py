@@ -209,6 +209,7 @@ def _path(parts: Iterable[Any], tokenizer: Any, cache: Cache) -> Path | None:
     state = json.loads(backend.to_str())
     state |= {"truncation": None, "padding": None}  # what the last call asked for
     sides = [tokenizer.truncation_side, tokenizer.model_input_names]
+    sides += [getattr(tokenizer, "split_special_tokens", False)]
     digest = hashlib.sha256()
     for part in (FORMAT, state, sides, *parts):
         digest.update(json.dumps(part, sort_keys=True).encode() + b"\n")

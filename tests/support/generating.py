@@ -57,7 +57,7 @@ def rows(tasks: int = 4, examples: int = 12) -> list[dict[str, Any]]:
     return [
         {
             "task": f"task {t}",
-            "input": f"w{t} w{i % 7} w3",
+            "input": f"w{t} w{i} w3",
             "output": f"w{20 + i % 2} w9",
             "options": ["w20 w9", "w21 w9"] + ["w5"] * (t % 2),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class TransformersHost:
       transformers' fused ones have no second one. The configuration names it meanwhile.
     - A mask ``[examples, length]`` becomes one that broadcasts, without looking at its values as
       transformers does, which vmap and recordings cannot (`value_free_masks`).
-    - No cache of keys and values is made (``use_cache``).
+    - No cache of keys and values is made (``use_cache``). Without one and without a mask,
+      transformers takes positions that begin anew for texts packed into one row, which do not see
+      each other; where the model by itself makes a cache, it does not, and so neither here.
     - Without an attention mask, texts are not looked through for padding, of which transformers
       would warn: recordings cannot, and the run outside of a meta-step still does.
     - Layers whose gradient checkpointing is on are checkpointed by fastmaml, which knows the
@@ -61,20 +64,28 @@ class TransformersHost:
         """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
         before = [(c, c._attn_implementation, getattr(c, "use_cache", None)) for c in self.configs]
         functions = [(layer, layer._gradient_checkpointing_func) for layer in self.layers]
+        handles: list[Any] = []
         try:
             for layer in self.layers:
                 layer._gradient_checkpointing_func = checkpoint
+            for model in self.models:  # the instance's attribute hides the class's method
+                model.__dict__[PADDING_WARNING] = _says_nothing
+            handles = [
+                model.register_forward_pre_hook(_with_mask, with_kwargs=True)
+                for model in self.models
+                if getattr(model.config, "use_cache", False)
+            ]
             switched = {id(config) for config in self._switched()}
             for config, implementation, cache in before:  # a setting reaches configs within
                 here = ATTENTION if id(config) in switched else implementation
                 config._attn_implementation = here
                 if cache:
                     config.use_cache = False
-            for model in self.models:  # the instance's attribute hides the class's method
-                model.__dict__[PADDING_WARNING] = _says_nothing
             with value_free_masks():
                 yield
         finally:
+            for handle in handles:
+                handle.remove()
             for model in self.models:
                 model.__dict__.pop(PADDING_WARNING, None)
             for layer, function in functions:
@@ -137,6 +148,22 @@ def find_host(model: nn.Module) -> TransformersHost | None:
     known = (*ours, *sum(functions, ()))
     warning = tuple(m for m in models if PADDING_WARNING not in m.__dict__)
     return TransformersHost(tuple(every), replaceable, found, known, warning)
+
+
+def _with_mask(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Positions without a mask get one that leaves nothing out: see `TransformersHost`."""
+    signature = inspect.signature(model.forward)
+    given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
+    if "attention_mask" not in signature.parameters or given.get("attention_mask") is not None:
+        return None
+    tokens: Any = given.get("input_ids")
+    vectors: Any = given.get("inputs_embeds")
+    if given.get("position_ids") is None or (tokens is None and vectors is None):
+        return None
+    like = vectors[..., 0] if tokens is None else tokens
+    given["attention_mask"] = torch.ones_like(like, dtype=torch.int64)
+    rest = given.pop("kwargs", {})
+    return (), given | rest
 
 
 def _says_nothing(*_: Any) -> None:
