@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastmaml.cli.errors import user_errors
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.runs import checkpoint_in, config_of, load_into
@@ -12,6 +14,16 @@ from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml import MAML
 from fastmaml.training.config import LanguageConfig
 from fastmaml.training.config.toml import assignments
+from fastmaml.training.evaluation import evaluate
+from fastmaml.training.metrics import Choice
+from fastmaml.training.summary import format_metric
+
+CHANGED = frozenset(
+    {"prompt", "answer", "options", "header", "separator", "chat", "max_length", "rows"}
+    | {"text", "label", "inner_lr", "inner_momentum", "cache", "executor", "backend", "threads"}
+    | {"metrics"}
+)
+"""Settings that matter where a run's model adapts to other data."""
 
 
 def run(command: Export | Adapt) -> int:
@@ -35,9 +47,8 @@ def _adapt(command: Adapt) -> int:
     from fastmaml.integrations.transformers import save_pretrained
 
     with user_errors():
+        _check(command)
         recipe, maml, config = _loaded(command.checkpoint, command.device, command.change)
-        if command.steps is not None and command.steps < 1:
-            raise ValueError(f"--steps={command.steps}: give at least 1.")
         steps = command.steps or config.eval_steps or maml.steps
         support, classes = recipe.new_task(command.data, command.limit)
         query, what = support, "the examples adapted to"
@@ -47,7 +58,7 @@ def _adapt(command: Adapt) -> int:
     device = next(maml.parameters()).device
     support, query = support.to(device), query.to(device)
     maml.eval()
-    _show(maml, support, query, steps, what)
+    _show(maml, support, query, steps, recipe.metrics_of_one(), what)
     learner = recipe.finished(maml.adapt_to(support, steps), classes)
     with user_errors():
         kind = save_pretrained(learner, command.to, recipe.tokenizer())
@@ -55,26 +66,43 @@ def _adapt(command: Adapt) -> int:
     return 0
 
 
-def _show(maml: MAML, support: Batch, query: Batch, steps: int, what: str) -> None:
+def _check(command: Adapt) -> None:
+    """Raise a ValueError for what cannot be done, before anything is loaded."""
+    for name in ("steps", "limit"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: give at least 1.")
+    if command.to.is_file():
+        raise ValueError(f"--to {command.to} is a file: give a folder.")
+    for name in assignments(command.change):
+        if name not in CHANGED:
+            raise ValueError(
+                f"--change {name}=...: that has no effect on adapting to --data. What has is "
+                f"{', '.join(sorted(CHANGED))}."
+            )
+
+
+def _show(maml: MAML, support: Batch, query: Batch, steps: int, metrics: Choice, what: str) -> None:
     """Print how well the query examples are answered after each inner step."""
     from rich.console import Console
     from rich.table import Table
 
     one = Episodes(*(batch.map(lambda x: x.unsqueeze(0)) for batch in (support, query)))
+    found = evaluate(maml, iter([one]), 1, steps, metrics=metrics)
+    scores = {found.metric: found, **found.scores}
     table = Table(title=f"{what}: {len(query.tensors()[0])}", min_width=48)
-    table.add_column("inner steps")
-    for column in ("loss", "accuracy"):
-        table.add_column(column, justify="right")
-    for step, out in enumerate(maml.evaluate_each_step(one, steps)):
+    for name in ("inner steps", *scores):
+        table.add_column(name, justify="left" if name == "inner steps" else "right")
+    for step in range(steps + 1):
         name = "0 (no adaptation)" if step == 0 else str(step)
-        right = out.accuracy
-        table.add_row(name, f"{out.loss:.3g}", "" if right is None else f"{right:.1%}")
+        table.add_row(name, *(format_metric(m, x.means[step]) for m, x in scores.items()))
     Console().print(table)
 
 
 def _described(kind: str) -> str:
     return {
-        "model": "model, for transformers' from_pretrained",
+        "model": "model, for transformers' from_pretrained (with --pooling mean, "
+        "fastmaml's sequence_classifier)",
         "adapter": "adapter, for peft's from_pretrained on the model that it was put into",
     }[kind]
 
@@ -94,6 +122,15 @@ def _loaded(path: Path, device: str, change: tuple[str, ...]) -> tuple[Any, MAML
             "for language models. Its weights are in that file, under names that begin with "
             "'maml.module.'."
         )
+    if "inner_lr" in assignments(change) and config.rule in ("lslr", "meta-sgd"):
+        raise ValueError(f"--change inner_lr=...: the run learned its rates (rule={config.rule}).")
     maml = recipes.build_maml(config)
+    frozen = {n: p.clone() for n, p in maml.named_parameters() if not p.requires_grad}
     load_into(maml, saved.state["maml"], path)
+    learned = dict(maml.named_parameters())
+    if other := [n for n, p in frozen.items() if not torch.equal(p, learned[n])]:
+        raise ValueError(
+            f"model={config.model!r} is not the model that the run was trained with: its "
+            f"{other[0]!r}, which was frozen, is another one. Adapters fit that model alone."
+        )
     return recipe(config), maml, config

@@ -10,7 +10,7 @@ import torch
 
 from fastmaml.episodes.batch import Episodes
 from fastmaml.training.measured import Measured, measure, summarised
-from fastmaml.training.metrics import Choice, Metrics, chosen
+from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.summary import Evaluation, OverNames
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def evaluate(
         ValueError: the episodes end too soon; or a metric is unknown, or of none of the tasks.
         ImportError: what computes a metric is missing.
     """
-    choice = chosen(metrics)
+    choice = chosen(metrics, of_next_tokens(maml))
     parts: list[Measured] = []
     done = 0
     with evaluating(maml):

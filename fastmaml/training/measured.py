@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastmaml.episodes.batch import Episodes
 from fastmaml.episodes.named import NamedEpisodes
-from fastmaml.training.metrics import Answers, Choice, Kind, Metric
+from fastmaml.training.metrics import Answers, Choice, Kind, Loss, Metric
 from fastmaml.training.metrics.choice import not_suited
 from fastmaml.training.summary import Evaluation, averaged, over_names
 
@@ -80,10 +80,17 @@ def _scores(metrics: Sequence[Metric], answers: Sequence[Answers]) -> dict[str, 
     found = {}
     for metric in metrics:
         if answers[0].kind in metric.kinds:
-            values = [metric.value(one) for one in answers]
+            values = [_value(metric, one) for one in answers]
             if None not in values:
                 found[metric.name] = [float(x) for x in values if x is not None]
     return found
+
+
+def _value(metric: Metric, answers: Answers) -> float | None:
+    """Nan where the task diverged: answers that are no numbers may look right or wrong."""
+    value = metric.value(answers)
+    diverged = not math.isfinite(answers.loss) and not isinstance(metric, Loss)
+    return math.nan if diverged and value is not None else value
 
 
 def _chances(batch: Episodes) -> list[float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmaml.training.intervals import half_width
 
-SHARES = ("accuracy", "f1", "exact_match")
+SHARES = ("accuracy", "f1", "exact_match", "option")
 """The metrics that are shown in per cent."""
 
 

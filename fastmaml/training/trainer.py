@@ -14,7 +14,7 @@ from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.evaluation import Evaluation, evaluate
-from fastmaml.training.metrics import Choice, Metrics, chosen
+from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.schedules import multi_step_weights
 
@@ -61,7 +61,7 @@ class MetaTrainer(OuterLoop):
         self.train = train
         self.validation = None if validation is None else _Repeated(validation)
         self.test = None if test is None else _Repeated(test)
-        self.metrics = chosen(metrics)
+        self.metrics = chosen(metrics, of_next_tokens(maml))
         self._episodes = iter(train)
 
     def step(self) -> dict[str, Any]:

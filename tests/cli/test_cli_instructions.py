@@ -166,6 +166,41 @@ def test_adapt_of_a_classifier_has_the_task_s_own_classes(place: Path, tmp_path:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--change", "support=3"], "--change support=...: that has no effect"),
+        (["--limit", "0"], "--limit 0: give at least 1"),
+        (["--steps", "0"], "--steps 0: give at least 1"),
+        (["--to", "FILE"], "is a file: give a folder"),
+    ],
+)
+def test_what_adapt_refuses(
+    run: Path, place: Path, tmp_path: Path, flags: list[str], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    flags = [str(tmp_path / "file") if flag == "FILE" else flag for flag in flags]
+    data = ["--data", str(place / "new.jsonl"), "--to", str(tmp_path / "out")]
+    assert main(["adapt", str(run), *data, *flags]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapter_is_not_written_for_another_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generating.save("Llama", tmp_path / "model")
+    assert train(tmp_path, "model", tmp_path / "run", "--data", str(place / "tasks.jsonl.gz")) == 0
+    other = generating.model("Llama")
+    torch.nn.init.normal_(other.model.embed_tokens.weight)
+    other.save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is not the model that the run was trained with" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--metrics", "option"], "needs every option: give --choose"),
         (["--data", ""], "names no prompts and answers"),
         (["--data", "nowhere.jsonl"], "there is no such file or folder"),
         (["--test-tasks", "0"], "nothing to test on"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,62 @@ def test_a_classifier_on_the_mean(adapters: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(found), logits(model))
     other = sequence_classifier(str(tmp_path / "out"), 4, pooling="mean")
     assert logits(other).shape == (2, 4)
+
+
+@pytest.mark.parametrize("targets", [("c_attn", "lm_head"), ("c_attn", "wte")])
+def test_an_adapter_of_a_tied_weight_changes_its_own_layer_alone(
+    targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = str(generating.save("GPT2", tmp_path / "base"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of tied weights
+        model = language_model(base, lora=Lora(rank=2, targets=targets))
+    for p in model.parameters():
+        p.requires_grad_()
+    moved(model)
+    assert save_pretrained(model, tmp_path / "out") == "model"
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(found), logits(model))
+
+
+def test_an_adapter_inside_the_last_layers_is_merged(tmp_path: Path) -> None:
+    """Peft cannot load adapters of a module that it keeps whole."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"intermediate_size": 16, "vocab_size": 64, "max_position_embeddings": 40}
+    transformers.RobertaModel(
+        transformers.RobertaConfig(**sizes, **more, pad_token_id=0)
+    ).save_pretrained(tmp_path / "base")
+    generating.tokenizer().save_pretrained(tmp_path / "base")
+    lora = Lora(rank=2, targets=("query", "dense"))
+    model = moved(sequence_classifier(str(tmp_path / "base"), 3, lora=lora))
+    assert save_pretrained(model, tmp_path / "out") == "model"
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(found), logits(model))
+
+
+def test_adapters_of_another_name(tmp_path: Path) -> None:
+    base = str(save_model(tmp_path / "base"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    model.requires_grad_(False)
+    model = peft.inject_adapter_in_model(config, model, adapter_name="mine")
+    model.classifier.requires_grad_()
+    moved(model)
+    assert save_pretrained(model, tmp_path / "out") == "adapter"
+    cls = peft.AutoPeftModelForSequenceClassification
+    found = cls.from_pretrained(tmp_path / "out", num_labels=3)
+    assert torch.equal(logits(found), logits(model))
+
+
+def test_the_names_of_classes_lie_beside_an_adapter(tmp_path: Path) -> None:
+    base = str(save_model(tmp_path / "base"))
+    model = for_classes(sequence_classifier(base, 3, lora=Lora(rank=2)), ["no", "yes"])
+    assert save_pretrained(model, tmp_path / "out") == "adapter"
+    names = json.loads((tmp_path / "out" / "id2label.json").read_text())
+    assert names == {"0": "no", "1": "yes"}
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: give a folder"):
+        save_pretrained(model, tmp_path / "file")
 
 
 def test_what_is_adapted_and_what_is_meta_learned(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from fastmaml.training.metrics.answers import IGNORED, Answers, Kind
 from fastmaml.training.metrics.base import Metric
-from fastmaml.training.metrics.choice import Choice, Metrics, chosen, suited
+from fastmaml.training.metrics.choice import Choice, Metrics, chosen, of_next_tokens, suited
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
 from fastmaml.training.metrics.tokens import ExactMatch, Option, Perplexity
 from fastmaml.training.metrics.values import Pearson, Spearman
@@ -24,5 +24,6 @@ __all__ = [
     "Perplexity",
     "Spearman",
     "chosen",
+    "of_next_tokens",
     "suited",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+from fastmaml import losses
 from fastmaml.training.metrics.answers import Kind
 from fastmaml.training.metrics.base import Metric
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
@@ -82,6 +83,16 @@ def chosen(metrics: Metrics | Choice | None, shifted: bool = True) -> Choice:
     if isinstance(metrics, Mapping):
         return Choice(by_name={name: _some(given, shifted) for name, given in metrics.items()})
     return Choice(_some(metrics, shifted))
+
+
+def of_next_tokens(maml: Any) -> bool:
+    """Whether a `MAML` predicts the next token at each place, as causal language models do.
+
+    Else those in the same place, by its loss or its model's encoder.
+    """
+    same_place = maml.loss in (losses.seq2seq, losses.token_classification)
+    config = getattr(maml.module, "config", None)
+    return not same_place and getattr(config, "is_encoder_decoder", False) is not True
 
 
 def _some(given: Some, shifted: bool) -> tuple[Metric, ...]:

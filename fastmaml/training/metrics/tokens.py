@@ -88,6 +88,7 @@ class Option(Metric):
         each = F.cross_entropy(
             precise.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
-        mean = each.view_as(labels).sum(1) / there.sum(1)  # nan where there is no such option
-        found = mean.nan_to_num(nan=torch.inf).view(len(right), -1).argmin(1)
+        mean = each.view_as(labels).sum(1) / there.sum(1).clamp(min=1)
+        mean = torch.where(there.any(1), mean, torch.inf)  # where there is no such option
+        found = mean.view(len(right), -1).argmin(1)
         return (found == right).double().mean().item()

@@ -49,6 +49,10 @@ class Glue(Text):
         kinds: dict[str, Kind] = {x: "classification" if TASKS[x] else "regression" for x in names}
         return suited(config.metrics, kinds)
 
+    def metrics_of_one(self) -> Choice:
+        """Accuracy alone, unless the configuration names some."""
+        return chosen(self.config.metrics)
+
     def episodes(self, split: str, seed: int, device: torch.device) -> Mixture:
         """The tasks to train on, or in the test the other ones, all equally often."""
         config, common = self.config, self.common(seed, device)

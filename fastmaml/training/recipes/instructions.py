@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -47,7 +47,16 @@ class Instructions(Language):
         asked = usual if self.config.metrics is None else self.config.metrics
         shifted = self._decoder_start is None
         suited(asked, {"every task": "tokens"}, shifted)
-        return chosen(asked, shifted)
+        found = chosen(asked, shifted)
+        if "option" in found.names and not self.config.choose:
+            raise ValueError("metrics has 'option', which needs every option: give --choose.")
+        return found
+
+    def metrics_of_one(self) -> Choice:
+        """As `metrics`, of right answers alone."""
+        asked = ",".join(name for name in words(self.config.metrics) if name != "option")
+        own = replace(self.config, choose=False, metrics=asked or None)
+        return replace(self, config=own).metrics()
 
     @property
     def validated(self) -> bool:

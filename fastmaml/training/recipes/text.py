@@ -63,6 +63,10 @@ class Language(Recipe):
         """The adapted model as one for this task alone."""
         return learner
 
+    def metrics_of_one(self) -> Choice:
+        """What is measured of a task that was not trained on, and has no name of its own."""
+        return self.metrics()
+
     def common(self, seed: int, device: torch.device) -> dict[str, Any]:
         """What all sources of text are given."""
         config = self.config
