@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+from fastmaml.episodes.class_names import Label
 from fastmaml.episodes.table_files import FILES, NamedColumns, kind_of, read_columns
 
 PAIRS = (
@@ -24,7 +26,6 @@ SINGLES = ("text", "sentence", "text_a", "utterance", "query", "question")
 LABELS = ("label", "labels", "intent", "category", "class")
 SPLIT = "split"
 
-Label = int | float | str
 Columns = str | Sequence[str] | None
 """One column of texts, two, or None for the ones that are commonly called so."""
 
@@ -158,7 +159,7 @@ def _table(
 ) -> Table:
     chosen, labelled = _chosen(data, text, label)
     labels = data.column(labelled)
-    keep = [x is not None and x != "" for x in labels]
+    keep = [not _absent(x) for x in labels]
     if rows is not None and not data.filtered:
         keep = [a and b for a, b in zip(keep, _in_rows(data, rows), strict=True)]
     columns = []
@@ -170,6 +171,11 @@ def _table(
         columns.append(kept)
     labels = [x for x, wanted in zip(labels, keep, strict=True) if wanted]
     return Table(columns[0], columns[1] if len(columns) > 1 else None, labels, data.origin)
+
+
+def _absent(label: Any) -> bool:
+    """Whether there is no label: NaN is how pandas says so in a column of numbers."""
+    return label is None or label == "" or (isinstance(label, float) and isnan(label))
 
 
 def _in_rows(data: NamedColumns, rows: tuple[str, ...]) -> list[bool]:
