@@ -2,6 +2,8 @@
 
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.digits import digits
+from fastmaml.episodes.given import GivenTask, given
+from fastmaml.episodes.given_tasks import GivenTasks
 from fastmaml.episodes.glue import glue
 from fastmaml.episodes.mixture import Mixture
 from fastmaml.episodes.named import InTurn, NamedEpisodes
@@ -17,11 +19,14 @@ __all__ = [
     "EpisodeSampler",
     "EpisodeSource",
     "Episodes",
+    "GivenTask",
+    "GivenTasks",
     "InTurn",
     "Mixture",
     "NamedEpisodes",
     "TextTask",
     "digits",
+    "given",
     "glue",
     "omniglot",
     "sinusoid",

@@ -137,13 +137,13 @@ class ClassNames:
             if name not in numbers and name not in by_number:
                 raise ValueError(
                     f"{origin} has the label {label!r}, which is none of the classes "
-                    f"{self._listed()}{self._way_out()}"
+                    f"{self.listed()}{self._way_out()}"
                 )
         kinds = {name in numbers: label for name, label in zip(found, labels, strict=True)}
         if len(kinds) > 1:
             raise ValueError(
                 f"{origin} has the label {kinds[True]!r}, the name of a class, and the label "
-                f"{kinds[False]!r}, the number of one of {self._listed()}: write the names in all "
+                f"{kinds[False]!r}, the number of one of {self.listed()}: write the names in all "
                 "rows, or the numbers in all."
             )
         numbers |= by_number
@@ -154,7 +154,8 @@ class ClassNames:
         """Whether a number would not be known for the number of a class."""
         return bool(self.origin) or any(map(_NUMBER.fullmatch, self.names))
 
-    def _listed(self) -> str:
+    def listed(self) -> str:
+        """The names, or the first of very many."""
         more = ", ..." if len(self) > 20 else ""
         return f"{', '.join(self.names[:20])}{more}"
 

@@ -178,6 +178,17 @@ class Labels:
         """How many there are; 1 in a regression."""
         return 1 if self.names is None else len(self.names)
 
+    def same_names(self, other: Labels) -> bool:
+        """Whether both are of the same classes in the same order, or both of regressions."""
+        mine, theirs = (None if x.names is None else x.names.names for x in (self, other))
+        return mine == theirs
+
+    def about(self) -> str:
+        """What there is to tell apart, for errors."""
+        if self.names is None:
+            return f"value_range={self.value_range}"
+        return f"the classes {self.names.listed()}"
+
     def tensor(self, table: Table) -> Tensor:
         """``[texts]``: the numbers of the classes, int64, or values, float32."""
         if self.names is not None:
