@@ -39,7 +39,8 @@ def classification(output: Any, targets: Targets) -> Tensor:
             (logits[:, 0] - values)².
 
     Returns:
-        A scalar.
+        A scalar; nan, and its gradient too, where a task has more classes than there are logits.
+        (`MAML` raises an error that names both numbers; on a GPU that is seen at the first call.)
 
     Raises:
         ValueError: the output has no logits ``[examples, classes]``.
@@ -56,7 +57,10 @@ def classification(output: Any, targets: Targets) -> Tensor:
     classes = targets["classes"]
     right = F.cross_entropy(masked(logits, classes), targets["labels"])
     error = (logits[:, 0] - targets["values"].to(logits.dtype)).square().mean()
-    return torch.where(classes.squeeze(-1) == 1, error, right)
+    found = torch.where(classes.squeeze(-1) == 1, error, right)
+    # Values cannot be looked at here, as this may be batched or recorded.
+    few = classes.squeeze(-1) > logits.shape[1]
+    return found * torch.where(few, torch.nan, torch.ones_like(found))
 
 
 def causal(output: Any, targets: Targets) -> Tensor:

@@ -94,8 +94,8 @@ class Evaluate:
 
     checkpoint: Positional[Path]
     """A checkpoint that `fastmaml train` wrote, or its folder."""
-    episodes: int = 600
-    """How many episodes."""
+    episodes: int | None = None
+    """How many episodes (none: as in the run's own test, or its validation)."""
     steps: int | None = None
     """Inner steps (none: as in the run's own test)."""
     split: Literal["test", "validation", "train"] = "test"

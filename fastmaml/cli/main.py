@@ -80,21 +80,41 @@ def _evaluate(command: Evaluate) -> int:
     from rich.console import Console
 
     from fastmaml.training import checkpoint, recipes, run_folder
+    from fastmaml.training.progress import progress_bar
 
     with user_errors():
         path = checkpoint_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = config_of(path, saved.config).updated({"device": command.device}, "--device")
-        config = config.updated(assignments(command.change), "--change")
+        change = assignments(command.change)
+        if moved := {"classes_seed", "tasks_seed"} & set(change):
+            raise ValueError(
+                f"--change {min(moved)}=...: others would be held out, so that the run was trained "
+                "on some that it is tested on. Train with it, or test on other data."
+            )
+        config = config.updated(change, "--change")
         maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
         load_into(maml, saved.state["maml"], path)
-        steps = command.steps if command.steps is not None else config.eval_steps or maml.steps
-        if command.episodes < 1 or steps < 0:
-            raise ValueError("--episodes must be at least 1 and --steps at least 0.")
-    found = evaluate(command.episodes, steps)
+        count, steps = _extent(command, config, maml.steps)
+    console = Console()
+    with progress_bar(console, f"{command.split} episodes", 0, count) as show:
+        found = evaluate(count, steps, lambda done: show(done, ""))
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
-    run_folder.show_evaluation(Console(), found, title)
+    run_folder.show_evaluation(console, found, title)
     return 0
+
+
+def _extent(command: Evaluate, config: RunConfig, trained: int) -> tuple[int, int]:
+    """How many episodes and inner steps: those of the flags, else those of the run's own test."""
+    own = config.validation_episodes if command.split == "validation" else config.test_episodes
+    count = own if command.episodes is None else command.episodes
+    after = trained if config.eval_steps is None else config.eval_steps
+    steps = after if command.steps is None else command.steps
+    if count < 1 or steps < 0:
+        raise ValueError(
+            f"episodes={count}, steps={steps}: give at least 1 episode and 0 inner steps."
+        )
+    return count, steps
 
 
 def _profile(command: Profile | ProfileModule, arguments: Sequence[str]) -> int:

@@ -2,6 +2,8 @@
 
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.digits import digits
+from fastmaml.episodes.given import GivenTask, given
+from fastmaml.episodes.given_tasks import GivenTasks
 from fastmaml.episodes.glue import glue
 from fastmaml.episodes.instruction_source import Instructions
 from fastmaml.episodes.instructions import answered, instructions
@@ -19,6 +21,8 @@ __all__ = [
     "EpisodeSampler",
     "EpisodeSource",
     "Episodes",
+    "GivenTask",
+    "GivenTasks",
     "InTurn",
     "Instructions",
     "Mixture",
@@ -26,6 +30,7 @@ __all__ = [
     "TextTask",
     "answered",
     "digits",
+    "given",
     "glue",
     "instructions",
     "omniglot",

@@ -64,7 +64,8 @@ def glue(
 
     SST-2, CoLA, MRPC, RTE, QNLI, MNLI (3 classes; matched), QQP, WNLI, and STS-B, a regression
     whose values of 0 to 5 become 0 to 1. Classes are numbered as on the hub (see `TASKS`), whether
-    the files give their numbers or their names. Tasks for meta-training and tasks for meta-testing
+    the files give their numbers or their names. A model of any of them needs `CLASSES` outputs, 3,
+    for MNLI's sake. Tasks for meta-training and tasks for meta-testing
     are two mixtures: give the held-out names, and ``query_from="dev"``, for the second one.
 
     Args:

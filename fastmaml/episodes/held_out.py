@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
+from fastmaml.episodes.class_names import Label, name_of
+
 SPLITS = ("train", "validation", "test")
 
 What = Literal["class", "task"]
 PLURAL = {"class": "classes", "task": "tasks"}
 
-Held = int | Sequence[str | int]
+Held = int | Sequence[Label]
 """How many are held out, or which."""
 
 
@@ -45,7 +47,7 @@ def held_out(
                 )
             chosen[split] = free[:held]
             continue
-        chosen[split] = [str(name) for name in ([held] if isinstance(held, str) else held)]
+        chosen[split] = [name_of(name) for name in ([held] if isinstance(held, str) else held)]
         wrong = [name for name in chosen[split] if name not in free]
         if wrong:
             raise ValueError(

@@ -32,6 +32,7 @@ class Mixture(EpisodeSource):
         ``values``   float32 ``[tasks, examples]``, what a regression is to give; 0 elsewhere
         ``classes``  int64 ``[tasks, 1]``, how many classes the data set has; 1 for a regression
 
+    The model needs as many outputs as the data set with most classes has, those of the test too.
     Each meta-batch is a `NamedEpisodes` with the names of its data sets. Everything is drawn on the
     CPU, so episodes are the same on every device. Cost: a few milliseconds for ten tasks.
 

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+from fastmaml.episodes.class_names import Label
+from fastmaml.episodes.column_names import Columns, chosen_columns
 from fastmaml.episodes.table_files import FILES, NamedColumns, kind_of, read_columns
 
-PAIRS = (
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-)
-"""Columns of two texts that belong together, which are looked for first."""
-
-SINGLES = ("text", "sentence", "text_a", "utterance", "query", "question")
-LABELS = ("label", "labels", "intent", "category", "class")
 SPLIT = "split"
-
-Label = int | float | str
-Columns = str | Sequence[str] | None
-"""One column of texts, two, or None for the ones that are commonly called so."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +48,10 @@ def read_table(
             ``.gz``, or ``.parquet``; a `datasets.Dataset` or `DatasetDict`; or a data set's name
             on the Hugging Face hub, with the name of its configuration behind a colon where it
             has several (``"nyu-mll/glue:sst2"``).
-        text: the column of texts, or the two columns of pairs; None for a usual name.
-        label: the column of labels; None for a usual name. Class numbers that the data set has
-            names for become these.
+        text: the column of texts, or the two columns of pairs; None for a usual name: a pair of
+            `column_names.PAIRS`, or else the first of `column_names.SINGLES` that is there.
+        label: the column of labels; None for the first of `column_names.LABELS`. Class numbers that
+            the data set has names for become these. An empty label, null or NaN is none.
         rows: only the rows with this, or one of these, in the column ``split``; of a `DatasetDict`
             or a hub's data set, these splits. None for all.
 
@@ -76,6 +65,10 @@ def read_table(
     parts = list(_parts(data, wanted))
     found = [_table(part, text, label, wanted) for part in parts]
     origin = parts[0].origin
+    if len({t.pairs is None for t in found}) > 1:
+        raise ValueError(
+            f"{origin} has pairs of texts in some splits only: name the columns, text=."
+        )
     pairs = [x for t in found for x in t.pairs or ()]
     table = Table(
         [x for t in found for x in t.texts],
@@ -162,9 +155,9 @@ def from_hub(name: str) -> Any:
 def _table(
     data: NamedColumns, text: Columns, label: str | None, rows: tuple[str, ...] | None
 ) -> Table:
-    chosen, labelled = _chosen(data, text, label)
+    chosen, labelled = chosen_columns(data, text, label)
     labels = data.column(labelled)
-    keep = [x is not None and x != "" for x in labels]
+    keep = [not _absent(x) for x in labels]
     if rows is not None and not data.filtered:
         keep = [a and b for a, b in zip(keep, _in_rows(data, rows), strict=True)]
     columns = []
@@ -178,6 +171,11 @@ def _table(
     return Table(columns[0], columns[1] if len(columns) > 1 else None, labels, data.origin)
 
 
+def _absent(label: Any) -> bool:
+    """Whether there is no label: NaN is how pandas says so in a column of numbers."""
+    return label is None or label == "" or (isinstance(label, float) and isnan(label))
+
+
 def _in_rows(data: NamedColumns, rows: tuple[str, ...]) -> list[bool]:
     splits = data.column(SPLIT) if SPLIT in data.names else []
     absent = [r for r in rows if r not in splits]
@@ -185,21 +183,3 @@ def _in_rows(data: NamedColumns, rows: tuple[str, ...]) -> list[bool]:
         known = ", ".join(sorted({str(s) for s in splits})) or "no such column"
         raise ValueError(f"rows={rows}: the column {SPLIT!r} of {data.origin} has {known}.")
     return [s in rows for s in splits]
-
-
-def _chosen(data: NamedColumns, text: Columns, label: str | None) -> tuple[list[str], str]:
-    """The names of the columns of texts, and of the labels."""
-    names = data.names
-    if text is None:
-        both = [list(pair) for pair in PAIRS if set(pair) <= set(names)]
-        chosen = next(iter(both + [[name] for name in SINGLES if name in names]), [])
-    else:
-        chosen = [text] if isinstance(text, str) else list(text)
-    labelled = label if label is not None else next((n for n in LABELS if n in names), None)
-    if labelled not in names or not 1 <= len(chosen) <= 2 or not set(chosen) <= set(names):
-        raise ValueError(
-            f"cannot take text={chosen or text} and label={labelled!r} from {data.origin}, whose "
-            f"columns are {', '.join(map(str, names)) or 'none'}. Name one or two columns of texts "
-            "and the column of labels."
-        )
-    return chosen, labelled

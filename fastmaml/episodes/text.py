@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.episodes.checks import check_choice
+from fastmaml.episodes.class_names import Label, name_of, names_of, ordered
 from fastmaml.episodes.held_out import SPLITS, Held, chosen_split, held_out
 from fastmaml.episodes.sampler import EpisodeSampler
-from fastmaml.episodes.tables import Columns, Label, Table, read_table
+from fastmaml.episodes.tables import Columns, Table, read_table
 from fastmaml.episodes.tokens import Cache, Tokens, tokenised
 
 
@@ -29,7 +30,7 @@ def text(
     validation_classes: Held = 0,
     test_classes: Held = 0,
     classes_seed: int = 0,
-    leave_out: Iterable[str | int] = (),
+    leave_out: Iterable[Label] = (),
     rows: Columns = None,
     text: Columns = None,
     label: str | None = None,
@@ -61,7 +62,8 @@ def text(
         validation_classes: how many classes are held out for validation, or their names.
         test_classes: how many classes are held out for testing, or their names.
         classes_seed: of the order in which classes are held out.
-        leave_out: labels that are no classes, such as "oos"; they need not occur.
+        leave_out: labels that are no classes, such as "oos" or ["oos", "other"]; they need not
+            occur.
         rows: only the rows with one of these in the column ``split``; None for all.
         text: the column of texts, or two of pairs; None for a usual name.
         label: the column of labels; None for a usual name.
@@ -78,8 +80,8 @@ def text(
     """
     check_choice("split", split, SPLITS)
     table = read_table(data, text=text, label=label, rows=rows)
-    out = {str(x) for x in leave_out}
-    names = [str(x) for x in table.labels]
+    out = {name_of(x) for x in ([leave_out] if isinstance(leave_out, str) else leave_out)}
+    names = names_of(table.labels, table.origin)
     classes = [c for c in ordered(names) if c not in out]
     parts = held_out(classes, validation_classes, test_classes, classes_seed)
     chosen = chosen_split(split, parts)
@@ -122,13 +124,6 @@ class TextSampler(EpisodeSampler):
             return Batch(self._tokens.batch(index.inputs, length), index.targets)
 
         return Episodes(batch(rows.support), batch(rows.query))
-
-
-def ordered(labels: Iterable[Label]) -> list[str]:
-    """The different labels as strings: as numbers in order if all are integers, else as text."""
-    names = {str(x) for x in labels}
-    whole = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=int) if whole else sorted(names)
 
 
 def _examples(names: list[str], chosen: list[str]) -> tuple[Tensor, Tensor]:

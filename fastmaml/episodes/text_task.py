@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from fastmaml.episodes.tables import Columns, Label, Table, read_table
-from fastmaml.episodes.text import ordered
+from fastmaml.episodes.class_names import ClassNames, Label
+from fastmaml.episodes.tables import Columns, Table, read_table
 from fastmaml.episodes.tokens import Cache, Tokens, tokenised
 
 
@@ -79,7 +79,7 @@ def text_task(
     data: Any,
     tokenizer: Any,
     *,
-    classes: Sequence[str | int] | None = None,
+    classes: Sequence[Label] | None = None,
     value_range: tuple[float, float] | None = None,
     query_data: Any = None,
     rows: Columns = None,
@@ -96,9 +96,11 @@ def text_task(
         data: a file, a `datasets.Dataset` or `DatasetDict`, or a name on the Hugging Face hub; see
             `fastmaml.episodes.tables.read_table`, as for `rows`, `text` and `label`.
         tokenizer: of transformers.
-        classes: the labels in the order of their numbers 0, 1, ...; in the data, a class may be
-            given by its name or its number. None: those that occur, by number if all are integers,
-            else alphabetically.
+        classes: the names of the classes in the order of their numbers 0, 1, ...; every label is
+            one of them. Where none of the names looks like a number, as ("negative", "positive"),
+            the labels of a file may also be the classes' numbers, all of them. None: the classes
+            are the labels that occur in `data`, by number if all are integers, else alphabetically,
+            and every label is one of these, that of `query_data` too.
         value_range: makes the task a regression: the values that become 0 and 1.
         query_data: what query sets are drawn from; None for `data`, or for the rows `query_rows` of
             it where these are given.
@@ -112,47 +114,95 @@ def text_task(
 
     Raises:
         FileNotFoundError, ConnectionError, ImportError: as `read_table`.
-        ValueError: a label that is none of the classes, or no number in a regression; or as
-            `read_table`.
+        ValueError: a label that is none of the classes, or no number in a regression; fewer than
+            two classes, one of them twice, or classes of a regression; or as `read_table`.
     """
     table = read_table(data, text=text, label=label, rows=rows)
-    names = ordered(table.labels) if classes is None else [str(c) for c in classes]
-    count = 1 if value_range is not None else len(names)
-    if value_range is None and count < 2:
-        raise ValueError(f"{name!r} has the classes {names}: a task needs at least two.")
+    labels = Labels.of(name, table, classes, value_range)
 
     def labelled(table: Table) -> LabelledText:
-        tokens = tokenised(table, tokenizer, max_length, cache)
-        if value_range is not None:
-            return LabelledText(tokens, _values(table, *value_range))
-        number = [_class(x, names, table.origin) for x in table.labels]
-        return LabelledText(tokens, torch.tensor(number))
+        return LabelledText(tokenised(table, tokenizer, max_length, cache), labels.tensor(table))
 
     support = labelled(table)
     if query_data is None and query_rows is None:
-        return TextTask(name, count, support)
+        return TextTask(name, labels.classes, support)
     query_data = data if query_data is None else query_data
     other = read_table(query_data, text=text, label=label, rows=query_rows)
-    return TextTask(name, count, support, labelled(other))
+    return TextTask(name, labels.classes, support, labelled(other))
 
 
-def _class(label: Label, names: list[str], origin: str) -> int:
-    name = str(label)
-    if name in names:
-        return names.index(name)
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
-    raise ValueError(
-        f"{origin} has the label {label!r}, which is none of the classes {', '.join(names)} and no "
-        f"number from 0 to {len(names) - 1}."
-    )
+@final
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a task mean, whatever file they are in.
+
+    Attributes:
+        names: of the classes; None in a regression.
+        value_range: the values of a regression that become 0 and 1; else None.
+    """
+
+    names: ClassNames | None
+    value_range: tuple[float, float] | None
+
+    @staticmethod
+    def of(
+        name: str,
+        table: Table,
+        classes: Sequence[Label] | None,
+        value_range: tuple[float, float] | None,
+    ) -> Labels:
+        """Those that were given, or that occur in a table; see `text_task`."""
+        if value_range is not None:
+            if classes is not None:
+                raise ValueError(
+                    f"{name!r} is given value_range={value_range}, which makes it a regression, "
+                    f"and classes={list(classes)}: leave one of them out."
+                )
+            low, high = value_range
+            if not low < high:
+                raise ValueError(f"value_range={value_range}: give a smaller and a larger number.")
+            return Labels(None, value_range)
+        names = (
+            ClassNames.found_in(table.labels, table.origin)
+            if classes is None
+            else ClassNames.given(classes)
+        )
+        if len(names) < 2:
+            raise ValueError(
+                f"{name!r} has the classes {list(names.names)}: a task needs at least two."
+            )
+        return Labels(names, None)
+
+    @property
+    def classes(self) -> int:
+        """How many there are; 1 in a regression."""
+        return 1 if self.names is None else len(self.names)
+
+    def same_names(self, other: Labels) -> bool:
+        """Whether both are of the same classes in the same order, or both of regressions."""
+        mine, theirs = (None if x.names is None else x.names.names for x in (self, other))
+        return mine == theirs
+
+    def about(self) -> str:
+        """What there is to tell apart, for errors."""
+        if self.names is None:
+            return f"value_range={self.value_range}"
+        return f"the classes {self.names.listed()}"
+
+    def tensor(self, table: Table) -> Tensor:
+        """``[texts]``: the numbers of the classes, int64, or values, float32."""
+        if self.names is not None:
+            return torch.tensor(self.names.numbers(table.labels, table.origin))
+        assert self.value_range is not None
+        return _values(table, *self.value_range)
 
 
 def _values(table: Table, low: float, high: float) -> Tensor:
-    if not low < high:
-        raise ValueError(f"value_range={(low, high)}: give a smaller and a larger number.")
     try:
-        values = [float(x) for x in table.labels]
-    except ValueError as error:
+        values = torch.tensor([float(x) for x in table.labels], dtype=torch.float64)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{table.origin} is no regression: {error}.") from error
-    return (torch.tensor(values, dtype=torch.float64).sub(low) / (high - low)).float()
+    if not values.isfinite().all():
+        wrong = table.labels[int(values.isfinite().int().argmin())]
+        raise ValueError(f"{table.origin} has the value {wrong!r}: a regression needs numbers.")
+    return (values.sub(low) / (high - low)).float()

@@ -44,7 +44,7 @@ class MetaOutput:
         They are where targets are integers ``[tasks, examples, ...]`` and outputs are one tensor
         ``[tasks, examples, classes, ...]`` of at least two classes, as cross-entropy takes them;
         or hold it as ``logits``. For `losses.classification`'s targets of a mixture, that of each
-        task among its own classes, and nan for a regression.
+        task among its own classes, and nan for a regression or where there are fewer outputs.
         """
         outputs, targets = logits_of(self.outputs), self.targets
         if outputs is not None and isinstance(targets, Mapping) and "classes" in targets:
@@ -73,7 +73,8 @@ def _within_own_classes(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor
     """``[tasks]`` for tasks that differ in their number of classes."""
     classes = targets["classes"]
     right = (masked(logits, classes).argmax(-1) == targets["labels"]).float().mean(-1)
-    return torch.where(classes.squeeze(-1) == 1, torch.nan, right)
+    own = classes.squeeze(-1)
+    return torch.where((own == 1) | (own > logits.shape[-1]), torch.nan, right)
 
 
 # Wrappers such as DistributedDataParallel look for tensors in what a module returns.

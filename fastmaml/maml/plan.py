@@ -16,10 +16,11 @@ from fastmaml.engine.planning.other_sizes import general_signature
 from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import make_plan
 from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
-from fastmaml.engine.step.checks import check_labels, check_reach, explain_failure
+from fastmaml.engine.step.checks import check_reach, explain_failure
 from fastmaml.engine.step.data import signature
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import find_head_layer
+from fastmaml.engine.step.label_checks import check_labels
 from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml._files import write_whole
+from fastmaml.training.progress import progress_bar
 from fastmaml.training.shown import show_evaluation, validation_line
 from fastmaml.training.summary import Evaluation
 
@@ -61,24 +62,10 @@ class RunReport:
     @contextmanager
     def bar(self, what: str, done: int, total: int) -> Iterator[Callable[..., None]]:
         """A progress bar with rate and remaining time; yields ``show(done, line)``."""
-        from rich import progress
-
-        columns = (
-            progress.TextColumn("[bold]{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[rate]}"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}"),
-        )
-        with progress.Progress(*columns, console=self.console) as shown:
-            task = shown.add_task(what, total=total, completed=done, rate="", note="")
+        with progress_bar(self.console, what, done, total) as shown:
 
             def show(completed: int, line: dict[str, Any] | None = None) -> None:
-                speed = shown.tasks[0].speed
-                rate = f"{speed:.1f}/s" if speed else ""
-                note = _note(line) if line else ""
-                shown.update(task, completed=completed, rate=rate, note=note)
+                shown(completed, _note(line) if line else "")
 
             yield show
 

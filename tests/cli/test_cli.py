@@ -93,12 +93,49 @@ def test_a_run_leaves_files_that_agree(folder: Path) -> None:
 
 def test_eval_repeats_the_final_test(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = json.loads((folder / "result.json").read_text())["test"]
-    assert main(["eval", str(folder), "--episodes", "8"]) == 0
+    assert test["episodes"] == 8
+    capsys.readouterr()
+    assert main(["eval", str(folder)]) == 0
     printed = capsys.readouterr().out
+    assert "test episodes" in printed
+    assert "8/8" in printed  # the bar
     assert f"{100 * test['accuracy']:.1f} ± {100 * test['interval_95']:.1f}%" in printed
     assert f"{100 * test['no_adaptation']:.1f} ±" in printed
     assert main(["eval", str(folder / "last.safetensors"), "--episodes", "8", "--steps", "3"]) == 0
     assert re.search(r"│ 3 +│", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "episodes", "steps"),
+    [
+        ([], 8, 2),
+        (["--change", "test_episodes=12", "eval_steps=1"], 12, 1),
+        (["--change", "test_episodes=12", "--episodes", "5"], 5, 2),
+        (["--split", "validation"], 4, 2),
+        (["--split", "train", "--steps", "0"], 8, 0),
+    ],
+)
+def test_how_much_eval_evaluates(
+    folder: Path, flags: list[str], episodes: int, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As much as the run's own test did (two inner steps), unless something else is said."""
+    capsys.readouterr()
+    assert main(["eval", str(folder), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert f"over {episodes} episodes" in printed
+    assert f"{episodes}/{episodes}" in printed
+    rows = re.findall(r"^│ (\d+)(?: \(no adaptation\))? +│", printed, re.MULTILINE)
+    assert rows == [str(step) for step in range(steps + 1)]
+
+
+def test_eval_has_the_numbers_of_the_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All digits of them."""
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "fastmaml.training.run_folder.show_evaluation", lambda *args: found.append(args[1])
+    )
+    assert main(["eval", str(folder)]) == 0
+    assert found[0].as_dict() == json.loads((folder / "result.json").read_text())["test"]
 
 
 @pytest.mark.slow

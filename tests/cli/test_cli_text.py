@@ -101,7 +101,7 @@ def test_a_run_and_eval_agree(
     assert sum(part["episodes"] for part in parts) == test["episodes"] == 6
     total = sum(part["accuracy"] * part["episodes"] for part in parts)
     assert test["accuracy"] == pytest.approx(total / 6)
-    assert main(["eval", str(folder), "--episodes", "6"]) == 0
+    assert main(["eval", str(folder)]) == 0
     printed = capsys.readouterr().out
     for name, part in test["by_name"].items():
         accuracy = f"{100 * part['accuracy']:.1f} ± {100 * part['interval_95']:.1f}%"

@@ -86,3 +86,42 @@ def test_files_of_glue_with_tabs(tmp_path: Path) -> None:
     how = {"support": 4, "query": 4, "tasks": 1, "max_length": 16, "cache": False}
     episodes = glue("sst2", tokenizer(), data=tmp_path, **how)
     assert len(episodes.sample().support.inputs["input_ids"][0]) == 4
+
+
+@pytest.mark.parametrize("name", ["sentence1", "premise", "question1", "text_a"])
+def test_the_first_of_a_pair_may_stand_alone(tmp_path: Path, name: str) -> None:
+    """As in data sets of single texts that were written in the form of pairs."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({name: "alone", "note": "x", "label": 1}) + "\n")
+    table = read_table(path)
+    assert (table.texts, table.pairs) == (["alone"], None)
+
+
+def test_a_pair_goes_before_a_text_alone(tmp_path: Path) -> None:
+    row = {"premise": "a", "sentence1": "b", "sentence2": "c", "text": "d", "label": 1}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    table = read_table(tmp_path / "a.jsonl")
+    assert (table.texts, table.pairs) == (["b"], ["c"])
+
+
+def test_which_names_were_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("utterances,y\nhello,1\n")
+    for given, said, unsaid in (
+        ({}, ["text_a with text_b, ", "utterance, query", "premise", "label, labels, intent"], []),
+        ({"text": "utterances"}, ["label, labels, intent"], ["text_a"]),
+        ({"label": "y"}, ["text_a with text_b"], ["intent"]),
+    ):
+        with pytest.raises(ValueError, match="whose columns are utterances, y") as raised:
+            read_table(tmp_path / "a.csv", **given)
+        assert all(part in str(raised.value) for part in said)
+        assert not any(part in str(raised.value) for part in unsaid)
+
+
+def test_splits_with_and_without_pairs_are_refused() -> None:
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_list([{"text_a": "a", "text_b": "b", "label": 0}])
+    other = datasets.Dataset.from_list([{"text_a": "a", "label": 0}])
+    both = datasets.DatasetDict(train=one, test=other)
+    with pytest.raises(ValueError, match="pairs of texts in some splits only"):
+        read_table(both)
+    assert read_table(both, text="text_a").texts == ["a", "a"]

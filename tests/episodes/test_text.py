@@ -16,8 +16,8 @@ from places import data_beside
 from tiny_language import mini_lm, tokenizer, write_json_lines
 
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler, text
+from fastmaml.episodes.class_names import ordered
 from fastmaml.episodes.tables import read_table
-from fastmaml.episodes.text import ordered
 
 CLASSES, EACH = 12, 7
 
@@ -129,7 +129,7 @@ def test_classes_held_out_by_name(file: Path) -> None:
 
 
 def test_classes_are_ordered_as_numbers_or_as_text() -> None:
-    assert ordered(["10", "9", 2, "-1"]) == ["-1", "2", "9", "10"]
+    assert ordered(["10", "9", "2", "-1"]) == ["-1", "2", "9", "10"]
     assert ordered(["b", "10", "9", "b"]) == ["10", "9", "b"]
 
 

@@ -36,7 +36,7 @@ def sales(place: Path) -> None:
 
 
 def texts(place: Path) -> None:
-    """A pretrained model ``my-bert``, and data sets of texts: intents, spam and ``glue/``."""
+    """A pretrained model ``my-bert``, and data sets of texts: intents, spam, reviews, ``glue/``."""
     save_model(place / "my-bert", max_position_embeddings=128)
     tokenizer(model_max_length=128).save_pretrained(place / "my-bert")
     intents = [
@@ -46,6 +46,10 @@ def texts(place: Path) -> None:
     for name in ("spam", "spam-dev"):
         rows = [f"w{i} w{i + 1},{i % 2}" for i in range(100)]
         (place / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (place / "reviews").mkdir()
+    for part in ("train_0_8", "train_1_8", "eval"):
+        sentences = [{"sentence1": f"w{i}", "label": ("bad", "good")[i % 2]} for i in range(16)]
+        write_json_lines(place / "reviews" / f"books_{part}.json", sentences)
     (place / "glue").mkdir()
     for name, classes in GLUE.items():
         pair = {} if name == "SST-2" else {"text_b": "w50"}

@@ -160,6 +160,21 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["train", "navigation", "--resume", out, "--iterations", "5"]) == 0  # constant rate
 
 
+def test_eval_has_the_numbers_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All digits of them, of the untrained policy too."""
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "fastmaml.training.run_folder.show_evaluation", lambda *args: found.append(args[1])
+    )
+    out = str(tmp_path / "run")
+    assert main(["train", "navigation", "--out", out, "--no-plots", *FLAGS]) == 0
+    assert main(["eval", out]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [one.as_dict() for one in found] == [result["test"]] * 2
+
+
 OWN = """
 import torch
 from fastmaml import rl

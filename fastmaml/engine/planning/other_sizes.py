@@ -23,9 +23,9 @@ from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.planning.call_log import Log, Logs, logged
 from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import about_tasks, chunk_size
-from fastmaml.engine.step.checks import class_count
 from fastmaml.engine.step.data import TaskData
 from fastmaml.engine.step.inner_loop import support_sets
+from fastmaml.engine.step.label_checks import class_count
 from fastmaml.engine.step.program import Call
 
 MAX_KINDS = 16

@@ -29,9 +29,9 @@ from fastmaml.engine.planning.table_search import about_tables, find_tables
 from fastmaml.engine.planning.trials import batches, run, runs
 from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
-from fastmaml.engine.step.checks import class_count
 from fastmaml.engine.step.data import TaskData, mapped
 from fastmaml.engine.step.inner_loop import support_sets
+from fastmaml.engine.step.label_checks import class_count
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes

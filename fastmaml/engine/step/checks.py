@@ -1,23 +1,23 @@
-"""Errors that say what is wrong with the user's data, labels or losses, and what to do."""
+"""Errors that say what is wrong with the user's data, model or losses, and what to do."""
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmaml.engine.base.errors import NonFiniteLoss
 from fastmaml.engine.step.data import TaskData, tensors_in
 from fastmaml.engine.step.forward import call
 from fastmaml.engine.step.inner_loop import InnerLoop
+from fastmaml.engine.step.label_checks import check_labels, class_count
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call, MetaResult, Program, tensors_of
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients.base import Meta, detached
+from fastmaml.losses import logits_of
 from fastmaml.ops.coverage import all_finite
 
 
@@ -42,48 +42,6 @@ def check_reach(unreached: str, data: TaskData) -> None:
             )
 
 
-def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
-    """How many classes labels may name, where the loss says that targets are labels; else None."""
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        return None
-    if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
-        return None
-    return outputs.shape[2] if _ignored_label(loss) is not None else None
-
-
-def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
-    """Raise ValueError where a label is not among the classes that the model tells apart."""
-    ignored = _ignored_label(loss)
-    if classes is None or ignored is None:
-        return
-    for name, batch in episodes.sets().items():
-        labels = batch.targets
-        wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
-        if wrong.any():
-            where = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"{name}.targets holds the label {labels[tuple(where)].item()} (task {where[0]}, "
-                f"example {where[1]}), but the model's outputs tell {classes} classes apart, 0 to "
-                f"{classes - 1}. Number each task's labels from 0, and give the model as many "
-                "outputs as there are ways."
-            )
-
-
-def _ignored_label(loss: Any) -> int | None:
-    """The label that a loss of labels leaves out; None for any other loss.
-
-    Losses of labels are PyTorch's two functions, and whatever has an `ignore_index` as its two
-    modules have.
-    """
-    keywords: dict[str, Any] = {}
-    if isinstance(loss, functools.partial):
-        loss, keywords = loss.func, loss.keywords
-    if loss is F.cross_entropy or loss is F.nll_loss:
-        return int(keywords.get("ignore_index", -100))
-    own = keywords.get("ignore_index", getattr(loss, "ignore_index", None))
-    return own if isinstance(own, int) else None
-
-
 def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Episodes) -> None:
     """Raise a clearer error where the reason of `error` can be told; else return.
 
@@ -106,8 +64,9 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
                 outputs = call(model, buffers, inputs)
             except (IndexError, RuntimeError):
                 return  # the model itself fails: its own error, which the caller raises, says why
-        if isinstance(outputs, Tensor):
-            classes = class_count(loss, outputs.unsqueeze(0), episodes.support.targets)
+        logits = logits_of(outputs)
+        if logits is not None:
+            classes = class_count(loss, logits.unsqueeze(0), episodes.support.targets)
             check_labels(loss, classes, episodes)
 
 
@@ -118,7 +77,10 @@ def check_reached(program: Program) -> None:
 
 
 def check_finite(call: Call, result: MetaResult) -> None:
-    """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite."""
+    """Raise NonFiniteLoss, naming step and tasks, unless all losses and gradients are finite.
+
+    ValueError, where labels that are no classes of the model's are the reason.
+    """
     found = [x for x in (result.losses, *result.gradient.tensors()) if x is not None]
     if all_finite(found):
         return
@@ -128,6 +90,9 @@ def check_finite(call: Call, result: MetaResult) -> None:
     if math.isfinite(torch.stack(_sums(found)).sum().item()):
         return
     if not result.losses.isfinite().all():
+        if isinstance(call.data, Episodes):  # on a GPU labels are not looked at before each call
+            loss, targets = call.program.forward.loss, call.data.query.targets
+            check_labels(loss, class_count(loss, result.outputs, targets), call.data)
         _raise_for_losses(call, result.losses)
     if not _finite(result.gradient):
         _raise_for_gradient(call)

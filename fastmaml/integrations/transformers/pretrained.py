@@ -32,7 +32,8 @@ def sequence_classifier(
 
     Args:
         name: a folder, or a model's name on the Hugging Face hub.
-        classes: logits an example.
+        classes: logits an example: as many as the task with most classes has, of those that will
+            be tested on too. Tasks with fewer use the first ones (`losses.classification`).
         pooling: "model" is transformers' own `AutoModelForSequenceClassification`; "mean" puts one
             linear layer on the mean over tokens, for sentence encoders that were trained so: a new
             one, unless `save_pretrained` left one of as many classes in the folder.

@@ -96,21 +96,26 @@ def build_episodes(config: RunConfig, split: str, seed: int | None = None) -> It
 
 def build_evaluator(
     config: RunConfig, split: str, seed: int | None = None
-) -> tuple[MAML, Callable[[int, int], Evaluation]]:
-    """A learner to load weights into, and ``evaluate(episodes, steps)`` of it.
+) -> tuple[MAML, Callable[..., Evaluation]]:
+    """A learner to load weights into, and ``evaluate(episodes, steps, after_batch)`` of it.
+
+    `after_batch` is called with the number of episodes done. Sets PyTorch's threads, as a run does.
 
     Args:
         config: the configuration.
         split: what to evaluate on.
         seed: of the episodes; see `build_episodes`.
     """
+    _set_threads(config)
     if isinstance(config, PolicyConfig):
         seed = HELD_OUT_SEEDS.get(split, config.seed) if seed is None else seed
         return policies.build_evaluator(config, resolve_device(config.device), seed)
     metrics = recipe(config).metrics()
     maml = build_maml(config)
     source = build_episodes(config, split, seed)
-    return maml, lambda count, steps: evaluate(maml, iter(source), count, steps, metrics=metrics)
+    return maml, lambda count, steps, *after: evaluate(
+        maml, iter(source), count, steps, *after, metrics=metrics
+    )
 
 
 def recipe(config: RunConfig) -> Recipe:

@@ -76,13 +76,13 @@ def build_learner(config: PolicyConfig, device: torch.device) -> rl.MetaPolicy:
 
 def build_evaluator(
     config: PolicyConfig, device: torch.device, seed: int
-) -> tuple[MAML, Callable[[int, int], Evaluation]]:
-    """A learner to load weights into, and ``evaluate(tasks, steps)`` of it."""
+) -> tuple[MAML, Callable[..., Evaluation]]:
+    """A learner to load weights into, and ``evaluate(tasks, steps, after_batch)`` of it."""
     learner, untrained = build_learner(config, device), build_learner(config, device)
     environment = build_environment(config, seed)
 
-    def evaluate(count: int, steps: int) -> Evaluation:
-        return evaluate_policy(learner, environment, config, count, steps, untrained)
+    def evaluate(count: int, steps: int, *after: Callable[[int], None]) -> Evaluation:
+        return evaluate_policy(learner, environment, config, count, steps, untrained, *after)
 
     return learner.maml, evaluate
 

@@ -16,8 +16,8 @@ from fastmaml import heads, losses
 from fastmaml.engine.model.scope import Scope
 from fastmaml.episodes import text_task
 from fastmaml.episodes.batch import Batch
+from fastmaml.episodes.class_names import ClassNames
 from fastmaml.episodes.tables import read_table
-from fastmaml.episodes.text import ordered
 from fastmaml.integrations import transformers
 from fastmaml.training.config import LanguageConfig, TextConfig
 from fastmaml.training.metrics import Choice, chosen, suited
@@ -125,8 +125,15 @@ class Text(Language):
     ) -> tuple[Batch, Sequence[str]]:
         """The texts and labels of a table."""
         common = self.common(self.config.seed, torch.device("cpu"))
+        table = read_table(data, **self.columns())
+        found = ClassNames.found_in(table.labels, table.origin)
         if classes is None:
-            classes = ordered(read_table(data, **self.columns()).labels)
+            classes = found.names
+        elif other := [name for name in found.names if name not in classes]:
+            raise ValueError(
+                f"{table.origin} has the label {other[0]!r}, and the task's classes are "
+                f"{', '.join(classes)}."
+            )
         task = text_task(
             Path(data).name,
             data,
