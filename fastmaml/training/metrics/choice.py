@@ -86,9 +86,11 @@ def chosen(metrics: Metrics | Choice | None, shifted: bool = True) -> Choice:
 
 
 def of_next_tokens(maml: Any) -> bool:
-    """Whether a `MAML` predicts the next token at each place, as causal language models do.
+    """Whether a model predicts the next token at each place, as causal language models do.
 
-    Else those in the same place, by its loss or its model's encoder.
+    Args:
+        maml: whose loss (`losses.seq2seq`, `losses.token_classification`) or model (one with an
+            encoder and a decoder) says that it is the token in the same place.
     """
     same_place = maml.loss in (losses.seq2seq, losses.token_classification)
     config = getattr(maml.module, "config", None)
