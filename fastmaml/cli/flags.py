@@ -34,13 +34,28 @@ class Train:
     resume: Annotated[tuple[Path, ...] | None, arg(metavar="[PATH]")] = None
     """Go on from a checkpoint, by default that in --out. Its configuration is taken over."""
 
+    quick: bool = False
+    """A first look: few iterations, small sets, short texts, and few episodes to test on."""
+
     def __post_init__(self) -> None:
         """Leave the checks to `configuration`: their errors read better outside the parser."""
 
     def configuration(self) -> RunConfig:
         """The checked configuration, without what concerns the command line only."""
         kind = next(config for config, train in KINDS.items() if isinstance(self, train))
-        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
+        values = {f.name: getattr(self, f.name) for f in fields(kind)}
+        if self.quick:
+            capped = QUICK.keys() & values.keys()
+            values |= {name: min(values[name], QUICK[name]) for name in capped}
+        return kind(**values)
+
+
+QUICK = {
+    **{"iterations": 10, "tasks": 2, "test_episodes": 8, "validation_episodes": 4},
+    **{"evaluate_every": 0, "max_length": 48, "support": 8, "query": 8, "queries": 5},
+    **{"test_query": 16, "trajectories": 5},
+}
+"""With --quick, no setting is larger than this."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from fastmaml.training.checkpoint import Checkpoint
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.evaluation import Evaluation
 from fastmaml.training.interrupts import Interrupted, InterruptGuard
-from fastmaml.training.run_folder import CHECKPOINT, RunReport
+from fastmaml.training.run_folder import CHECKPOINT, RunReport, note
 from fastmaml.training.schedules import cosine
+from fastmaml.training.summary import trained
 
 
 class OuterLoop(ABC):
@@ -78,11 +79,12 @@ class OuterLoop(ABC):
         """Write more files of the run, and name them."""
         return []
 
-    def fit(self) -> Evaluation | None:
+    def fit(self) -> Evaluation:
         """Train up to ``config.iterations``, then test.
 
         Returns:
-            The test's result; None without test episodes.
+            The test's result. Without test episodes: the accuracy or loss of the tasks of the last
+            hundred iterations, on their query sets while they were trained on.
 
         Raises:
             Interrupted: by Ctrl-C or SIGTERM, after the iteration was finished and saved.
@@ -95,7 +97,8 @@ class OuterLoop(ABC):
         with report, InterruptGuard(report.stopping) as guard:
             try:
                 self._train(report, guard)
-                return self._test(report, guard)
+                found = self._test(report, guard)
+                return trained(report.lines, self.maml.steps) if found is None else found
             except (Interrupted, NonFiniteLoss):
                 self.save()
                 raise
@@ -105,13 +108,16 @@ class OuterLoop(ABC):
         config = self.config
         with report.bar("meta-training", self.iteration, config.iterations) as show:
             if self._resumed is None and config.evaluate_every:
+                report.stage(show, 0, "first validation: planning and recording")
                 report.line({"iteration": 0, "seconds": 0.0, **self._validate()})
+            if self.iteration < config.iterations:
+                report.stage(show, self.iteration, "first iteration: planning and recording")
             while self.iteration < config.iterations:
                 line = self.step()
                 if self._due(config.evaluate_every):
                     line |= self._validate()
                 report.line(line)
-                show(self.iteration, line)
+                show(self.iteration, note(line))
                 if self._due(config.checkpoint_every):
                     self.save()
                 guard.check()

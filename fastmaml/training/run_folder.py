@@ -61,13 +61,25 @@ class RunReport:
 
     @contextmanager
     def bar(self, what: str, done: int, total: int) -> Iterator[Callable[..., None]]:
-        """A progress bar with rate and remaining time; yields ``show(done, line)``."""
+        """A progress bar with rate and remaining time; yields ``show(done, note)``."""
         with progress_bar(self.console, what, done, total) as shown:
 
-            def show(completed: int, line: dict[str, Any] | None = None) -> None:
-                shown(completed, _note(line) if line else "")
+            def show(completed: int, note: str = "") -> None:
+                shown(completed, note)
 
             yield show
+
+    def stage(self, show: Callable[..., None], done: int, what: str) -> None:
+        """Say what takes a while: beside the bar, or in a line where no bar moves."""
+        if self.console.is_terminal:
+            show(done, what)
+        else:
+            self.say(what)
+
+    @property
+    def lines(self) -> Sequence[dict[str, Any]]:
+        """Of ``metrics.jsonl``."""
+        return self._lines
 
     def finish(
         self, test: Evaluation, result: dict[str, Any], title: str, more: Sequence[str] = ()
@@ -130,7 +142,7 @@ class RunReport:
         self.say(f"The earlier run in {self.folder} was moved to {aside}.")
 
 
-def _note(line: dict[str, Any]) -> str:
+def note(line: dict[str, Any]) -> str:
     """What the progress bar says of an iteration."""
     if "return" in line:
         return f"return {line['no_adaptation']:.3g} to {line['return']:.3g}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -130,3 +130,20 @@ def _mean_and_interval(table: Tensor) -> tuple[list[float], list[float]]:
     count = len(table)
     spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
     return table.mean(0).tolist(), half_width(spread, count).tolist()
+
+
+def trained(lines: Sequence[Mapping[str, Any]], steps: int) -> Evaluation:
+    """What the last hundred iterations of a run had on their query sets, after all steps.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+        steps: inner steps; of what was before the last nothing is known (nan).
+    """
+    last = [line for line in lines if "loss" in line][-100:]
+    if not last:
+        return Evaluation("loss", [math.nan], [math.nan], 0, None)
+    metric = "accuracy" if all(line.get("accuracy") is not None for line in last) else "loss"
+    table = torch.tensor([line[metric] for line in last], dtype=torch.float64)
+    found = averaged(metric, table.unsqueeze(1), None)
+    unknown = [math.nan] * steps
+    return replace(found, means=[*unknown, *found.means], intervals=[*unknown, *found.intervals])

@@ -108,6 +108,19 @@ def test_resumed_is_as_uninterrupted(run: Path, place: Path, tmp_path: Path) -> 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_first_look_is_short_and_says_what_it_does(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--quick", "--iterations", "1000", "--test-episodes", "500")
+    assert train(place, "GPT2", tmp_path / "run", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["iterations"] == 10
+    assert result["test"]["episodes"] == 8
+    said = capsys.readouterr()
+    assert "fastmaml: loading the model" in said.err
+    assert "first iteration: planning and recording" in said.out
+
+
 def test_export_is_what_was_learned(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
     found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")

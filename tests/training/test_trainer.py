@@ -394,3 +394,17 @@ def test_unknown_keys_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"x.toml has .*'way' \(did you mean 'ways'\?\); 'zzzz'"):
         TrainConfig().updated({"way": 3, "zzzz": 1, "shots": 2}, "x.toml")
     assert TrainConfig().updated({"inner_lr": 1}, "x.toml").inner_lr == 1
+
+
+def test_without_test_episodes_it_tells_how_training_went(tmp_path: Path) -> None:
+    learner = MAML(nn.Linear(1, 1), lr=0.01, steps=2, loss=mean_square)
+    config = dataclasses.replace(CONFIG, out=str(tmp_path))
+    trainer = MetaTrainer(learner, Watched(), config=config, screen=False)
+    found = trainer.fit()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 10
+    assert found.means[-1] == pytest.approx(sum(losses) / 10)
+    assert found.text().startswith(f"{found.means[-1]:.3g} ± ")
+    assert found.steps == learner.steps
+    assert math.isnan(found.means[0])

@@ -112,7 +112,8 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         law=candidate.law,
         backend=backend,
         reasons=(
-            about_tasks(size, tasks, asked, refusal, candidate.estimator.lanes),
+            about_tasks(size, tasks, asked, refusal, candidate.estimator.lanes)
+            + _about_size(candidate, ready.chunk, asked, refusal),
             candidate.about(),
             method_why,
             *_about_sharing(call, method, bool(drew)),
@@ -260,6 +261,19 @@ def about_tasks(size: int, tasks: int, asked: Asked, refusal: str, lanes: int) -
     obeyed = ", as asked" * bool(asked.chunk)
     batched = " under vmap" * (size > 1)
     return f"tasks: {size} of {tasks} at a time{batched}{obeyed}{spread}"
+
+
+def _about_size(candidate: Candidate, planned: int, asked: Asked, refusal: str) -> str:
+    """Why not all tasks run at a time; empty where they do, or that was said or asked for."""
+    size, on_cpu = candidate.program.chunk, candidate.estimator.call.seeds.device.type == "cpu"
+    if size == candidate.estimator.tasks or refusal or asked.chunk is not None:
+        return ""
+    if size < planned or not on_cpu:
+        return ", as more would not fit into the memory that may be used"
+    return (
+        f", as a task keeps {mib(sum(candidate.kept))} for its derivatives, and a chunk should "
+        "stay near the caches"
+    )
 
 
 def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:

@@ -12,6 +12,7 @@ from fastmaml.training.config import (
     GlueConfig,
     InstructionsConfig,
     IntentsConfig,
+    LanguageConfig,
     PolicyConfig,
     RunConfig,
     TrainConfig,
@@ -21,6 +22,7 @@ from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
 from fastmaml.training.recipes.glue import Glue
+from fastmaml.training.recipes.hub import stage
 from fastmaml.training.recipes.images import Images
 from fastmaml.training.recipes.instructions import Instructions
 from fastmaml.training.recipes.intents import Intents
@@ -48,8 +50,13 @@ def build_meta_trainer(config: RunConfig) -> MetaTrainer:
     """The same of a run on episodes."""
     _set_threads(config)
     metrics = recipe(config).metrics()
+    if isinstance(config, LanguageConfig):
+        stage(f"loading the model {config.model}")
+    maml = build_maml(config)
+    if isinstance(config, LanguageConfig):
+        stage(f"reading and tokenising the data of {config.title}")
     return MetaTrainer(
-        build_maml(config),
+        maml,
         build_episodes(config, "train"),
         config=config,
         validation=build_episodes(config, "validation") if recipe(config).validated else None,

@@ -1,4 +1,4 @@
-"""`tell`: what is about to be looked for on the Hugging Face hub, which may take a while."""
+"""`tell` and `stage`: what is about to be looked for or done, which may take a while."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 from fastmaml.episodes.tables import is_hub_name
+
+
+def stage(what: str) -> None:
+    """Say what is about to be done, which may take a while, as the progress bar comes later."""
+    print(f"fastmaml: {what}", file=sys.stderr, flush=True)
 
 
 @functools.cache
