@@ -125,6 +125,8 @@ class GradientMethod(ABC):
             alone, and to learned rates.
         runs_loop: whether it runs the inner steps of the loop that it is given, and no others.
         rows_suffice: whether an embedding's rows that a task does not look up may be left out.
+        differentiates_query: whether it differentiates the query loss; one that does not gives no
+            meta-gradient and keeps nothing of the query pass.
     """
 
     exact: ClassVar[bool] = True
@@ -134,6 +136,7 @@ class GradientMethod(ABC):
     adapted_only: ClassVar[bool] = False
     runs_loop: ClassVar[bool] = True
     rows_suffice: ClassVar[bool] = True
+    differentiates_query: ClassVar[bool] = True
 
     @abstractmethod
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:

@@ -22,13 +22,13 @@ from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import ExecutorName, evaluating, make_executor
 from fastmaml.engine.routing.called_by_hand import called
-from fastmaml.engine.step.adaptation import adaptation
+from fastmaml.engine.step.adaptation import EVALUATION, adaptation
 from fastmaml.engine.step.forward import Loss
 from fastmaml.engine.step.head_layer import find_head_layer
 from fastmaml.engine.step.meta_step import adapt
 from fastmaml.engine.step.rerun_guard import RerunGuard
 from fastmaml.episodes.batch import Batch, Episodes
-from fastmaml.gradients import FirstOrder, GradientMethod
+from fastmaml.gradients import GradientMethod
 from fastmaml.heads import Head
 from fastmaml.maml.adapted import Adapted, InnerLoss, LastAdapting, adapted
 from fastmaml.maml.admit import admit
@@ -272,8 +272,7 @@ class MAML(Clones):
         with torch.inference_mode(False):  # the inner gradient needs autograd all the same
             held, executor = self._stock.take(self.module), evaluating(self.executor)
             call = admit(self, held, episodes, steps, executor)
-            # No meta-gradient is wanted here, so nothing need have a second derivative.
-            call = plan(self, held, call, FirstOrder(), executor)
+            call = plan(self, held, call, EVALUATION, executor)
             with RerunGuard(self.module, call.data, held):
                 results = self._execute_evaluation(adaptation(call, at)).outputs
         return [MetaOutput(x.mean(), x, y, episodes.query.targets) for x, y in results]
@@ -307,7 +306,7 @@ class MAML(Clones):
         with torch.inference_mode(False):  # as in `_evaluate`
             held = self._stock.take(self.module)
             call = admit(self, held, Episodes(task, task), steps, "eager")
-            adapted = adapt(plan(self, held, call, FirstOrder(), "eager"))
+            adapted = adapt(plan(self, held, call, EVALUATION, "eager"))
         return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
 
     def adapted(

@@ -43,10 +43,11 @@ class Candidate:
         program: Program,
         kept: tuple[int, int],
         found: Measurement | None,
+        watch: bool = True,
     ) -> Candidate:
-        """Watch a small one of its kind, if that was not done before."""
-        doubt = ""
-        if found is None:
+        """Watch a small one of its kind, if that was not done before and is worth it."""
+        doubt = "" if watch else "too little hangs on it to run one"
+        if found is None and watch:
             doubt, found = attempted(partial(estimator.sample, program, program.chunk))
         if found is None:
             law = estimator.guess(kept, program)
@@ -94,7 +95,7 @@ class Candidate:
             f"{'s' * (tasks > 1)} at a time; grows by {mib(each)} a step"
             + f"; {mib(self.peak_first)} at the first call, which records"
             * (self.peak_first > self.peak)
-            + f" (guessed from what autograd keeps, as it cannot be watched: {self.doubt})"
+            + f" (guessed from what autograd keeps, as none was watched: {self.doubt})"
             * bool(self.doubt)
         )
 

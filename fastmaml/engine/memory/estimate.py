@@ -90,6 +90,8 @@ class Estimator:
         tables = {table.name for table in program.tables}
         copy = sum(p.nbytes for n, p in self.call.meta.adapted.items() if n not in tables)
         sums = sum(x.nbytes for x in tensors_of(self.call.meta))
+        if not program.method.differentiates_query:
+            return MemoryLaw(2 * sums, max(kept) + 2 * copy, 0)  # no step is kept
         if not program.method.steps_once:
             return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)

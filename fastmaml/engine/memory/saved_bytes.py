@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmaml.engine.base.storages import parts
 from fastmaml.engine.derivatives.graphs import check_differentiable_twice
 from fastmaml.engine.memory.live import QuickLiveMemory
+from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.gradients.base import leaves_of
 
@@ -21,10 +22,14 @@ T = TypeVar("T")
 def kept_bytes(call: Call) -> tuple[int, int]:
     """Of one inner step and of the query pass.
 
+    Where the query loss is not differentiated, the second is what a pass makes on its way, judging
+    by that of the inner step.
+
     Raises:
         MissingDerivative: the step's graph has none of the second derivative.
     """
-    second_order = call.program.method.second_order(call.program.steps)
+    method, steps = call.program.method, call.program.steps
+    second_order = method.second_order(steps)
     loop = call.tried(len(call.seeds), every_step=True).loop()
     with torch.enable_grad():
         meta = leaves_of(call.meta)
@@ -38,8 +43,19 @@ def kept_bytes(call: Call) -> tuple[int, int]:
             check_differentiable_twice(made.parameters.values(), partial(_listed, again))
             del made
             step = max(step, kept)
+        if steps and not method.differentiates_query:
+            return step, round(step * _times_as_large(loop))
         _, query = saved(lambda: loop.query(0, carry.parameters, meta.shared), ignored)
     return step, query
+
+
+def _times_as_large(loop: InnerLoop) -> float:
+    """How many times as many numbers the query inputs hold as the largest support inputs."""
+    sets = [loop.episodes.support_of(number) for number in loop.sets]
+    query, *supports = (
+        sum(x.numel() for x in tensors_of(batch.inputs)) for batch in (loop.episodes.query, *sets)
+    )
+    return query / max(1, *supports)
 
 
 def _listed(run: Callable[[], T]) -> list[T]:

@@ -74,6 +74,8 @@ def explain_missing(error: RuntimeError, call: Call) -> None:
     if is_out_of_memory(error) or "gradient=" in str(error) or "backend=" in str(error):
         return
     said, asked = [str(error)], call.program.method
+    if not asked.differentiates_query:
+        return  # it was not asked for, and none asks less
     for method in _others(asked):
         other = call.by(method=method)
         refusal, _ = attempted(partial(runs, other, False))

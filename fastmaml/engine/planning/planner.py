@@ -82,7 +82,10 @@ def make_plan(call: Call, asked: Asked) -> Plan:
 
     some = some._replace(program=one.program)
     estimator = Estimator(some, tasks, steps, asked.lanes)
-    small = partial(estimator.sample, chunk=size)
+    # Where nothing is learned, memory decides of nothing but how many tasks run at a time.
+    learns = one.program.method.differentiates_query
+    watch = learns or asked.chunk is None
+    small = partial(estimator.sample, chunk=size) if watch else None
     alone, refusal, why, found = one.program, "", "", None
     if size > 1:  # a chunk of one task runs plainly
         alone, refusal, why, found = batches(some, asked, sight, values.shapes, small)
@@ -92,7 +95,8 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         alone = replace(alone, tables=(), repeatable=False)
     forward = replace(alone.forward, batched=not refusal)
     ready = replace(alone, forward=forward, chunk=1 if refusal else size)
-    candidate = Candidate.of(estimator, ready, kept, found)
+    watch = learns or (watch and ready.chunk > 1)
+    candidate = Candidate.of(estimator, ready, kept, found, watch)
     method, method_why = _method(asked.method, candidate.peak_first, free, drew)
     candidate = candidate.under(method)
     candidate = candidate.within(free) if asked.chunk is None else candidate

@@ -35,6 +35,8 @@ def find_tables(call: Call) -> tuple[RowTable, ...]:
     if not isinstance(episodes, Episodes) or episodes.later:
         return ()
     meta = detached(call.meta)
+    if not any(p.ndim == 2 and p.shape[0] >= LEAST_ROWS for p in meta.adapted.values()):
+        return ()
     forward = replace(program.forward, backend="reference")  # in which the model's calls are seen
     leaves = tree_leaves(episodes.support.inputs)
     uses = [Uses(meta.adapted, leaves), Uses(meta.adapted, tree_leaves(episodes.query.inputs))]

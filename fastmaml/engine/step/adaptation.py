@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -15,15 +15,21 @@ from fastmaml.gradients.base import GradientMethod, Loop, Meta, MetaGradient, Qu
 @final
 @dataclass(frozen=True)
 class Adaptation(GradientMethod):
-    """No derivatives: the query losses and outputs after some numbers of inner steps.
+    """No derivatives but inner gradients: the query losses and outputs after some inner steps.
 
     They are the outputs ``[(losses, outputs), ...]`` of its only query.
 
     Attributes:
-        at: after which numbers of steps, in their order.
+        at: after which numbers of steps, in their order; empty: after the last, as a plain query.
     """
 
-    at: tuple[int, ...]
+    at: tuple[int, ...] = ()
+    exact: ClassVar[bool] = False
+    differentiates_query: ClassVar[bool] = False
+
+    def differentiates(self, step: int, steps: int) -> bool:
+        """False: nothing need have a second derivative."""
+        return False
 
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """No gradients (None for each), and the queries after the steps in `at`."""
@@ -31,13 +37,17 @@ class Adaptation(GradientMethod):
             meta = detached(meta)
             carry, found = loop.start(meta), []
             for step in range(loop.steps + 1):
-                if step in self.at:
+                if step in (self.at or (loop.steps,)):
                     query = loop.query(step, carry.parameters, meta.shared)
                     found.append((query.losses, query.outputs))
                 if step < loop.steps:
                     carry = loop.step(step, carry, meta, create_graph=False)
         nothing = MetaGradient(*(dict.fromkeys(part) for part in meta))
-        return nothing, [query._replace(outputs=found)]
+        return nothing, [query._replace(outputs=found) if self.at else query]
+
+
+EVALUATION = Adaptation()
+"""For which calls without a meta-gradient are planned, whatever steps they are evaluated after."""
 
 
 def adaptation(call: Call, at: Sequence[int]) -> Call:
