@@ -20,7 +20,7 @@ from fastmaml.training.summary import format_metric
 
 CHANGED = frozenset(
     {"prompt", "answer", "options", "header", "separator", "chat", "max_length", "rows"}
-    | {"text", "label", "inner_lr", "inner_momentum", "cache", "executor", "backend", "threads"}
+    | {"text", "label", "inner_lr", "inner_momentum", "cache", "executor", "backend"}
     | {"metrics"}
 )
 """Settings that matter where a run's model adapts to other data."""

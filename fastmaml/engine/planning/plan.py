@@ -25,7 +25,7 @@ class Plan:
         own_statistics: see `Routing`.
         classes: how many classes the labels may name, where that is known.
         bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
-        bytes_query: the same for the query pass.
+        bytes_query: the same for the query pass; guessed where its loss is not differentiated.
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
         bytes_first: the same of the first call, which records it.
         bytes_budget: what the two were held against.
