@@ -59,7 +59,7 @@ def run(subject: ProfileSubject, flags: Profiled) -> int:
     from fastmaml.measure.profile.table import show
 
     console = Console(highlight=False)
-    with InterruptGuard(at_once=True) as guard:
+    with InterruptGuard(at_once=lambda number: True) as guard:
         try:
             with console.status("profiling"), own_user_errors():
                 report = profile(

@@ -29,12 +29,14 @@ class InterruptGuard:
 
     Args:
         notice: called with the signal's name when it arrives.
-        at_once: raise `Interrupted` there and then, as Ctrl-C does without a guard, for what keeps
-            its results whole wherever it is stopped.
+        at_once: whether to raise `Interrupted` there and then, as Ctrl-C does without a guard, by
+            the signal's number: where what is going on can be given up.
     """
 
     def __init__(
-        self, notice: Callable[[str], None] = lambda name: None, at_once: bool = False
+        self,
+        notice: Callable[[str], None] = lambda name: None,
+        at_once: Callable[[int], bool] = lambda number: False,
     ) -> None:
         self._notice, self._at_once = notice, at_once
         self._received: int | None = None
@@ -68,7 +70,7 @@ class InterruptGuard:
         self._received = number
         self._restore()
         self._notice(signal.Signals(number).name)
-        if self._at_once:
+        if self._at_once(number):
             raise Interrupted(number)
 
     def _restore(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -45,6 +48,8 @@ class OuterLoop(ABC):
         self.folder = Path(self.config.out)
         self.iteration = 0
         self._resumed: Path | None = None
+        self._given_up: _Before | None = None
+        self._discarding = False
         self._seconds, self._since = 0.0, time.perf_counter()
 
     @abstractmethod
@@ -87,14 +92,15 @@ class OuterLoop(ABC):
             hundred iterations, on their query sets while they were trained on.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM, after the iteration was finished and saved.
+            Interrupted: by Ctrl-C, after the iteration was finished and saved; by SIGTERM, after
+                which there may be seconds only, within it: the state before it is saved.
             NonFiniteLoss: a loss or meta-gradient is not finite; the state before it was saved.
         """
         continued = self._resumed is not None and self._resumed.parent == self.folder
         last = self.iteration if continued else None
         report = RunReport(self.folder, last, self.config.plots, self.screen)
         self._since = time.perf_counter()
-        with report, InterruptGuard(report.stopping) as guard:
+        with report, InterruptGuard(report.stopping, self._can_give_up) as guard:
             try:
                 self._train(report, guard)
                 found = self._test(report, guard)
@@ -123,13 +129,36 @@ class OuterLoop(ABC):
                 guard.check()
         self.save()
 
+    def _can_give_up(self, number: int) -> bool:
+        """Whether a signal may stop what is going on: the state before it is kept."""
+        return number == signal.SIGTERM and self._discarding
+
+    @contextmanager
+    def _discardable(self) -> Iterator[None]:
+        """Inside, parameters do not change, so that an iteration can be given up, and run anew."""
+        source = self._source_state()
+        if source is None:  # it cannot be told where the episodes stood
+            yield
+            return
+        buffers = {name: x.clone() for name, x in self.maml.named_buffers()}
+        before = _Before(source, _random_state(self.device), buffers)
+        self._discarding = True
+        try:
+            yield
+        except Interrupted:
+            self._given_up = before
+            raise
+        finally:
+            self._discarding = False
+
     def save(self, path: Path | None = None) -> None:
         """Write a checkpoint, by default ``last.safetensors`` in the run's folder."""
+        before = self._given_up or _Before(self._source_state(), _random_state(self.device), {})
         state = {
-            "maml": dict(self.maml.state_dict()),
+            "maml": {**self.maml.state_dict(), **before.buffers},
             "optimizer": self.optimizer.state_dict(),
-            "episodes": self._source_state(),
-            "random": _random_state(self.device),
+            "episodes": before.source,
+            "random": before.random,
             "device": self.device.type,
             "seconds": self.seconds,
         }
@@ -211,6 +240,16 @@ class OuterLoop(ABC):
         }
         report.finish(found, result, self.config.title, self._finished(report, found))
         return found
+
+
+@final
+@dataclass(frozen=True)
+class _Before:
+    """What an iteration changes besides parameters and the optimizer's state, as it was before."""
+
+    source: Any
+    random: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
 
 
 def _optimizer(maml: MAML, config: LoopConfig) -> Optimizer:

@@ -95,7 +95,8 @@ class RunReport:
 
     def stopping(self, name: str) -> None:
         """Say that a signal has arrived."""
-        self.say(f"{name}: stopping after this iteration; once more to stop without saving.")
+        when = "now, or after this iteration" if name == "SIGTERM" else "after this iteration"
+        self.say(f"{name}: stopping {when}; once more to stop without saving.")
 
     def __enter__(self) -> RunReport:
         return self

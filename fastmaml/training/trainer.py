@@ -69,9 +69,10 @@ class MetaTrainer(OuterLoop):
         config, maml = self.config, self.maml
         first_order = FirstOrder() if self.iteration < config.first_order_until else None
         weights = multi_step_weights(maml.steps, self.iteration, config.multi_step_until)
-        out = maml(self._next(), gradient=first_order, step_weights=weights)
-        self.optimizer.zero_grad()
-        out.loss.backward()
+        with self._discardable():
+            out = maml(self._next(), gradient=first_order, step_weights=weights)
+            self.optimizer.zero_grad()
+            out.loss.backward()
         norm = clip_grad_norm_(maml.parameters(), config.clip or float("inf"))
         self._schedule()
         self.optimizer.step()

@@ -138,6 +138,51 @@ def test_resumed_is_as_uninterrupted(
     assert mine["test"] == other["test"]
 
 
+class Terminated:
+    """A loss that is sent SIGTERM in the n-th call of it after iteration 5."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+        self.run: MetaTrainer | None = None
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += self.run is not None and self.run.iteration == 5
+        if self.calls == self.at:
+            signal.raise_signal(signal.SIGTERM)
+        return mean_square(output, target)
+
+
+def terminated(out: Path, at: int) -> tuple[MetaTrainer, Terminated]:
+    """A run whose loss is one that counts its calls, which a recording would not make."""
+    loss, run = Terminated(at), trainer(out)
+    settings = dataclasses.replace(run.maml.settings, loss=loss, executor="eager")
+    run.maml = MAML.of(run.maml.module, settings)
+    run.optimizer = torch.optim.Adam(run.maml.parameters(), 0.01)
+    run.optimizer.param_groups[0]["initial_lr"] = 0.01
+    loss.run = run
+    return run, loss
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_sigterm_gives_up_the_iteration_and_saves_what_was_before(tmp_path: Path, at: int) -> None:
+    """An iteration of a large model takes minutes, and a machine that is taken away waits less."""
+    whole, _ = terminated(tmp_path / "whole", -1)
+    whole.fit()
+    run, loss = terminated(tmp_path / "run", at)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run.fit()
+    assert run.iteration == 5
+    assert loss.calls == at
+    again, _ = terminated(tmp_path / "run", -1)
+    torch.manual_seed(99)  # nothing may hang on what happened before
+    again.resume(tmp_path / "run" / "last.safetensors")
+    assert again.iteration == 5
+    again.fit()
+    for a, b in zip(final_state(again), final_state(whole), strict=True):
+        assert torch.equal(a, b)
+    assert lines(again.folder) == lines(whole.folder)
+
+
 @pytest.mark.slow
 def test_an_interrupted_final_test_is_run_again(whole: MetaTrainer, tmp_path: Path) -> None:
     again, stopped = trainer(tmp_path), trainer(tmp_path)
