@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import generating
 import pytest
 import torch
-from tiny_language import save_model, write_json_lines
+from places import data_beside
+from tiny_language import mini_lm, save_model, write_json_lines
 
 import fastmaml as fm
 from fastmaml.cli import main
@@ -150,6 +153,58 @@ def test_adapt_gives_an_adapter_that_generates(
     prompt = words("w1 w7", return_tensors="pt", add_special_tokens=False)["input_ids"]
     said = found.generate(input_ids=prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert said.shape[1] > prompt.shape[1]
+
+
+GLUE = {
+    "SST-2": ("Is this review good? {text_a}", {"0": "no", "1": "yes"}),
+    "RTE": ("{text_a} So: {text_b} True?", {"entailment": "yes", "not_entailment": "no"}),
+    "MRPC": ("{text_a} {text_b} Is that the same?", {"0": "no", "1": "yes"}),
+    "CoLA": ("Is this a sentence? {text_a}", {"0": "no", "1": "yes"}),
+}
+"""How each task is asked, and what its labels are as answers."""
+
+
+def glue_as_prompts(place: Path) -> Path:
+    """A file of 60 rows of each task that is there."""
+    names = [f"glue/{name}.dev.jsonl.gz" for name in GLUE]
+    folder, rows = data_beside(*names), []
+    for name, (template, words) in GLUE.items():
+        with gzip.open(folder / "glue" / f"{name}.dev.jsonl.gz", "rt") as file:
+            for row in map(json.loads, itertools.islice(file, 60)):
+                answer = words[str(row["label"])]
+                prompt = template.format_map(row)
+                options = ["yes", "no"]
+                rows.append({"task": name, "input": prompt, "output": answer, "options": options})
+    return write_json_lines(place / "glue.jsonl", rows)
+
+
+def test_glue_as_prompts_from_training_to_an_adapter_that_generates(tmp_path: Path) -> None:
+    """A decoder of random weights with a real tokenizer, on real rows."""
+    data, words = glue_as_prompts(tmp_path), transformers.AutoTokenizer.from_pretrained(mini_lm())
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(words)}
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**sizes, **heads, pad_token_id=words.pad_token_id)
+    ).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    arguments = [
+        *("train", "instructions", "--model", str(tmp_path / "model"), "--data", str(data)),
+        *("--cache", str(tmp_path / "cache"), "--test-tasks", "CoLA", "--choose", "--no-plots"),
+        *("--max-length", "64", "--tasks", "2", "--support", "4", "--query", "4"),
+        *("--test-query", "4", "--test-episodes", "4", "--iterations", "3", "--threads", "1"),
+        *("--evaluate-every", "0", "--out", str(tmp_path / "run"), "--inner-lr", "1.0"),
+    ]
+    assert main(arguments) == 0
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert 0 <= test["scores"]["option"]["option"] <= 1
+    assert test["loss"] < test["no_adaptation"], "yes and no are likelier after the inner steps"
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "adapter")]) == 0
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    asked = transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    ids = asked("Is this a sentence? Yes it are.", return_tensors="pt")["input_ids"][:, :-1]
+    said = found.generate(input_ids=ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert said.shape[1] > ids.shape[1]
 
 
 def test_adapt_of_a_classifier_has_the_task_s_own_classes(place: Path, tmp_path: Path) -> None:
