@@ -55,8 +55,8 @@ class MetaOutput:
             return None
         if outputs.shape[2] < 2 or outputs.shape[:2] + outputs.shape[3:] != targets.shape:
             return None
-        if outputs.ndim > 3 and outputs.shape[:-1] == targets.shape:
-            return None  # classes may be in the last dimension, as those of tokens are
+        if outputs is not self.outputs and outputs.ndim > 3 and outputs.shape[:-1] == targets.shape:
+            return None  # models of transformers have the classes of tokens in the last dimension
         right = outputs.detach().argmax(2) == targets
         return right.flatten(1).float().mean(1)
 

@@ -73,3 +73,11 @@ def test_a_task_that_diverged_has_no_score() -> None:
     assert math.isnan(found.scores["option"].means[-1])
     assert math.isnan(found.scores["exact_match"].means[-1])
     assert Option(shifted=True).value(Answers(torch.zeros(2, 3, 5), labels, 1.0)) is None
+
+
+def test_texts_as_long_as_the_vocabulary_is_large_have_no_accuracy_by_mistake() -> None:
+    """Cross-entropy's classes come second, a language model's last: of equal sizes both would fit."""
+    logits, labels = torch.randn(2, 3, 5, 5), torch.zeros(2, 3, 5, dtype=torch.int64)
+    losses = torch.zeros(2)
+    assert fm.MetaOutput(losses.mean(), losses, {"logits": logits}, labels).accuracy is None
+    assert fm.MetaOutput(losses.mean(), losses, logits, labels).accuracy is not None
