@@ -76,7 +76,7 @@ def test_a_task_that_diverged_has_no_score() -> None:
 
 
 def test_texts_as_long_as_the_vocabulary_is_large_have_no_accuracy_by_mistake() -> None:
-    """Cross-entropy's classes come second, a language model's last: of equal sizes both would fit."""
+    """Cross-entropy's classes come second, a language model's last: both would fit."""
     logits, labels = torch.randn(2, 3, 5, 5), torch.zeros(2, 3, 5, dtype=torch.int64)
     losses = torch.zeros(2)
     assert fm.MetaOutput(losses.mean(), losses, {"logits": logits}, labels).accuracy is None
