@@ -7,9 +7,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -48,7 +47,6 @@ class OuterLoop(ABC):
         self.folder = Path(self.config.out)
         self.iteration = 0
         self._resumed: Path | None = None
-        self._given_up: _Before | None = None
         self._discarding = False
         self._seconds, self._since = 0.0, time.perf_counter()
 
@@ -137,28 +135,37 @@ class OuterLoop(ABC):
     def _discardable(self) -> Iterator[None]:
         """Inside, parameters do not change, so that an iteration can be given up, and run anew."""
         source = self._source_state()
-        if source is None:  # it cannot be told where the episodes stood
+        try:
+            self._require_source(self.folder, source)
+        except ValueError:  # it cannot be run anew: a signal waits for its end
             yield
             return
-        buffers = {name: x.clone() for name, x in self.maml.named_buffers()}
-        before = _Before(source, _random_state(self.device), buffers)
+        random = _random_state(self.device)
+        buffers = [(x, x.clone()) for x in self.maml.buffers()]
         self._discarding = True
         try:
             yield
         except Interrupted:
-            self._given_up = before
+            self._load_source(source)
+            self._load_random(random)
+            for x, before in buffers:
+                x.copy_(before)
             raise
         finally:
             self._discarding = False
 
+    def _load_random(self, state: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
     def save(self, path: Path | None = None) -> None:
         """Write a checkpoint, by default ``last.safetensors`` in the run's folder."""
-        before = self._given_up or _Before(self._source_state(), _random_state(self.device), {})
         state = {
-            "maml": {**self.maml.state_dict(), **before.buffers},
+            "maml": dict(self.maml.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "episodes": before.source,
-            "random": before.random,
+            "episodes": self._source_state(),
+            "random": _random_state(self.device),
             "device": self.device.type,
             "seconds": self.seconds,
         }
@@ -177,9 +184,7 @@ class OuterLoop(ABC):
         self.maml.load_state_dict(saved.state["maml"])
         self.optimizer.load_state_dict(saved.state["optimizer"])
         self._load_source(saved.state["episodes"])
-        torch.set_rng_state(saved.state["random"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved.state["random"]["cuda"], self.device)
+        self._load_random(saved.state["random"])
         self.iteration, self._seconds = saved.iteration, saved.state["seconds"]
         self._since, self._resumed = time.perf_counter(), path
 
@@ -240,16 +245,6 @@ class OuterLoop(ABC):
         }
         report.finish(found, result, self.config.title, self._finished(report, found))
         return found
-
-
-@final
-@dataclass(frozen=True)
-class _Before:
-    """What an iteration changes besides parameters and the optimizer's state, as it was before."""
-
-    source: Any
-    random: dict[str, torch.Tensor]
-    buffers: dict[str, torch.Tensor]
 
 
 def _optimizer(maml: MAML, config: LoopConfig) -> Optimizer:

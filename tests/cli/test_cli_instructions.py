@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import generating
 import pytest
 import torch
-from places import data_beside
+from places import EXAMPLES, data_beside
 from tiny_language import mini_lm, save_model, write_json_lines
 
 import fastmaml as fm
@@ -229,6 +230,20 @@ def test_adapt_of_a_classifier_has_the_task_s_own_classes(place: Path, tmp_path:
         assert torch.equal(parameter, learned[f"module.{name}"])
     many = ["adapt", str(out), "--data", str(place / "many.jsonl.gz"), "--to", str(tmp_path / "x")]
     assert main(many) == 2
+
+
+def test_the_example_runs(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(place / "Llama"), "--data", str(place / "tasks.jsonl.gz")]
+    flags += ["--iterations", "11", "--length", "32", "--rank", "2", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", ["instructions.py", *flags, "--out", str(tmp_path / "adapter")])
+    runpy.run_path(str(EXAMPLES / "instructions.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "  10  loss " in printed
+    assert printed.count("inner steps") == 3
+    assert printed.count(", right: 'w2") == 8
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from sinusoid_runs import CONFIG, Watched, final_state, lines, mean_square, trainer
+from torch import nn
 
 from fastmaml import MAML, Episodes, NonFiniteLoss, episodes
 from fastmaml._environment import versions
@@ -22,75 +23,6 @@ from fastmaml.training.evaluation import evaluate
 from fastmaml.training.interrupts import Interrupted
 from fastmaml.training.schedules import cosine, multi_step_weights
 from fastmaml.training.trainer import MetaTrainer, _Repeated
-
-CONFIG = LoopConfig(
-    iterations=10,
-    meta_lr=0.01,
-    schedule="cosine",
-    clip=1.0,
-    first_order_until=3,
-    multi_step_until=8,
-    evaluate_every=3,
-    validation_episodes=6,
-    test_episodes=10,
-    checkpoint_every=4,
-    plots=False,
-)
-
-
-def mean_square(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).square().mean()
-
-
-class Watched:
-    """Sinusoid episodes that call `event` before the n-th meta-batch."""
-
-    def __init__(self, at: int = -1, event: Callable[[], None] = lambda: None) -> None:
-        self.source = episodes.sinusoid(shots=4, queries=4, tasks=4)
-        self.at, self.event, self.count = at, event, 0
-
-    def __iter__(self) -> Iterator[Episodes]:
-        for batch in self.source:
-            self.count += 1
-            if self.count == self.at:
-                self.event()
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self.source.state_dict(), "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.source.load_state_dict(state)
-        self.count = state["count"]
-
-
-def trainer(out: Path, train: Any = None, seed: int = 0, **changes: Any) -> MetaTrainer:
-    """A small network with dropout, two inner steps and learned rates."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
-    rates = nn.Parameter(torch.tensor(0.05))
-    return MetaTrainer(
-        MAML(model, lr=rates, steps=2, loss=mean_square),
-        Watched() if train is None else train,
-        config=dataclasses.replace(CONFIG, out=str(out), **changes),
-        validation=episodes.sinusoid(4, 4, 4, seed=1),
-        test=episodes.sinusoid(4, 4, 4, seed=2),
-        screen=False,
-    )
-
-
-def final_state(trainer: MetaTrainer) -> list[Tensor]:
-    """Parameters and optimizer state."""
-    kept = [*trainer.maml.state_dict().values()]
-    for state in trainer.optimizer.state_dict()["state"].values():
-        kept += state.values()
-    return [x.clone() for x in kept]
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics but for the time."""
-    text = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in text]
 
 
 def ctrl_c() -> None:
@@ -136,51 +68,6 @@ def test_resumed_is_as_uninterrupted(
     assert lines(tmp_path) == lines(whole.folder)
     mine, other = (json.loads((x.folder / "result.json").read_text()) for x in (run, whole))
     assert mine["test"] == other["test"]
-
-
-class Terminated:
-    """A loss that is sent SIGTERM in the n-th call of it after iteration 5."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.calls = at, 0
-        self.run: MetaTrainer | None = None
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        self.calls += self.run is not None and self.run.iteration == 5
-        if self.calls == self.at:
-            signal.raise_signal(signal.SIGTERM)
-        return mean_square(output, target)
-
-
-def terminated(out: Path, at: int) -> tuple[MetaTrainer, Terminated]:
-    """A run whose loss is one that counts its calls, which a recording would not make."""
-    loss, run = Terminated(at), trainer(out)
-    settings = dataclasses.replace(run.maml.settings, loss=loss, executor="eager")
-    run.maml = MAML.of(run.maml.module, settings)
-    run.optimizer = torch.optim.Adam(run.maml.parameters(), 0.01)
-    run.optimizer.param_groups[0]["initial_lr"] = 0.01
-    loss.run = run
-    return run, loss
-
-
-@pytest.mark.parametrize("at", [1, 3])
-def test_sigterm_gives_up_the_iteration_and_saves_what_was_before(tmp_path: Path, at: int) -> None:
-    """An iteration of a large model takes minutes, and a machine that is taken away waits less."""
-    whole, _ = terminated(tmp_path / "whole", -1)
-    whole.fit()
-    run, loss = terminated(tmp_path / "run", at)
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        run.fit()
-    assert run.iteration == 5
-    assert loss.calls == at
-    again, _ = terminated(tmp_path / "run", -1)
-    torch.manual_seed(99)  # nothing may hang on what happened before
-    again.resume(tmp_path / "run" / "last.safetensors")
-    assert again.iteration == 5
-    again.fit()
-    for a, b in zip(final_state(again), final_state(whole), strict=True):
-        assert torch.equal(a, b)
-    assert lines(again.folder) == lines(whole.folder)
 
 
 @pytest.mark.slow

@@ -153,7 +153,8 @@ def find_host(model: nn.Module) -> TransformersHost | None:
 def _with_mask(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Positions without a mask get one that leaves nothing out: see `TransformersHost`."""
     signature = inspect.signature(model.forward)
-    given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
+    bound = signature.bind_partial(*args, **kwargs)
+    given: dict[str, Any] = bound.arguments
     if "attention_mask" not in signature.parameters or given.get("attention_mask") is not None:
         return None
     tokens: Any = given.get("input_ids")
@@ -162,8 +163,7 @@ def _with_mask(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return None
     like = vectors[..., 0] if tokens is None else tokens
     given["attention_mask"] = torch.ones_like(like, dtype=torch.int64)
-    rest = given.pop("kwargs", {})
-    return (), given | rest
+    return bound.args, bound.kwargs
 
 
 def _says_nothing(*_: Any) -> None:

@@ -1,0 +1,91 @@
+"""SIGTERM: an iteration of a large model takes minutes; a machine that is taken away waits less."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from sinusoid_runs import final_state, lines, mean_square, trainer
+from torch import Tensor
+
+from fastmaml import MAML
+from fastmaml.training.interrupts import Interrupted
+from fastmaml.training.trainer import MetaTrainer
+
+
+class Terminated:
+    """A loss that is sent SIGTERM in the n-th call of it after iteration 5."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+        self.run: MetaTrainer | None = None
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += self.run is not None and self.run.iteration == 5
+        if self.calls == self.at:
+            signal.raise_signal(signal.SIGTERM)
+        return mean_square(output, target)
+
+
+def terminated(out: Path, at: int) -> tuple[MetaTrainer, Terminated]:
+    """A run whose loss is one that counts its calls, which a recording would not make."""
+    loss, run = Terminated(at), trainer(out)
+    settings = dataclasses.replace(run.maml.settings, loss=loss, executor="eager")
+    run.maml = MAML.of(run.maml.module, settings)
+    run.optimizer = torch.optim.Adam(run.maml.parameters(), 0.01)
+    run.optimizer.param_groups[0]["initial_lr"] = 0.01
+    loss.run = run
+    return run, loss
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_sigterm_gives_up_the_iteration_and_saves_what_was_before(tmp_path: Path, at: int) -> None:
+    whole, _ = terminated(tmp_path / "whole", -1)
+    whole.fit()
+    run, loss = terminated(tmp_path / "run", at)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run.fit()
+    assert run.iteration == 5
+    assert loss.calls == at
+    again, _ = terminated(tmp_path / "run", -1)
+    torch.manual_seed(99)  # nothing may hang on what happened before
+    again.resume(tmp_path / "run" / "last.safetensors")
+    assert again.iteration == 5
+    again.fit()
+    for a, b in zip(final_state(again), final_state(whole), strict=True):
+        assert torch.equal(a, b)
+    assert lines(again.folder) == lines(whole.folder)
+
+
+def test_what_is_in_memory_is_what_was_before_too(tmp_path: Path) -> None:
+    run, _ = terminated(tmp_path, 2)
+    with pytest.raises(Interrupted):
+        run.fit()
+    saved, _ = terminated(tmp_path, -1)
+    saved.resume(tmp_path / "last.safetensors")
+    now = torch.get_rng_state()
+    drawn, wanted = run._next(), saved._next()
+    assert all(map(torch.equal, drawn.support.tensors(), wanted.support.tensors()))
+    assert torch.equal(torch.get_rng_state(), now)
+
+
+class WithoutState:
+    """Episodes that cannot be drawn again."""
+
+    def __init__(self, source: object) -> None:
+        self.source = source
+
+    def __iter__(self) -> object:
+        return iter(self.source)  # type: ignore[call-overload]
+
+
+def test_what_cannot_be_run_anew_is_finished(tmp_path: Path) -> None:
+    run, loss = terminated(tmp_path, 1)
+    run.train = WithoutState(run.train)  # type: ignore[assignment]
+    with pytest.raises(Interrupted):
+        run.fit()
+    assert run.iteration == 6
+    assert loss.calls > 1
