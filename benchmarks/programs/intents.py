@@ -27,6 +27,9 @@ from torch import nn
 
 import fastmaml as fm
 from benchmarks.support import studies
+from benchmarks.support.multi_task import multi_task
+from fastmaml.episodes.held_out import held_out
+from fastmaml.episodes.tables import read_table
 from fastmaml.integrations.transformers import sequence_classifier, tokenizer
 
 WAYS = 5
@@ -72,6 +75,8 @@ class Method:
         shots: of meta-training; Reptile, which has no query set, takes what others have in both.
         meta_lr: None for the setting's.
         rates_lr: of the inner loop's rates, learned by layer and step; None for one fixed rate.
+        multi_task: whether the encoder first learns to tell all training classes apart, plainly,
+            from as many texts as the meta-learners see.
     """
 
     gradient: fm.gradients.GradientMethod | None
@@ -81,11 +86,16 @@ class Method:
     shots: int = 1
     meta_lr: float | None = None
     rates_lr: float | None = None
+    multi_task: bool = False
 
 
 METHODS = {
     "Prototypes": Method(None, head=fm.heads.Prototype(), steps=0),
     "Fine-tuning": Method(None),
+    "Multi-task, then fine-tuning": Method(None, multi_task=True),
+    "Multi-task, then prototypes": Method(
+        None, multi_task=True, head=fm.heads.Prototype(), steps=0
+    ),
     "MAML": Method(fm.gradients.Checkpointed()),
     "MAML, learned rates": Method(
         fm.gradients.Checkpointed(), steps=3, meta_lr=3e-6, rates_lr=0.01
@@ -118,11 +128,30 @@ class Study:
             device=self.options.device,
         )  # fmt: skip
 
-    def maml(self, method: Method, lr: float) -> fm.MAML:
+    def all_classes(self, rows: int) -> tuple[fm.episodes.Mixture, int]:
+        """Batches of texts of all training classes, as support sets, and how many classes."""
+        from datasets import Dataset
+
+        table = read_table(self.options.data)
+        names = sorted({str(label) for label in table.labels} - {"oos"})
+        train = set(held_out(names, 0, self.setting.test_classes, 0)["train"])
+        kept = [(t, y) for t, y in zip(table.texts, table.labels, strict=True) if y in train]
+        columns = dict(zip(("text", "label"), map(list, zip(*kept, strict=True)), strict=True))
+        task = fm.episodes.text_task(
+            "intents", Dataset.from_dict(columns), self.tokenizer, cache=False,
+            max_length=self.setting.max_length,
+        )  # fmt: skip
+        source = fm.episodes.Mixture(
+            [task], support=rows, query=1, tasks=1, seed=self.setting.seed, balance="none"
+        )
+        return source, len(train)
+
+    def maml(self, method: Method, lr: float, model: nn.Module | None = None) -> fm.MAML:
         rule = fm.rules.SGD(lr) if method.rates_lr is None else fm.rules.LSLR(lr)
         head = method.head or (fm.heads.Zero() if self.setting.head == "zero" else None)
         return fm.MAML(
-            self.model(), rule=rule, steps=self.setting.inner_steps, loss=fm.losses.classification,
+            self.model() if model is None else model, rule=rule,
+            steps=self.setting.inner_steps, loss=fm.losses.classification,
             gradient=method.gradient, scope=method.scope, head=head,
         )  # fmt: skip
 
@@ -157,11 +186,19 @@ class Study:
                 return [one[:episodes] for one in found]
         raise AssertionError("sources do not end")
 
-    def fine_tuned(self, method: Method) -> tuple[float, int]:
+    def multi_task(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The control: a model that learned its training classes plainly, and what that took."""
+        s, model = self.setting, self.model()
+        rows = s.tasks * WAYS * (1 + s.queries)
+        source, classes = self.all_classes(rows)
+        found = multi_task(model, source, {"intents": classes}, s.iterations, s.meta_lr)
+        return model, {"iterations": s.iterations, "meta_lr": s.meta_lr} | found
+
+    def fine_tuned(self, method: Method, model: nn.Module | None) -> tuple[float, int]:
         """The best learning rate and number of steps on training classes."""
         best = (0.0, RATES[0], 1)
         for lr in RATES:
-            maml = self.maml(method, lr)
+            maml = self.maml(method, lr, model)
             source = self.episodes(self.options.data, "train", 1, self.setting.test_queries, 998)
             drawn = self.accuracies(maml, source, self.setting.grid_episodes, FINE_TUNED_STEPS)
             found = [sum(one) / len(one) for one in drawn]
@@ -174,9 +211,12 @@ class Study:
         s, method = self.setting, METHODS[name]
         found: dict[str, Any] = {}
         lr, steps = s.inner_lr, s.test_steps if method.steps is None else method.steps
+        model = None
+        if method.multi_task:
+            model, found = self.multi_task()
         if method.gradient is None and method.steps is None:
-            lr, steps = self.fine_tuned(method)
-        maml = self.maml(method, lr)
+            lr, steps = self.fine_tuned(method, model)
+        maml = self.maml(method, lr, model)
         if method.gradient is not None:
             source = self.episodes(self.options.data, "train", method.shots, s.queries, s.seed)
             meta_lr = s.meta_lr if method.meta_lr is None else method.meta_lr
