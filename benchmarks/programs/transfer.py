@@ -111,7 +111,8 @@ class Study:
 
     def __init__(self, options: argparse.Namespace, setting: Setting, work: Path) -> None:
         self.options, self.setting = options, setting
-        self.data = Data(options.data, work, tokenizer(options.model), setting.rows)
+        words = tokenizer(options.model)
+        self.data = Data(options.data, work, words, setting.rows, options.held_intents)
         self.lower = Lower(options.model, setting.frozen_layers)
         s = setting
         draws = Draws(SHOTS, s.draws, s.grid_draws, s.test_query, s.test_queries, s.prototype_scale)
@@ -135,7 +136,7 @@ class Study:
             rows = s.support + s.query
             sources = [self.data.whole(rows, s.tasks, False, s.seed)]
             sources += [self.data.whole(rows, s.tasks, True, s.seed)] if method.intents else []
-            counts = {name: CLASSES[name] for name in TRAIN} | {INTENTS: 100}
+            counts = {name: CLASSES[name] for name in TRAIN} | {INTENTS: self.data.intents_learned}
             found = multi_task(model, self.raised(sources), counts, iterations, meta_lr)
             return model, None, about | found
         rule = fm.rules.SGD(0.1) if method.rates_lr is None else fm.rules.LSLR(0.1)
@@ -197,6 +198,7 @@ def halfway(model: nn.Module, start: nn.Module) -> nn.Module:
 def main() -> None:
     parser = studies.parser(__doc__, Setting(), METHODS)
     parser.add_argument("--data", type=Path, required=True, help="folder with the files")
+    parser.add_argument("--held-intents", type=int, default=50, help="of CLINC150, for the test")
     options = parser.parse_args()
     setting = Setting(**{name: getattr(options, name) for name in asdict(Setting())})
     more = {"train": TRAIN, "held_out": CELLS, "shots": SHOTS}

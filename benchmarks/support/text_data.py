@@ -36,8 +36,8 @@ class Data:
     folder: Path
     work: Path
     tokenizer: Any
-    rows: int = 4000
-    held_intents: int = 50
+    rows: int
+    held_intents: int
 
     def __post_init__(self) -> None:
         draw = random.Random(0)
@@ -55,6 +55,12 @@ class Data:
             if name == INTENTS:
                 some = draw.sample(some, min(self.rows, len(some)))
             _write(self.work / f"{name}.jsonl", [json.dumps(row).encode() for row in some])
+
+    @property
+    def intents_learned(self) -> int:
+        """How many classes of intents are learned from."""
+        lines = (self.work / f"{INTENTS}.jsonl").read_bytes().splitlines()
+        return len({json.loads(line)["label"] for line in lines})
 
     def glue(self, names: Any, support: int, query: int, **options: Any) -> Any:
         return fm.episodes.glue(

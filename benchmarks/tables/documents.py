@@ -29,6 +29,7 @@ from benchmarks.tables import language as language_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import rates as rate_tables
 from benchmarks.tables import times as time_tables
+from benchmarks.tables import transfer as transfer_tables
 from benchmarks.tables.cells import note, table
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -186,7 +187,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how_to/text.md": {
         "intents": measured("intents", language_tables.intents),
         "intents-pooler": measured("intents_pooler", language_tables.intents),
-        "glue": measured("glue", language_tables.glue),
+        "transfer": measured("transfer", transfer_tables.study),
         "language-memory": measured("language_memory", language_tables.memory),
     },
     "docs/concepts/choosing.md": {

@@ -70,37 +70,17 @@ def learned(found: dict[str, Any]) -> str:
     )
 
 
-def glue(found: dict[str, Any]) -> str:
-    """Unseen tasks of GLUE, a row a method."""
-    s = found["setting"]
-    trained = "; ".join(
-        f"{name}: {row['iterations']} iterations of {row['tasks']} tasks, outer rate "
-        f"{row['meta_lr']:g}, inner rate {row['inner_lr']:g}"
-        for name, row in found["methods"].items()
-        if "training_seconds" in row
-    )
-    note = (
-        f"Accuracy in per cent on the same {s['test_query']} development rows of each task, "
-        f"balanced (chance: 50), with 95% intervals over {s['draws']} draws of the support set, "
-        f"which the choice of those rows is not in, by examples a class ({found['model']}). "
-        f"Meta-training: {', '.join(found['train'])}, {s['support']} support examples, "
-        f"{s['inner_steps']} inner steps. {trained}."
-    )
-    return f"{accuracies(found)}\n\n{note}"
-
-
 def accuracies(found: dict[str, Any]) -> str:
     methods = found["methods"]
     columns = list(next(iter(methods.values()))["accuracy"])
-    episodes = any("test_episodes" in row for row in methods.values())
     rows = [
         [
             name,
             *(f"{row['accuracy'][c][0]:.1f} ± {row['accuracy'][c][1]:.1f}" for c in columns),
             f"{row['steps']} at {row['lr']}" if row["steps"] else "none",
-            *([str(row["test_episodes"])] if episodes else []),
+            str(row["test_episodes"]),
         ]
         for name, row in methods.items()
     ]
-    header = ["method", *columns, "inner steps of the test", *(["episodes"] if episodes else [])]
+    header = ["method", *columns, "inner steps of the test", "episodes"]
     return table(header, rows)
