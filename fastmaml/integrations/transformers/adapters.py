@@ -11,6 +11,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from fastmaml.integrations.quantized.host import find_quantized
+
 
 @final
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> 
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: peft finds no layers for the adapters.
+        ValueError: peft finds no layers for the adapters, or the last layer is quantized.
     """
     head = [n for n, p in model.named_parameters() if p.requires_grad][-1].rpartition(".")[0]
+    _check_head(model, head)
     with _fitting(model, lora):
         model = require_peft().inject_adapter_in_model(_config(lora), model)
     _in_full_precision(model)
@@ -58,6 +61,17 @@ def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> 
         own = ".lora_" in name or name in trainable
         parameter.requires_grad_(own or name.rpartition(".")[0] == head)
     return model
+
+
+def _check_head(model: nn.Module, head: str) -> None:
+    """Raise ValueError where the last layer, which is to be learned, is quantized."""
+    host = find_quantized(model)
+    if host is not None and head in {layer.name for layer in host.layers}:
+        raise ValueError(
+            f"the last layer, {head!r}, is quantized, and cannot be learned: load the model with "
+            f"modules_to_not_convert=[{head!r}] (TorchAoConfig) or llm_int8_skip_modules "
+            "(BitsAndBytesConfig)."
+        )
 
 
 def _in_full_precision(model: nn.Module) -> None:
