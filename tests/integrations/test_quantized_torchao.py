@@ -163,3 +163,46 @@ def test_under_autocast_it_computes_in_that_dtype() -> None:
         plain = q.by_hand(model, batch)
         found = q.meta_gradient(q.learned(model), batch)
     assert 1e-5 < q.error(found, expected) <= 2 * q.error(plain, expected)
+
+
+def test_layers_with_a_forward_of_their_own_are_refused() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    by_class = quantized(nn.Sequential(Doubled(q.WIDTH, q.WIDTH), nn.Linear(q.WIDTH, 2)))
+    by_class[1] = nn.Linear(q.WIDTH, 2)  # type: ignore[operator]
+    by_instance: Any = q.network(quantized, torch.float32)
+    by_instance[0].base.forward = lambda x: x
+    for model in (by_class, by_instance):
+        with pytest.raises(ValueError, match=r"with a forward\(\) of its own"):
+            q.learned(model)
+
+
+def test_weights_that_are_made_of_others_are_refused() -> None:
+    """As those of older versions are."""
+    model: Any = q.network(quantized, torch.float32)
+    model[0].base.weight.scale = other(model)
+    with pytest.raises(ValueError, match=r"0\.base\.weight .* made of other subclasses"):
+        q.learned(model)
+
+
+def test_what_does_not_adapt_is_made_dense_once_for_all_inner_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fastmaml.integrations.quantized.torchao import Subclass
+
+    calls, made = [], Subclass.dense
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(given)
+        return made(*given)
+
+    model, batch = q.network(quantized, torch.float32), q.episodes(torch.float32)
+    model[0].requires_grad_(False)  # type: ignore[operator]
+    model[2].requires_grad_(False)  # type: ignore[operator]
+    maml = fm.MAML(model, lr=q.LR, steps=4, loss=q.loss, executor="eager")
+    q.meta_gradient(maml, batch)
+    monkeypatch.setattr(Subclass, "dense", counted)
+    q.meta_gradient(maml, batch)
+    assert len(calls) == 4  # two layers, on the support and on the query set

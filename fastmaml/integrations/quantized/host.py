@@ -135,6 +135,19 @@ def _product(layer: nn.Module, weight: Weight, parts: Tensors, input: Tensor) ->
     return output.to(input.dtype)
 
 
+def _check_forward(layer: nn.Module, name: str, kind: str) -> None:
+    """Raise ValueError where such a layer computes something else than its class does."""
+    own = layer.__dict__.get("forward")
+    # Those of accelerate move tensors between devices.
+    usual = own is None or hasattr(layer, "_hf_hook") or getattr(own, "func", None) is _product
+    library = type(layer).forward.__module__.partition(".")[0]
+    if not usual or library not in ("torch", "bitsandbytes"):
+        raise ValueError(
+            f"{name or 'the model'} is {kind} with a forward() of its own, in place of which the "
+            "product with its weight would run: put what it does besides into a module around it."
+        )
+
+
 def find_quantized(model: nn.Module) -> QuantizedHost | None:
     """The host of a model with quantized linear layers; None of any other.
 
@@ -147,6 +160,7 @@ def find_quantized(model: nn.Module) -> QuantizedHost | None:
     for name, layer in model.named_modules():
         weight = torchao.weight_of(layer, name) or bitsandbytes.weight_of(layer, name)
         if weight is not None:
+            _check_forward(layer, name, weight.kind)
             found.append(QuantizedLayer(name, layer, weight, tuple(weight.parts())))
         method = getattr(layer, "quantization_method", None)
         method = getattr(method, "value", method)

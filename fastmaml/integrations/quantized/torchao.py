@@ -44,7 +44,13 @@ def weight_of(layer: nn.Module, name: str) -> Weight | None:
             f"{name}.weight is {kind}, and requires a gradient, which bits do not have: freeze it "
             "with requires_grad_(False), and let adapters learn."
         )
-    return Subclass(own, kind)
+    weight = Subclass(own, kind)
+    if not all(type(x) is Tensor for x in weight.parts().values()):
+        raise ValueError(
+            f"{name}.weight is {kind}, which is made of other subclasses of Tensor: quantize it "
+            "with a configuration of torchao 0.18 or later, such as Int8WeightOnlyConfig()."
+        )
+    return weight
 
 
 def _is_of(library: Any, parameter: Tensor) -> bool:
