@@ -125,10 +125,11 @@ def _loaded(path: Path, device: str, change: tuple[str, ...]) -> tuple[Any, MAML
     if "inner_lr" in assignments(change) and config.rule in ("lslr", "meta-sgd"):
         raise ValueError(f"--change inner_lr=...: the run learned its rates (rule={config.rule}).")
     maml = recipes.build_maml(config)
-    frozen = {n: p.clone() for n, p in maml.named_parameters() if not p.requires_grad}
-    load_into(maml, saved.state["maml"], path)
-    learned = dict(maml.named_parameters())
-    if other := [n for n, p in frozen.items() if not torch.equal(p, learned[n])]:
+    loaded = saved.state["maml"]  # of quantized weights a fingerprint, which is checked
+    named = {n: p for n, p in maml.named_parameters() if n in loaded and not p.requires_grad}
+    frozen = {n: p.clone() for n, p in named.items()}
+    load_into(maml, loaded, path)
+    if other := [n for n, p in frozen.items() if not torch.equal(p, named[n])]:
         raise ValueError(
             f"model={config.model!r} is not the model that the run was trained with: its "
             f"{other[0]!r}, which was frozen, is another one. Adapters fit that model alone."

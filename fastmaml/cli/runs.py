@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmaml.integrations.quantized.state import load_learned
 from fastmaml.training.config import RunConfig
 from fastmaml.training.presets import PRESETS
 
@@ -38,7 +39,7 @@ def load_into(maml: Any, state: Mapping[str, Any], path: Path) -> None:
         ValueError: they do not fit.
     """
     try:
-        maml.load_state_dict(state)
+        load_learned(maml, state)
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {path} do not fit the model: {error}. Leave out of --change what the "

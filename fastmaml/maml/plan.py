@@ -24,7 +24,7 @@ from fastmaml.engine.step.label_checks import check_labels
 from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
-from fastmaml.integrations.transformers.host import find_host
+from fastmaml.integrations.hosts import find_hosts
 from fastmaml.maml.given_later import GivenLater
 from fastmaml.maml.settings import rate_key
 from fastmaml.rules.base import Tensors
@@ -60,6 +60,8 @@ def program_of(
     heads = () if maml._head_layer is None else maml._head_layer.names
     named = held.parameters.items()
     frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
+    host = find_hosts(maml.module)
+    frozen = frozen if host is None else host.constants(frozen)
     own = given.batch_norm == "batch"
     keeps = not own and any(held.training)
     buffers = {n: b.clone() if keeps else b for n, b in held.buffers.items()}
@@ -73,7 +75,7 @@ def program_of(
         keeps,
         batched=False,
         backend=backend,
-        host=find_host(maml.module),
+        host=host,
     )
     method = given.gradient or Unrolled()
     return Program(forward, given.rule, method, steps, 1, head=maml._head_layer)

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastmaml._environment import describe_device, versions
 from fastmaml.engine.base.errors import NonFiniteLoss
+from fastmaml.integrations.quantized.state import learned_state, load_learned
 from fastmaml.maml import MAML
 from fastmaml.training import checkpoint
 from fastmaml.training.checkpoint import Checkpoint
@@ -162,7 +163,7 @@ class OuterLoop(ABC):
     def save(self, path: Path | None = None) -> None:
         """Write a checkpoint, by default ``last.safetensors`` in the run's folder."""
         state = {
-            "maml": dict(self.maml.state_dict()),
+            "maml": learned_state(self.maml),
             "optimizer": self.optimizer.state_dict(),
             "episodes": self._source_state(),
             "random": _random_state(self.device),
@@ -181,7 +182,7 @@ class OuterLoop(ABC):
         """
         saved = checkpoint.load(path)
         self._check_resumable(path, saved)
-        self.maml.load_state_dict(saved.state["maml"])
+        load_learned(self.maml, saved.state["maml"])
         self.optimizer.load_state_dict(saved.state["optimizer"])
         self._load_source(saved.state["episodes"])
         self._load_random(saved.state["random"])

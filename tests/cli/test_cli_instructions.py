@@ -112,6 +112,41 @@ def test_resumed_is_as_uninterrupted(run: Path, place: Path, tmp_path: Path) -> 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("base", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+def test_adapters_on_frozen_weights_in_fewer_bits(base: str, place: Path, tmp_path: Path) -> None:
+    """Trained, resumed, exported and adapted; of weights in 8 bits nothing is in the checkpoint."""
+    if base == "int8":
+        pytest.importorskip("torchao", reason="no torchao (fastmaml[quantized])")
+    run, flags = tmp_path / "run", ("--scope", "lora", "--lora-rank", "2", "--base", base)
+    assert train(place, "Llama", run, *flags, "--scope", "all") == 2
+    assert train(place, "Llama", run, *flags) == 0
+    learned = weights(run)
+    kinds = {x.dtype for n, x in learned.items() if ".lora_" in n}
+    assert kinds == {torch.float32}
+    assert any("q_proj.base_layer.weight" in name for name in learned) == (base == "bfloat16")
+    assert main(["train", "instructions", "--resume", str(run), "--iterations", "4"]) == 0
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
+    asked = ["--data", str(place / "new.jsonl"), "--limit", "4"]
+    assert main(["adapt", str(run), *asked, "--to", str(tmp_path / "adapted")]) == 0
+    for folder in ("out", "adapted"):
+        assert (tmp_path / folder / "adapter_model.safetensors").stat().st_size < 20_000
+
+
+def test_a_run_on_weights_in_eight_bits_is_of_these_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao", reason="no torchao (fastmaml[quantized])")
+    run, flags = tmp_path / "run", ("--scope", "lora", "--lora-rank", "2", "--base", "int8")
+    generating.save("Llama", tmp_path / "Llama")
+    assert train(tmp_path, "Llama", run, *flags, "--data", str(place / "tasks.jsonl.gz")) == 0
+    model = generating.model("Llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "Llama")
+    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 2
+    assert "the model's are others" in capsys.readouterr().err
+
+
 def test_a_first_look_is_short_and_says_what_it_does(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,3 +116,12 @@ def test_sparse_parameters_are_refused() -> None:
     model.weight = nn.Parameter(torch.eye(2, 3).to_sparse())
     with pytest.raises(ValueError, match="parameter weight is sparse"):
         fm.MAML(model, lr=0.1)
+
+
+def test_what_transformers_quantized_in_another_way_is_refused() -> None:
+    model: Any = nn.Linear(3, 2)
+    model.is_quantized, model.quantization_method = True, "gptq"
+    with pytest.raises(ValueError, match=r"0 was quantized by gptq.*torchao or bitsandbytes"):
+        fm.MAML(nn.Sequential(model, nn.Linear(2, 2)), lr=0.1)
+    model.quantization_method = "torchao"
+    fm.MAML(model, lr=0.1)

@@ -26,6 +26,11 @@ def address(x: Tensor) -> int:
     return x.data_ptr() if torch._C._has_storage(x) else 0
 
 
+def has_memory(x: Tensor) -> bool:
+    """Whether its numbers lie in memory of its own, if it has any."""
+    return not is_traceable_wrapper_subclass(functorch.unwrapped(x))
+
+
 def made_of(x: Tensor) -> list[Tensor]:
     """What it consists of: itself, or the tensors of a sparse one or of a subclass that tells."""
     x = functorch.unwrapped(x)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastmaml.integrations.quantized.host import find_quantized
+
 
 def check_model(model: nn.Module) -> None:
     """Raise ValueError for what is no module, hides what it computes, or runs it elsewhere.
@@ -33,6 +35,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is a DistributedDataParallel, which would communicate at every inner "
                 f"step: give {where}.module, and put DistributedDataParallel around the MAML."
             )
+    find_quantized(model)  # which raises for what it does not know
     for name, parameter in model.named_parameters():
         if parameter.layout is not torch.strided and parameter.requires_grad:
             raise ValueError(

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmaml.engine.base import functorch
 from fastmaml.engine.base.seeds import foreign_state
+from fastmaml.engine.base.storages import has_memory
 from fastmaml.engine.base.trees import exchanged, found_in
 from fastmaml.engine.base.zero_tensors import with_memory
 from fastmaml.engine.derivatives.value_reads import ABOUT_SHAPES, AS_NUMBERS, OWN, door, reads
@@ -288,6 +289,8 @@ class _Recorder(TorchDispatchMode):
         found = self._known(x)
         if found is not None:
             return found
+        if not has_memory(x):
+            self._refuse(f"it uses a {type(x).__name__}, which has no memory of its own")
         value = self._own(x)
         self.tape.constants[value] = x
         return value

@@ -42,8 +42,15 @@ class Host(Protocol):
     def functions(self) -> tuple[Any, ...]:
         """Of the library or the user, what of it the model runs by name."""
 
-    def inside(self, checkpoint: Callable[..., Any]) -> AbstractContextManager[None]:
-        """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
+    def inside(
+        self, checkpoint: Callable[..., Any], constants: Tensors
+    ) -> AbstractContextManager[None]:
+        """The context in which the model runs with these constants in place of its own.
+
+        Args:
+            checkpoint: ``checkpoint(layer, *args)`` keeps inputs only.
+            constants: `TaskForward.frozen`.
+        """
 
     def notes(self) -> list[str]:
         """What is done differently, a line each."""
@@ -56,7 +63,8 @@ class TaskForward:
     Attributes:
         model: called as ``model(x)``, ``model(*x)`` or ``model(**x)``; never changed.
         loss: ``loss(output, targets)`` of one task, a scalar.
-        frozen: parameters that are not learned; all tasks share them.
+        frozen: parameters that are not learned, or what stands for them with a host; all tasks
+            share them.
         buffers: the model's buffers; every forward pass begins with a copy of them.
         own_statistics: see `Routing`.
         keeps_buffers: whether what a pass writes to the buffers is handed out.
@@ -243,7 +251,7 @@ class TaskForward:
         routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
         stack.enter_context(routing)
         if self.host is not None:
-            stack.enter_context(self.host.inside(partial(checkpointed, routing)))
+            stack.enter_context(self.host.inside(partial(checkpointed, routing), self.frozen))
         followers: list[Follower] = [routing]
         if kept is not None:
             followers.insert(0, stack.enter_context(SharedPass(kept, routing, same)))

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastmaml.engine.base.storages import has_memory
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.mode import Routing
 
@@ -40,7 +41,8 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
         or not torch.is_grad_enabled()
     ):
         return function(*args)  # forward mode keeps no activations for long
-    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    own_tensors = (*layer.named_parameters(), *layer.named_buffers())
+    tensors = {n: x for n, x in own_tensors if x.requires_grad or has_memory(x)}
     if any(table is x for table, _ in routing.rows for x in tensors.values()):
         return function(*args)
     given = (tensors, args, function.keywords, routing.key)

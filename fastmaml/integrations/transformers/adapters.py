@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
+
+from fastmaml.integrations.quantized.host import find_quantized
 
 
 @final
@@ -37,6 +40,9 @@ class Lora:
 def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> nn.Module:
     """The same model with adapters inside, and all else frozen but its last layer.
 
+    Adapters of a model in bfloat16 or float16 are in float32, as peft has them; the last layer
+    stays in the model's dtype.
+
     Args:
         model: of transformers, or a `PooledClassifier`; changed in place.
         lora: which adapters.
@@ -44,15 +50,35 @@ def with_lora(model: nn.Module, lora: Lora, trainable: Collection[str] = ()) -> 
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: peft finds no layers for the adapters.
+        ValueError: peft finds no layers for the adapters, or the last layer is quantized.
     """
     head = [n for n, p in model.named_parameters() if p.requires_grad][-1].rpartition(".")[0]
+    _check_head(model, head)
     with _fitting(model, lora):
         model = require_peft().inject_adapter_in_model(_config(lora), model)
+    _in_full_precision(model)
     for name, parameter in model.named_parameters():
         own = ".lora_" in name or name in trainable
         parameter.requires_grad_(own or name.rpartition(".")[0] == head)
     return model
+
+
+def _check_head(model: nn.Module, head: str) -> None:
+    """Raise ValueError where the last layer, which is to be learned, is quantized."""
+    host = find_quantized(model)
+    if host is not None and head in {layer.name for layer in host.layers}:
+        raise ValueError(
+            f"the last layer, {head!r}, is quantized, and cannot be learned: load the model with "
+            f"modules_to_not_convert=[{head!r}] (TorchAoConfig) or llm_int8_skip_modules "
+            "(BitsAndBytesConfig)."
+        )
+
+
+def _in_full_precision(model: nn.Module) -> None:
+    """Adapters of a model in 16 bits in float32, as `peft.get_peft_model` has them."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def with_generating_lora(model: nn.Module, lora: Lora, kind: str) -> nn.Module:
@@ -99,6 +125,8 @@ def _fitting(model: nn.Module, lora: Lora) -> Iterator[None]:
         with warnings.catch_warnings():
             # Of layers that hold their weight transposed, which peft sees by itself.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            # Of weights of torchao, into which no adapter can be merged again.
+            warnings.filterwarnings("ignore", message=".*without `get_apply_tensor_subclass`")
             # Of a property of transformers' models that peft reads.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             yield

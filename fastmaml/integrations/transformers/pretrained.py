@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 
 from fastmaml.integrations.transformers.adapters import Lora, with_generating_lora, with_lora
@@ -15,6 +16,7 @@ from fastmaml.integrations.transformers.loading import (
     quiet,
     require_transformers,
 )
+from fastmaml.integrations.transformers.quantizing import Quantize, check_quantize, in_eight_bits
 
 CLASSIFIER = "classifier.safetensors"
 """The last layer of a `PooledClassifier` in its folder."""
@@ -27,6 +29,8 @@ def sequence_classifier(
     pooling: Literal["model", "mean"] = "model",
     dropout: float | None = None,
     lora: Lora | None = None,
+    dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
 ) -> nn.Module:
     """A pretrained encoder or decoder with a linear layer for `classes` classes.
 
@@ -40,29 +44,45 @@ def sequence_classifier(
         dropout: every dropout probability of the model; None leaves them as they were pretrained
             with. It acts in training mode only, as everywhere.
         lora: adapters to put in; None for none.
+        dtype: of the weights, such as torch.bfloat16; None for that of the files. Adapters are in
+            float32 all the same.
+        quantize: "int8" keeps the linear layers below the last ones in 8 bits, by torchao; their
+            weights are frozen, so it needs `lora`. None leaves them as they are.
 
     Raises:
-        ImportError: transformers (or, for `lora`, peft) is not installed.
-        ValueError: there is no such model in the folder or on the hub, or it cannot be reached.
+        ImportError: transformers (or, for `lora`, peft; for `quantize`, torchao) is not installed.
+        ValueError: there is no such model in the folder or on the hub, or it cannot be reached;
+            `quantize` without `lora`, or of a model without linear layers.
     """
     transformers = require_transformers()
+    check_quantize(quantize, lora)
+    given = {} if dtype is None else {"dtype": dtype}
     with explained(name), quiet(transformers):
         config = configuration(name, dropout, num_labels=classes)
         if pooling == "mean":
-            body = transformers.AutoModel.from_pretrained(name, config=config)
-            pooled = PooledClassifier(body, config.hidden_size, classes)
+            body = transformers.AutoModel.from_pretrained(name, config=config, **given)
+            pooled = PooledClassifier(body, config.hidden_size, classes).to(body.dtype)
             pooled.load_classifier(name)
             model: nn.Module = pooled
             new = {"classifier.weight", "classifier.bias"}
         else:
             cls = transformers.AutoModelForSequenceClassification
-            model, info = cls.from_pretrained(name, config=config, output_loading_info=True)
+            model, info = cls.from_pretrained(
+                name, config=config, output_loading_info=True, **given
+            )
             new = set(info["missing_keys"])
+    if quantize is not None:
+        in_eight_bits(model, new)
     return model if lora is None else with_lora(model, lora, new)
 
 
 def language_model(
-    name: str, *, dropout: float | None = None, lora: Lora | None = None
+    name: str,
+    *,
+    dropout: float | None = None,
+    lora: Lora | None = None,
+    dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
 ) -> nn.Module:
     """A pretrained model that generates text: a decoder, or an encoder with one (T5, Bart).
 
@@ -73,20 +93,25 @@ def language_model(
         dropout: every dropout probability of the model; None leaves them as they were pretrained
             with.
         lora: adapters to put in, by `peft.get_peft_model`; all else is then frozen. None for none.
+        dtype, quantize: as of `sequence_classifier`; what gives the next word stays as it is.
 
     Raises:
-        ImportError: transformers (or, for `lora`, peft) is not installed.
+        ImportError: transformers (or, for `lora`, peft; for `quantize`, torchao) is not installed.
         ValueError: there is no such model in the folder or on the hub, it cannot be reached, or it
-            does not generate.
+            does not generate; `quantize` without `lora`, or of a model without linear layers.
     """
     transformers = require_transformers()
+    check_quantize(quantize, lora)
+    given = {} if dtype is None else {"dtype": dtype}
     with explained(name), quiet(transformers):
         config = configuration(name, dropout)
         encoder = bool(config.is_encoder_decoder)
         kind = "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
         if not encoder and hasattr(config, "is_decoder"):  # of BERT, which else sees what follows
             config.is_decoder = True
-        model: nn.Module = getattr(transformers, kind).from_pretrained(name, config=config)
+        model: nn.Module = getattr(transformers, kind).from_pretrained(name, config=config, **given)
+    if quantize is not None:
+        in_eight_bits(model)
     if lora is None:
         return model
     return with_generating_lora(model, lora, "SEQ_2_SEQ_LM" if encoder else "CAUSAL_LM")

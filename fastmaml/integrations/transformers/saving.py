@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from fastmaml.integrations.quantized.host import find_quantized
 from fastmaml.integrations.transformers.adapters import require_peft
 
 Saved = Literal["model", "adapter"]
@@ -42,7 +43,8 @@ def save_pretrained(
         of classes, where the configuration of the model names them.
 
     Raises:
-        ValueError: a model of another kind, or `folder` is a file.
+        ValueError: a model of another kind, `folder` is a file, or adapters would have to be merged
+            into quantized weights, which would round them once more.
     """
     path = Path(folder)
     if path.is_file():
@@ -74,6 +76,11 @@ def _written_of(model: nn.Module) -> tuple[Any, str]:
         if _modules_on_top(model) is not None:
             return model, "injected"
         model = merged(model)
+    if _quantized_here(model):
+        raise ValueError(
+            "the model's weights were quantized after it was loaded, and not by transformers, "
+            "which could not load them again: save adapters, with all else frozen."
+        )
     if not hasattr(model, "save_pretrained"):
         raise ValueError(
             f"a {type(model).__name__} has no save_pretrained: this is for models of transformers "
@@ -82,10 +89,27 @@ def _written_of(model: nn.Module) -> tuple[Any, str]:
     return model, "model"
 
 
+def _quantized_here(model: Any) -> bool:
+    """Whether layers are quantized that transformers did not quantize."""
+    held = model.body if isinstance(getattr(model, "body", None), nn.Module) else model
+    return find_quantized(model) is not None and not getattr(held, "is_quantized", False)
+
+
 def merged(model: nn.Module) -> Any:
-    """A copy of the model whose adapters have become part of its weights."""
+    """A copy of the model whose adapters have become part of its weights.
+
+    Raises:
+        ValueError: these are quantized.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if find_quantized(model) is not None:
+        raise ValueError(
+            "a whole model would be written, with its adapters merged into quantized weights, "
+            "which rounds them once more. What is written as adapters alone is a model of "
+            "transformers or peft under whose adapters everything is frozen, with classifiers on "
+            "top; or load the model without quantization and put the adapters into that."
+        )
     found: Any = copy.deepcopy(model)
     layers = [(n, m) for n, m in found.named_modules() if isinstance(m, BaseTunerLayer)]
     _untie(found, [layer.get_base_layer() for _, layer in layers])

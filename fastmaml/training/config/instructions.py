@@ -19,6 +19,8 @@ class InstructionsConfig(LanguageConfig):
 
     dataset: Literal["instructions"] = "instructions"
     """Data set."""
+    base: Literal["full", "bfloat16", "int8"] = "full"
+    """The frozen weights under the adapters of the scope lora: as --dtype, or in fewer bits."""
     data: str = ""
     """Prompts and answers: a file, a folder of files, or a name on the hub. Has to be given."""
     test_data: str | None = None

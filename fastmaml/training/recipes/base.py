@@ -43,6 +43,10 @@ class Recipe(ABC):
             ImportError: what computes one is missing.
         """
 
+    def dtype(self, asked: torch.dtype) -> torch.dtype | None:
+        """What all of the model becomes; None leaves it as it is."""
+        return asked
+
     @property
     @abstractmethod
     def validated(self) -> bool:

@@ -72,7 +72,8 @@ def build_maml(config: RunConfig) -> MAML:
         return policies.build_learner(config, device).maml
     found = recipe(config)
     torch.manual_seed(config.seed)
-    model = found.model().to(device, getattr(torch, config.dtype))
+    dtype = found.dtype(getattr(torch, config.dtype))
+    model = found.model().to(device=device, dtype=dtype)
     return MAML(
         model,
         steps=config.inner_steps,

@@ -29,9 +29,24 @@ class Instructions(Language):
     def model(self) -> nn.Module:
         """The pretrained model, with adapters where these adapt."""
         config = self.config
+        few = config.base != "full"
+        if few and (config.scope != "lora" or config.dtype != "float32"):
+            raise ValueError(
+                f"base={config.base} is for weights that are frozen under adapters in float32: "
+                f"give --scope lora (it is {config.scope}) and no --dtype (it is {config.dtype})."
+            )
         tell("model", config.model)
-        lora = transformers.Lora(config.lora_rank) if config.scope == "lora" else None
-        return transformers.language_model(config.model, dropout=config.dropout, lora=lora)
+        return transformers.language_model(
+            config.model,
+            dropout=config.dropout,
+            lora=transformers.Lora(config.lora_rank) if config.scope == "lora" else None,
+            dtype=torch.bfloat16 if few else None,
+            quantize="int8" if config.base == "int8" else None,
+        )
+
+    def dtype(self, asked: torch.dtype) -> torch.dtype | None:
+        """None where the base and the adapters have one of their own each."""
+        return asked if self.config.base == "full" else None
 
     def loss(self) -> Callable[[Any, Any], Tensor]:
         """The mean negative log-likelihood of the answers' tokens."""
