@@ -1,0 +1,227 @@
+"""Tasks and a frozen base divided over two processes: the meta-gradient of one."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from frozen_bases import (
+    BASES, EXACT, STEPS, TASKS, conv, expected, gradients, images, maml, tied, words,
+)  # fmt: skip
+from problems import relative
+from ranks import leave
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import fastmaml as fm
+from fastmaml import frozen
+from fastmaml.gradients import GradientMethod, Unrolled
+
+PROCESSES = 2
+LIBRARIES = all(find_spec(name) is not None for name in ("transformers", "peft"))
+PAIRS = [("tied", m) for m in EXACT]
+PAIRS += [("llama", m) for m in ("unrolled", "mixed-mode") if LIBRARIES]
+
+
+def mine(data: fm.Episodes) -> fm.Episodes:
+    half = TASKS // PROCESSES
+    return data[distributed.get_rank() * half :][:half]
+
+
+def divided(learner: fm.MAML, data: fm.Episodes) -> Tensor:
+    """The meta-gradient where each rank has half of the tasks."""
+    wrapped = DistributedDataParallel(learner)
+    wrapped(mine(data)).loss.backward()
+    return gradients(learner)
+
+
+def convolutions(method: GradientMethod, **more: Any) -> fm.MAML:
+    return fm.MAML(conv(), 0.3, steps=STEPS, loss=F.cross_entropy, gradient=method, **more)
+
+
+def replicated() -> dict[str, Tensor]:
+    """Everything on every rank, but the tasks."""
+    found = {f"conv {m}": divided(convolutions(EXACT[m]), images()) for m in EXACT}
+    for name, m in PAIRS:
+        make, data, _ = BASES[name]
+        found[f"{name} {m}"] = divided(maml(name, make(), EXACT[m]), data())
+    return found
+
+
+def sharded() -> dict[str, Tensor]:
+    """The frozen base, too."""
+    found = {}
+    for name, m in PAIRS:
+        make, data, _ = BASES[name]
+        model = frozen.shard(make(), "cpu")
+        found[f"{name} {m}"] = divided(maml(name, model, EXACT[m]), data())
+    return found
+
+
+def bytes_kept() -> tuple[int, int]:
+    """Of the shares of a rank, and of all that was frozen."""
+    whole = sum({id(p): p.nbytes for p in tied().parameters() if not p.requires_grad}.values())
+    model = frozen.shard(tied(), "cpu")
+    kept = {id(m.kept): m.kept for m in model.modules() if hasattr(m, "kept")}
+    assert not [p for p in model.parameters() if not p.requires_grad]
+    return sum(k.share.untyped_storage().nbytes() for k in kept.values()), whole
+
+
+def odd_shapes() -> list[bool]:
+    """Whether weights come back to the bit whose bytes do not divide by the number of ranks."""
+    found = []
+    for shape, dtype in (((3, 5), torch.float64), ((1, 1), torch.bfloat16), ((7, 3), torch.float16)):
+        torch.manual_seed(0)
+        layer = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype).requires_grad_(False)
+        weight = layer.weight.clone()
+        kept = frozen.shard(nn.Sequential(layer), "cpu")[0].kept
+        found.append(torch.equal(kept.whole(torch.device("cpu")), weight))
+    return found
+
+
+def states() -> list[list[str]]:
+    """What a state dict holds and what loading one that holds the base does."""
+    plain, model = tied().state_dict(), frozen.shard(tied(), "cpu")
+    own = model.state_dict()
+    missing = sorted(plain.keys() - own.keys())
+    model.load_state_dict(own)
+    model.load_state_dict({n: 2 * x for n, x in plain.items()})
+    doubled = model.words.kept.whole(torch.device("cpu"))
+    assert torch.equal(doubled, 2 * plain["words.weight"])
+    return [missing]
+
+
+def message(function: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
+    try:
+        function()
+    except kind as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
+
+
+def errors() -> dict[str, str]:
+    """What is said of what cannot be right; by every rank."""
+    rank = distributed.get_rank()
+    model = frozen.shard(tied(), "cpu")
+    inner = model.first if rank == 0 else model.second
+    found = {"order": message(lambda: inner.base.kept.whole(torch.device("cpu")), RuntimeError)}
+    other = tied()
+    with torch.no_grad():
+        other.words.weight += rank
+    found["weights"] = message(lambda: frozen.shard(other, "cpu"))
+    found["pickle"] = message(lambda: pickle.dumps(model), TypeError)
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    layers = tied()
+    fully_shard(layers.second, mesh=mesh)
+    found["FSDP"] = message(lambda: fm.MAML(layers, 0.1))
+    found["FSDP, sharded"] = message(lambda: frozen.offload(layers, "cpu"))
+    spread = tied()
+    weight = distribute_tensor(spread.first.base.weight.detach(), mesh, [Shard(0)])
+    spread.first.base.weight = nn.Parameter(weight, requires_grad=False)
+    found["DTensor"] = message(lambda: fm.MAML(spread, 0.1))
+    return found
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "replicated": replicated,
+    "sharded": sharded,
+    "bytes": bytes_kept,
+    "odd shapes": odd_shapes,
+    "states": states,
+    "errors": errors,
+}
+
+
+def run(rank: int, folder: str) -> None:
+    """Every case in turn, as a start of two processes takes longer than all of them."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        f"file://{folder}/store",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    torch.save({name: case() for name, case in CASES.items()}, f"{folder}/{rank}.pt")
+    leave()
+
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What each rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(run, (str(folder),), nprocs=PROCESSES)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def of_one_process(name: str) -> Tensor:
+    if name in BASES:
+        return expected(name)
+    learner = convolutions(Unrolled(), executor="eager", backend="reference")
+    learner(images()).loss.backward()
+    return gradients(learner)
+
+
+@pytest.mark.parametrize("name", ["conv", "tied", "llama"])
+def test_two_processes_equal_one(found: Found, name: str) -> None:
+    if name == "llama" and not LIBRARIES:
+        pytest.skip("needs fastmaml[text]")
+    whole = of_one_process(name)
+    for rank in found:
+        for case in ("replicated", "sharded")[: 1 if name == "conv" else 2]:
+            own = {m: x for m, x in rank[case].items() if m.startswith(f"{name} ")}
+            assert len(own) == (2 if name == "llama" else len(EXACT))
+            for m, gradient in own.items():
+                assert relative(gradient, whole) < 1e-12, (case, m)
+
+
+def test_a_rank_keeps_its_share(found: Found) -> None:
+    for rank in found:
+        kept, whole = rank["bytes"]
+        assert kept <= whole / PROCESSES + 3 * 32  # a share is rounded up, and has a tag
+        assert rank["odd shapes"] == [True] * 3
+
+
+def test_the_base_is_in_no_state_dict(found: Found) -> None:
+    names = ["first.base.weight", "out.weight", "second.base.weight", "words.weight"]
+    assert all(rank["states"] == [names] for rank in found)
+
+
+def test_what_cannot_be_right_is_refused_on_every_rank(found: Found) -> None:
+    for number, rank in enumerate(found):
+        said = rank["errors"]
+        asked = ("first", "second")[number]
+        assert f"rank {number} asks for the frozen weight {asked}.base.weight" in said["order"]
+        assert "do not run the same meta-step" in said["order"]
+        assert "has other frozen weights than this rank (words" in said["weights"]
+        assert "cannot be pickled" in said["pickle"]
+        assert "model.second is sharded by FSDP" in said["FSDP"]
+        assert "frozen.shard(model, device)" in said["FSDP"]
+        assert "weight is a DTensor: give the model before it is sharded" in said["FSDP, sharded"]
+        assert "the parameter first.base.weight is a DTensor" in said["DTensor"]
+
+
+def test_a_process_group_is_needed() -> None:
+    with pytest.raises(ValueError, match=r"init_process_group\(\), and launch with torchrun"):
+        frozen.shard(tied(), "cpu")
+
+
+def test_words_differ_from_rank_to_rank() -> None:
+    """Else halves would be alike, and the test of nothing."""
+    data = words()
+    assert not torch.equal(data.support.inputs[:2], data.support.inputs[2:])
