@@ -100,7 +100,7 @@ class Away(Tensor):
         _refuse(args)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Nothing can be computed with it."""

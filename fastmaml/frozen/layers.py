@@ -51,7 +51,7 @@ class FetchingLayer(nn.Module):
                 f"{like.dtype}: convert the model before frozen.offload or frozen.shard."
             )
         self.device = like.device
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -100,6 +100,7 @@ class FetchingLinear(FetchingLayer):
         self, kept: Kept, device: torch.device, bias: nn.Parameter | None, columns: bool
     ) -> None:
         super().__init__(kept, device)
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
         self.columns = columns
         rows, width = kept.shape

@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def offload(
     model: Model, device: torch.device | str, *, layers: str | None = None, pin: bool | None = None
 ) -> Model:
-    """Keep a model's frozen weights in the host's memory; each comes to the device while it is used.
+    """Keep a model's frozen weights in the host's memory; each comes here while it is used.
 
     The meta-gradient is the same, with every gradient method. Memory on the device: of the frozen
     weights one at a time, as no graph keeps a copy. Time: a pass over the model copies each of them
@@ -97,9 +97,7 @@ def shard(
     return model
 
 
-def _require_alike(
-    layers: dict[str, nn.Module], group: distributed.ProcessGroup | None
-) -> None:
+def _require_alike(layers: dict[str, nn.Module], group: distributed.ProcessGroup | None) -> None:
     """Raise ValueError where the ranks do not have the same weights, by their sums."""
     own = {
         n: (tuple(w.shape), str(w.dtype), w.detach().double().sum().item())
@@ -131,16 +129,17 @@ def _place(
             kept[id(weight)] = weight, keep(f"{name}.weight", weight, len(kept))
         made[id(layer)] = _fetching(layer, kept[id(weight)][1], device)
     for owner in list(model.modules()):
-        for name, layer in owner._modules.items():
-            if id(layer) in made:
-                owner._modules[name] = made[id(layer)].train(layer.training)
+        for name, inner in owner._modules.items():
+            if inner is not None and id(inner) in made:
+                owner._modules[name] = made[id(inner)].train(inner.training)
     model.to(device)
 
 
 def _fetching(layer: nn.Module, kept: Kept, device: torch.device) -> FetchingLayer:
     if isinstance(layer, nn.Embedding):
         return FetchingEmbedding(kept, device)
-    return FetchingLinear(kept, device, layer.bias, columns=not isinstance(layer, nn.Linear))
+    bias = layer._parameters["bias"]
+    return FetchingLinear(kept, device, bias, columns=not isinstance(layer, nn.Linear))
 
 
 def _chosen(model: nn.Module, layers: str | None) -> Iterator[tuple[str, nn.Module]]:
@@ -155,10 +154,10 @@ def _chosen(model: nn.Module, layers: str | None) -> Iterator[tuple[str, nn.Modu
         trained = [n for n, m in known.items() if _weight(m).requires_grad]
         if trained:
             raise ValueError(
-                f"layers={layers!r} names layers whose weights are trained ({', '.join(trained[:4])}"
-                "): only frozen weights may lie elsewhere, as what adapts or is learned differs "
-                "from task to task or step to step. Freeze them with requires_grad_(False), or "
-                "leave them out."
+                f"layers={layers!r} names layers whose weights are trained "
+                f"({', '.join(trained[:4])}): only frozen weights may lie elsewhere, as what "
+                "adapts or is learned changes. Freeze them with requires_grad_(False), or leave "
+                "them out."
             )
     frozen = {n: m for n, m in known.items() if not _weight(m).requires_grad}
     if not frozen:
@@ -199,7 +198,7 @@ def _require_plain(name: str, layer: nn.Module) -> None:
     if type(_weight(layer)) is not nn.Parameter:
         raise ValueError(
             f"{name}.weight is a {type(_weight(layer)).__name__}: give the model before it is "
-            "sharded or quantized, or leave the layer out with layers=\"...\"."
+            'sharded or quantized, or leave the layer out with layers="...".'
         )
     if _weight(layer).is_meta:
         raise ValueError(f"{name}.weight is on the device meta, without numbers: load them first.")

@@ -12,9 +12,9 @@ from torch import Tensor, distributed
 from fastmaml.frozen.kept import Kept
 
 # Its older name warns where there is the newer one.
-_gather: Callable[..., Any] = getattr(
-    distributed, "all_gather_single", None
-) or distributed.all_gather_into_tensor
+_gather: Callable[..., Any] = (
+    getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+)
 
 _TAG = 16
 """Bytes after each share that say which weight it is of; so many, as shares are then aligned."""
@@ -48,13 +48,14 @@ class Shared(Kept):
         device: torch.device,
     ) -> None:
         self.name, self.shape, self.dtype = name, weight.shape, weight.dtype
-        self.number, self.group, self.device = number, group, device
+        self.number, self.group = number, group
         self.tag = _FIRST + number
         ranks, rank = group.size(), group.rank()
         content = weight.detach().contiguous().view(-1).view(torch.uint8)
         self.bytes = content.numel()
         part = math.ceil(self.bytes / ranks / _TAG) * _TAG
         self.share = torch.zeros(part + _TAG, dtype=torch.uint8, device=device)
+        self.device = self.share.device  # with its index
         own = content[rank * part : (rank + 1) * part]
         self.share[: len(own)] = own.to(device)
         self.share[part : part + 8] = torch.tensor([self.tag]).view(torch.uint8).to(device)

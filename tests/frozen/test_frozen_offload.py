@@ -9,9 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from frozen_bases import (
-    BASES, EXACT, STEPS, TASKS, WAYS, expected, gradients, maml, tied, words,
-)  # fmt: skip
+from frozen_bases import BASES, EXACT, STEPS, TASKS, expected, gradients, maml, tied, words
 from problems import relative
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -117,18 +115,27 @@ def test_approximate_methods_give_what_they_give_with_the_plain_model(name: str)
     assert relative(found[1], found[0]) < 1e-12
 
 
-def test_a_pass_fetches_a_weight_once_for_all_tasks() -> None:
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        (fm.gradients.FirstOrder(), 2 * STEPS + 2),
+        (fm.gradients.Unrolled(), 4 * STEPS + 2),
+        (fm.gradients.Checkpointed(), 6 * STEPS + 2),
+        (fm.gradients.MixedMode(), 6 * STEPS + 2),
+    ],
+)
+def test_how_often_a_weight_is_fetched_for_all_tasks(
+    method: fm.gradients.GradientMethod, times: int
+) -> None:
+    """As docs/how_to/sharded_bases.md says."""
     model = offloaded()
-    learner = maml("tied", model, fm.gradients.FirstOrder(), tasks_chunk=TASKS)
+    learner = maml("tied", model, method, tasks_chunk=TASKS)
     learner(words())  # which plans
     log = counted(model)
     learner(words())
-    times = {name: log.names.count(name) for name in set(log.names)}
-    passes = STEPS + 1
-    # Forwards and backwards; but nothing that adapts comes before the first one.
-    assert times == {
-        "words.weight": 2 * passes, "second.base.weight": 2 * passes, "first.base.weight": passes,
-    }  # fmt: skip
+    assert log.names.count("words.weight") == log.names.count("second.base.weight") == times
+    # What stands below all that adapts is not gone back through.
+    assert log.names.count("first.base.weight") <= times / 2
 
 
 def test_it_runs_eagerly_and_says_why() -> None:
@@ -232,7 +239,8 @@ def test_layers_that_would_become_others_are_refused() -> None:
         frozen.offload(patched, "cpu")
     with pytest.raises(ValueError, match="is on the device meta"):
         frozen.offload(tied().to("meta"), "cpu")
-    assert not fetching(hooked) and not fetching(patched)
+    assert not fetching(hooked)
+    assert not fetching(patched)
 
 
 def test_a_weight_that_is_elsewhere_is_neither_read_nor_written() -> None:
@@ -240,7 +248,8 @@ def test_a_weight_that_is_elsewhere_is_neither_read_nor_written() -> None:
     layer = offloaded().first.base
     weight = layer.weight
     assert (weight.shape, weight.dtype, weight.device.type) == ((7, 6), torch.float64, "cpu")
-    assert isinstance(weight, Tensor) and not weight.requires_grad
+    assert isinstance(weight, Tensor)
+    assert not weight.requires_grad
     for use in (
         lambda: F.linear(torch.ones(1, 6).double(), weight),
         lambda: weight + 1,
@@ -268,5 +277,5 @@ def test_a_learned_bias_gets_its_gradient() -> None:
     learner = maml("tied", offloaded(), None)
     learner(words()).loss.backward()
     bias = dict(learner.module.named_parameters())["first.base.bias"]
-    assert bias.grad is not None and bias.grad.any()
-    assert learner(words()).outputs.shape[-1] == WAYS
+    assert bias.grad is not None
+    assert bias.grad.any()
