@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +95,11 @@ def test_every_exact_method_gives_the_meta_gradient_of_the_plain_model(
 @needs_libraries
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("llama", "unrolled"), ("llama", "mixed-mode"), ("gpt2", "checkpointed")],
+    [
+        ("llama", "unrolled"),
+        pytest.param("llama", "mixed-mode", marks=pytest.mark.slow),
+        pytest.param("gpt2", "checkpointed", marks=pytest.mark.slow),
+    ],
 )
 def test_models_of_transformers(name: str, method: str) -> None:
     model = offloaded(name)
@@ -264,6 +269,18 @@ def test_a_weight_that_is_elsewhere_is_neither_read_nor_written() -> None:
             use()
     with pytest.raises((AttributeError, KeyError), match="weight"):
         layer.weight = nn.Parameter(torch.ones(7, 6))
+
+
+@needs_libraries
+def test_adapters_are_saved_and_not_merged(tmp_path: Path) -> None:
+    from fastmaml.integrations.transformers import save_pretrained
+
+    model = offloaded("llama")
+    assert save_pretrained(model, tmp_path) == "adapter"
+    merging = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    for safe in (False, True):
+        with pytest.raises(RuntimeError, match="lies elsewhere"):
+            merging.merge(safe_merge=safe)
 
 
 def test_another_dtype_is_named() -> None:
