@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -64,6 +65,54 @@ def adapters(name: str) -> dict[str, Tensor]:
         shared = frozen.shard(make(), "cpu")
         found[f"{m}, shared"] = divided(maml(name, shared, EXACT[m]), data())
     return found
+
+
+@torch.no_grad()
+def _whole(learner: fm.MAML) -> Tensor:
+    return torch.cat([p.full_tensor().flatten() for p in learner.parameters()])
+
+
+def around() -> dict[str, Tensor]:
+    """FSDP2 around a `MAML`: parameters that are trained in shares."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    found = {}
+    for name, executor in (("unrolled", None), ("mixed-mode", None), ("segments", "eager")):
+        learner = rated(EXACT[name], executor=executor)
+        fully_shard(learner, mesh=init_device_mesh("cpu", (PROCESSES,)), reshard_after_forward=True)
+        with warnings.catch_warnings():  # of outputs that are views, which nothing writes to
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module.*view")
+            train(learner, mine)
+            learner.zero_grad()
+            (learner(mine(bases.images())).losses.square().sum() * PROCESSES).backward()
+        found[name] = _whole(learner)
+        found[f"{name}, own loss"] = torch.cat(
+            [p.grad.full_tensor().flatten() for p in learner.parameters()]
+        )
+        learner.unshard()
+        found[f"{name}, evaluated"] = learner.evaluate(bases.images()).losses
+        learner.reshard()
+    return found
+
+
+def rated(method: GradientMethod, **more: Any) -> fm.MAML:
+    """Its inner rates are learned, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, bases.WAYS))
+    rule = fm.rules.MetaSGD(0.3)
+    return fm.MAML(
+        model.double(), rule=rule, steps=2, loss=F.cross_entropy, gradient=method, **more
+    )
+
+
+def train(learner: fm.MAML, part: Callable[[fm.Episodes], fm.Episodes]) -> None:
+    """So far that recordings are held against eager runs."""
+    optimizer = torch.optim.Adam(learner.parameters(), 0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        learner(part(bases.images())).loss.backward()
+        optimizer.step()
 
 
 def bytes_kept() -> tuple[int, int]:
@@ -136,12 +185,20 @@ def errors() -> dict[str, str]:
     weight = distribute_tensor(spread.first.base.weight.detach(), mesh, [Shard(0)])
     spread.first.base.weight = nn.Parameter(weight, requires_grad=False)
     found["DTensor"] = message(lambda: fm.MAML(spread, 0.1))
+    inside, around = maml("tied", tied(), None), maml("tied", tied(), None)
+    fully_shard(inside.module.second, mesh=mesh)
+    fully_shard(around, mesh=mesh)
+    found["inside"] = message(lambda: inside(bases.words()))
+    found["clone"] = message(around.clone)
+    for name in ("evaluate", "explain"):
+        found[name] = message(lambda name=name: getattr(around, name)(bases.words()))
     return found
 
 
 CASES: dict[str, Callable[[], Any]] = {
     "conv": convolutional,
     "tied": partial(adapters, "tied"),
+    "around": around,
     "bytes": bytes_kept,
     "odd shapes": odd_shapes,
     "states": states,
@@ -200,6 +257,22 @@ def test_two_processes_equal_one(found: Found, name: str) -> None:
     assert_equal_one(found, name)
 
 
+def test_fsdp_around_a_maml_trains_as_one_process(found: Found) -> None:
+    learner = rated(Unrolled())
+    train(learner, lambda data: data)
+    learner.zero_grad()
+    learner(bases.images()).losses.square().sum().backward()
+    expected = {
+        "": torch.cat([p.detach().flatten() for p in learner.parameters()]),
+        ", own loss": gradients(learner),
+        ", evaluated": learner.evaluate(bases.images()).losses,
+    }
+    for rank in found:
+        for case, x in rank["around"].items():
+            kind = case[case.index(",") :] if "," in case else ""
+            assert relative(x, expected[kind]) < 1e-12, case
+
+
 @pytest.mark.slow
 def test_two_processes_with_a_transformer_equal_one(tmp_path: Path) -> None:
     if not LIBRARIES:
@@ -229,6 +302,11 @@ def test_what_cannot_be_right_is_refused_on_every_rank(found: Found) -> None:
         assert "cannot be pickled" in said["pickle"]
         assert "model.second is sharded by FSDP" in said["FSDP"]
         assert "frozen.shard(model, device)" in said["FSDP"]
+        assert "model.second is sharded by FSDP" in said["inside"]
+        assert "clone() goes past the hooks" in said["clone"]
+        for name in ("evaluate", "explain"):
+            assert "is a DTensor, of which each rank has a share" in said[name]
+            assert "between its unshard() and reshard()" in said[name]
         assert "weight is a DTensor: give the model before it is sharded" in said["FSDP, sharded"]
         assert "the parameter first.base.weight is a DTensor" in said["DTensor"]
 
