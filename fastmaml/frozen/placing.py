@@ -44,10 +44,13 @@ def offload(
 
     Raises:
         ValueError: nothing is frozen, or `layers` names nothing, or layers that are trained; a
-            layer has hooks or a forward of its own, or weights on "meta".
+            layer has hooks or a forward of its own, or weights on "meta"; or `pin` without a GPU.
+            The model is then as it was.
     """
-    device = torch.device(device)
+    device = _usable(device)
     pinned = device.type == "cuda" if pin is None else pin
+    if pinned and not torch.cuda.is_available():
+        raise ValueError("pin=True locks memory for a GPU, and there is none: leave pin out.")
     _place(model, device, layers, lambda name, weight, number: OnHost(name, weight, pinned))
     return model
 
@@ -88,13 +91,26 @@ def shard(
             "frozen.shard needs a process group: call torch.distributed.init_process_group(), and "
             "launch with torchrun."
         )
-    device = torch.device(device)
+    device = _usable(device)
     found = dict(_chosen(model, layers))
     _require_alike(found, group)
     ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
     own = distributed.new_group(ranks)
     _place(model, device, layers, lambda name, x, number: Shared(name, number, x, own, device))
     return model
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """The device, tried before anything moves.
+
+    Raises:
+        ValueError: nothing is computed there.
+    """
+    found = torch.device(device)
+    if found.type == "meta":
+        raise ValueError("device='meta' computes nothing: give the one on which the model runs.")
+    torch.empty(0, device=found)
+    return found
 
 
 def _require_alike(layers: dict[str, nn.Module], group: distributed.ProcessGroup | None) -> None:
@@ -148,6 +164,8 @@ def _chosen(model: nn.Module, layers: str | None) -> Iterator[tuple[str, nn.Modu
     Raises:
         ValueError: see `offload`.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
     known = {n: m for n, m in model.named_modules() if n and _kind(m)}
     if layers is not None:
         known = {n: m for n, m in known.items() if fnmatchcase(n, layers)}
@@ -161,6 +179,8 @@ def _chosen(model: nn.Module, layers: str | None) -> Iterator[tuple[str, nn.Modu
             )
     frozen = {n: m for n, m in known.items() if not _weight(m).requires_grad}
     if not frozen:
+        if any(isinstance(m, FetchingLayer) for m in model.modules()):
+            raise ValueError(f"the frozen weights of {type(model).__name__} lie elsewhere already.")
         which = "no layer" if layers is None else f"no layer that layers={layers!r} names"
         raise ValueError(
             f"{which} of {type(model).__name__} is an nn.Linear, nn.Embedding or Conv1D with a "

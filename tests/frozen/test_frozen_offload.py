@@ -143,6 +143,16 @@ def test_how_often_a_weight_is_fetched_for_all_tasks(
     assert log.names.count("first.base.weight") <= times / 2
 
 
+def test_a_model_may_be_offloaded_after_it_was_recorded() -> None:
+    learner = maml("tied", tied(), None)
+    learner(words())
+    frozen.offload(learner.module, "cpu")
+    log = counted(learner.module)
+    learner(words()).loss.backward()
+    assert relative(gradients(learner), expected("tied")) < 1e-12
+    assert log.names
+
+
 def test_it_runs_eagerly_and_says_why() -> None:
     learner = maml("tied", offloaded(), None)
     assert "fetched whenever a layer runs" in str(learner.explain(words()))
@@ -229,6 +239,15 @@ def test_only_frozen_weights_may_lie_elsewhere() -> None:
         frozen.offload(tied(), "cpu", layers="third")
     with pytest.raises(ValueError, match=r"no layer of Sequential .*requires_grad_\(False\)"):
         frozen.offload(nn.Sequential(nn.Linear(2, 2)), "cpu")
+    with pytest.raises(ValueError, match="Tied lie elsewhere already"):
+        frozen.offload(offloaded(), "cpu")
+    with pytest.raises(ValueError, match="model is a str"):
+        frozen.offload("model", "cpu")
+    with pytest.raises(ValueError, match="device='meta'"):
+        frozen.offload(tied(), "meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="pin=True"):
+            frozen.offload(tied(), "cpu", pin=True)
     only = frozen.offload(tied(), "cpu", layers="*.base")
     assert len(fetching(only)) == 2
 
