@@ -1,6 +1,6 @@
 """fastmaml: exact, fast, small-memory meta-gradients for any PyTorch module."""
 
-from fastmaml import episodes, gradients, heads, losses, models, ops, rules
+from fastmaml import episodes, frozen, gradients, heads, losses, models, ops, rules
 from fastmaml._version import __version__
 from fastmaml.engine.base.errors import MissingDerivative, NonFiniteLoss, StaleRecordingError
 from fastmaml.engine.model.buffers import forget_running_statistics
@@ -31,6 +31,7 @@ __all__ = [
     "bench",
     "episodes",
     "forget_running_statistics",
+    "frozen",
     "gradients",
     "heads",
     "losses",

@@ -19,6 +19,7 @@ GRAPHS = ("engine/recording/test_cuda_streams", "engine/recording/test_tensor_co
 FILES = (
     "gpu/test_triton_gpu",
     "gpu/test_gpu_profile",
+    "gpu/test_gpu_frozen",
     "ops/test_ops_attention",
     "ops/test_ops_edges",
     "ops/test_ops",

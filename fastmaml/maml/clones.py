@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.base.turns import Turns, in_turn
 from fastmaml.engine.model.inventory import Stock
+from fastmaml.engine.model.refused_models import is_sharded
 from fastmaml.engine.routing.cloning import clone_module, replace_parameters
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml.given_later import GivenLater
@@ -59,6 +60,11 @@ class Clones(GivenLater):
             raise ValueError(
                 f"clone() cannot make a task's own head ({self.settings.head}), as it is not told "
                 "the support set: use maml(episodes) or adapt_to(support), or leave head= out."
+            )
+        if is_sharded(self):
+            raise ValueError(
+                "clone() goes past the hooks by which FSDP gathers this learner's parameters: use "
+                "maml(episodes), or give fully_shard a module whose forward() clones and adapts."
             )
         given = {"allow_nograd": allow_nograd, "allow_unused": allow_unused}
         changes: dict[str, Any] = {name: x for name, x in given.items() if x is not None}

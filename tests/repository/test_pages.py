@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning"),
 ]
 
 PAGES = {name_of(page): [*blocks(page.read_text())] for page in pages()}

@@ -17,6 +17,7 @@ import fastmaml.compat
 PUBLIC = (
     "fastmaml",
     "fastmaml.episodes",
+    "fastmaml.frozen",
     "fastmaml.gradients",
     "fastmaml.heads",
     "fastmaml.integrations.transformers",

@@ -13,7 +13,7 @@ KERNELS = ROOT / "kernels" / "triton"
 FLOORS: tuple[tuple[str, ...], ...] = (
     # from the ground up; rooms of one floor do not know each other
     ("_version", "_files", "heads", "losses"),
-    ("ops", "episodes", "integrations"),
+    ("ops", "episodes", "integrations", "frozen"),
     ("kernels", "rules", "models"),
     ("gradients",),
     ("engine.base",),

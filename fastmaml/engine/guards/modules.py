@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every_module
 
 from fastmaml.engine.guards.guards import Guards
+from fastmaml.engine.guards.hidden_values import require
 from fastmaml.engine.guards.namespaces import guard_class_attribute
 from fastmaml.engine.guards.sight import of_a_library, root
 
@@ -51,6 +52,9 @@ def guard_module(to: Visitor, module: nn.Module, names: frozenset[str] | None, l
         module: any.
         names: of the attributes that the user's functions read; None for the model itself.
         label: how it is called.
+
+    Raises:
+        UnguardableError: its class has an attribute `unrecorded`, which says why.
     """
     if (id(module), "module") not in to._seen:
         to._seen.add((id(module), "module"))
@@ -65,6 +69,7 @@ def guard_module(to: Visitor, module: nn.Module, names: frozenset[str] | None, l
 
 def _once(to: Visitor, module: nn.Module, label: str) -> None:
     attributes = module.__dict__
+    require(getattr(type(module), "unrecorded", ""))
     to.guards.kind(module)
     to._seen.add((id(module), "kind"))
     if "every module's hooks" not in to._seen:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from fastmaml.engine.model.refused_models import check_whole
+
 
 class Inventory(NamedTuple):
     """A model's tensors, each once under its first name; not to be changed.
@@ -104,6 +106,7 @@ def take_inventory(model: nn.Module) -> Inventory:
 
 
 def _walk(model: nn.Module) -> _Walk:
+    check_whole(model)  # FSDP may have sharded it since it was given
     found = _Walk(model)
     seen: set[int] = set()
     for prefix, module in _modules(model):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,6 +39,7 @@ def check_model(model: nn.Module) -> None:
                 f"step: give {where}.module, and put DistributedDataParallel around the MAML."
             )
     find_quantized(model)  # which raises for what it does not know
+    check_whole(model)
     for name, parameter in model.named_parameters():
         if parameter.layout is not torch.strided and parameter.requires_grad:
             raise ValueError(
@@ -43,3 +47,47 @@ def check_model(model: nn.Module) -> None:
                 "its entries as a dense parameter and build the matrix in forward() with "
                 "torch.sparse_coo_tensor, or freeze it with requires_grad_(False)."
             )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise ValueError where this rank has only a share of the model's parameters.
+
+    Or where a module is sharded by FSDP, whatever its parameters are now: it frees gathered weights
+    after a forward pass and gathers them again for the first derivative alone. The second one reads
+    freed memory, which ends the process (seen in PyTorch 2.13).
+    """
+    sharded = _classes("torch.distributed.fsdp", *_SHARDED)
+    if sharded and (found := [n for n, m in model.named_modules() if isinstance(m, sharded)]):
+        where = f"model.{found[0]}" if found[0] else "model"
+        raise ValueError(
+            f"{where} is sharded by FSDP, whose hooks free weights that a second derivative still "
+            f"reads. {_INSTEAD}"
+        )
+    distributed = _classes("torch.distributed.tensor", "DTensor")
+    if not distributed:
+        return
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, distributed):
+            raise ValueError(
+                f"the parameter {name} is a DTensor, of which each rank has a share, and a "
+                f"meta-step needs it whole. {_INSTEAD}"
+            )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP sharded this very module."""
+    return isinstance(module, _classes("torch.distributed.fsdp", *_SHARDED))
+
+
+_SHARDED = ("FSDPModule", "FullyShardedDataParallel")
+_INSTEAD = (
+    "To shard what is learned, give the MAML itself to fully_shard, and nothing inside of it, and "
+    "call it; evaluate, adapt_to and explain go between its unshard() and reshard(). To shard a "
+    "frozen base: fastmaml.frozen.shard(model, device)."
+)
+
+
+def _classes(module: str, *names: str) -> tuple[Any, ...]:
+    """Those of a module that the program has imported; else it can have none of their objects."""
+    library = sys.modules.get(module)
+    return tuple(getattr(library, name) for name in names if hasattr(library, name))
