@@ -36,7 +36,7 @@ from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
-from fastmaml.gradients.base import leaves_of
+from fastmaml.gradients.base import detached, leaves_of
 
 CACHE_BYTES = 64 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot, 4
@@ -120,6 +120,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
             + _about_size(candidate, ready.chunk, asked, refusal),
             candidate.about(),
             method_why,
+            *_about_offload(one, candidate),
             *_about_sharing(call, method, bool(drew)),
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
             *about_tables(call._replace(program=alone)),
@@ -278,6 +279,21 @@ def _about_size(candidate: Candidate, planned: int, asked: Asked, refusal: str) 
         f", as a task keeps {mib(sum(candidate.kept))} for its derivatives, and a chunk should "
         "stay near the caches"
     )
+
+
+def _about_offload(one: Call, candidate: Candidate) -> list[str]:
+    """A line, where the method keeps inner steps on the CPU, or would elsewhere."""
+    method, steps = candidate.program.method, candidate.estimator.steps
+    there = method.on(one.seeds.device)
+    if there != method:
+        return ["offload: nothing to do, as the model is on the CPU: it runs as " + repr(there)]
+    away = method.steps_away(steps)
+    if not away:
+        return []
+    start = tensors_of(tuple(one.loop().start(detached(one.meta))))
+    size = sum(x.numel() * x.element_size() for x in start) * away
+    size *= candidate.estimator.at_once(candidate.program.chunk)
+    return [f"offload: {away} inner steps wait on the CPU, which takes {mib(size)} of its memory"]
 
 
 def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:
