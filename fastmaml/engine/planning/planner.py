@@ -27,6 +27,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.scripted_functions import check_scripts
 from fastmaml.engine.planning.table_search import about_tables, find_tables
 from fastmaml.engine.planning.trials import batches, run, runs
+from fastmaml.engine.routing.torch_regions import Regions
 from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
 from fastmaml.engine.step.data import TaskData, mapped
@@ -125,6 +126,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
             *about_tables(call._replace(program=alone)),
             *([] if forward.host is None else forward.host.notes()),
+            *_about_regions(forward.regions),
         ),
         tables=alone.tables,
         unreached=audit.unreached(),
@@ -132,6 +134,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         restless=depends.restless,
         uncertain=bool(values.seen or drew),
         refusal=refusal,
+        regions=forward.regions,
     )
 
 
@@ -186,12 +189,14 @@ def plan_function(call: Call, asked: Asked) -> Plan:
             f"memory: about {mib(peak)}, guessed from what autograd keeps",
             "gradient: of the function as it is written",
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
+            *_about_regions(alone.forward.regions),
         ),
         unreached=audit.unreached(),
         depends=depends,
         restless=depends.restless,
         uncertain=bool(values.seen or audit.drew()),
         refusal=refusal,
+        regions=alone.forward.regions,
     )
 
 
@@ -205,8 +210,12 @@ def _tried(
     """One task after a first, watched run: its call, outputs, and why another backend."""
     one = some.part(0, 1)
     copied, audit = watched(one)
+    regions = Regions()
+    heard = replace(copied.program.forward, listen=lambda _: regions)
     with naming(one), audit, Sight() as sight:
-        alone, outputs, why = runs(copied, asked.fixed_backend)
+        alone, outputs, why = runs(copied.by(forward=heard), asked.fixed_backend)
+    forward = replace(alone.forward, listen=None, regions=regions.seen)
+    alone = replace(alone, forward=forward)
     audit.check_unchanged()
     del copied
     some.program.watched(sight)
@@ -279,6 +288,16 @@ def _about_size(candidate: Candidate, planned: int, asked: Asked, refusal: str) 
         f", as a task keeps {mib(sum(candidate.kept))} for its derivatives, and a chunk should "
         "stay near the caches"
     )
+
+
+def _about_regions(regions: bool) -> list[str]:
+    """A line, where the model uses `torch.utils.checkpoint`."""
+    if not regions:
+        return []
+    return [
+        "torch.utils.checkpoint: modules inside of it run again, by fastmaml itself; what it runs "
+        "outside of modules is kept"
+    ]
 
 
 def _about_offload(one: Call, candidate: Candidate) -> list[str]:
