@@ -8,12 +8,11 @@ those are kept: its gradient runs it once more, and the gradient's gradient both
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.mode import Routing
-from fastmaml.engine.routing.torch_regions import inside, set_aside
 
 
 def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> Any:
@@ -54,38 +52,6 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
     found = _Checkpoint.apply(run, *own)
     rest = iter(found)
     return tree_unflatten([next(rest) if x is None else x for x in run.layout[0]], run.layout[1])
-
-
-@contextlib.contextmanager
-def layers_of_regions(model: nn.Module, routing: Routing) -> Iterator[None]:
-    """Where modules inside of `torch.utils.checkpoint` are checkpointed.
-
-    What else such a region does is kept: whether it can run again is not known of a function.
-    """
-    changed = []
-    try:
-        for module in model.modules():
-            if "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
-                vars(module)["forward"] = _InRegions(module.forward, routing)
-                changed.append(module)
-        yield
-    finally:
-        for module in changed:
-            del vars(module)["forward"]
-
-
-@final
-class _InRegions:
-    """A module's ``forward``, checkpointed where a region calls it."""
-
-    def __init__(self, forward: Callable[..., Any], routing: Routing) -> None:
-        self.forward, self.routing = forward, routing
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not inside():
-            return self.forward(*args, **kwargs)
-        with set_aside():
-            return checkpointed(self.routing, partial(self.forward, **kwargs), *args)
 
 
 def _layer_of(function: Any) -> nn.Module | None:
