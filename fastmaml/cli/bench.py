@@ -14,7 +14,7 @@ from fastmaml.cli.bench_flags import BenchModule, Swept
 from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.gradients import GradientMethod
-from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, named
+from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, OFFLOADING, named
 from fastmaml.maml import MAML
 from fastmaml.training.config import RunConfig
 from fastmaml.training.interrupts import InterruptGuard
@@ -147,14 +147,16 @@ def _show(console: Any, found: Any) -> None:
 
 
 def _method(name: str) -> GradientMethod:
-    """From "unrolled", or "mixed-mode:3" for a number of segments."""
-    kind, _, number = name.partition(":")
+    """From "unrolled", or "mixed-mode:3+offload" for 3 segments that wait on the CPU."""
+    short, plus, offload = name.partition("+")
+    kind, _, number = short.partition(":")
+    there = not plus or (offload == "offload" and kind in OFFLOADING)
     for known in METHOD_NAMES:
-        if kind == known and (not number or (number.isdecimal() and kind in NUMBERED)):
-            return named(known, int(number) if number else None)
+        if kind == known and there and (not number or (number.isdecimal() and kind in NUMBERED)):
+            return named(known, int(number) if number else None, bool(plus))
     raise ValueError(
         f"--methods {name}: choose from {', '.join(METHOD_NAMES)}; {', '.join(NUMBERED)} take a "
-        "number, such as mixed-mode:3."
+        f"number, such as mixed-mode:3; {' and '.join(OFFLOADING)} take +offload."
     )
 
 

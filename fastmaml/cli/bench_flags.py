@@ -25,7 +25,8 @@ class Swept:
     """What is varied and measured."""
 
     methods: tuple[str, ...] = ("unrolled", "checkpointed", "mixed-mode", "first-order")
-    """Gradient methods, also truncated and reptile; mixed-mode:3 has 3 segments."""
+    """Gradient methods, also truncated and reptile; mixed-mode:3 has 3 segments, and
+    mixed-mode+offload keeps inner steps on the CPU."""
     sweep_steps: tuple[int, ...] = (1, 2, 5)
     """Inner steps."""
     sweep_tasks: tuple[int, ...] = ()

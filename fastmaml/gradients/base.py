@@ -168,6 +168,19 @@ class GradientMethod(ABC):
         """The method that holds all steps: what the small meta-step of an estimate runs."""
         return self
 
+    def on(self, device: torch.device) -> GradientMethod:
+        """The method as it runs on such a device: recordings and memory estimates go by it."""
+        return self
+
+    @property
+    def unrecordable(self) -> str:
+        """Why no recording can hold what it does; "" where one can."""
+        return ""
+
+    def steps_away(self, steps: int) -> int:
+        """Of how many of so many inner steps a copy waits in the CPU's memory at the same time."""
+        return 0
+
     @property
     def code(self) -> Any:
         """What of it runs: recordings and plans are held to its settings."""

@@ -19,7 +19,7 @@ from fastmaml.gradients.base import (
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpointed(AdjointScan):
     """Exact: each inner step is run again with its second-order graph, one step at a time.
 
@@ -31,9 +31,13 @@ class Checkpointed(AdjointScan):
     Args:
         segments: how many parts of the loop to keep the start of; None keeps every step's. About
             √steps need the least memory, 2·√steps copies, for one more gradient a step.
+        offload: keep them in the CPU's (pinned) memory, so that that of a GPU does not grow with
+            the steps: it holds the step at hand. A step's copy goes out and comes back over the
+            bus, and the meta-step runs eagerly, as no recording holds that: take it for steps
+            that are long against their copy. With a model on the CPU it changes nothing.
 
     Raises:
-        ValueError: segments is not positive.
+        ValueError: segments is not positive, or offload no bool.
     """
 
     def step_back(

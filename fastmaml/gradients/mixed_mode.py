@@ -29,7 +29,7 @@ from fastmaml.rules.base import Tensors
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MixedMode(AdjointScan):
     """Exact: H·v as the forward-mode derivative of the inner gradient; no second-order graph.
 
@@ -49,9 +49,13 @@ class MixedMode(AdjointScan):
     Args:
         segments: how many parts of the loop to keep the start of; None keeps every step's. About
             √steps need the least memory, 2·√steps copies, for one more gradient a step.
+        offload: keep them in the CPU's (pinned) memory, so that that of a GPU does not grow with
+            the steps: it holds the step at hand. A step's copy goes out and comes back over the
+            bus, and the meta-step runs eagerly, as no recording holds that: take it for steps
+            that are long against their copy. With a model on the CPU it changes nothing.
 
     Raises:
-        ValueError: segments is not positive.
+        ValueError: segments is not positive, or offload no bool.
     """
 
     tried_once: ClassVar[bool] = True

@@ -23,27 +23,33 @@ NUMBERED: dict[str, str] = {
 }
 """Those with a number, and what it is called."""
 
+OFFLOADING: tuple[MethodName, ...] = ("checkpointed", "mixed-mode")
+"""Those that can keep inner steps on the CPU."""
 
-def named(name: MethodName, number: int | None = None) -> GradientMethod:
+
+def named(name: MethodName, number: int | None = None, offload: bool = False) -> GradientMethod:
     """The method of this name.
 
     Args:
         name: one of `METHOD_NAMES`.
         number: of segments of `Checkpointed` and `MixedMode` (None: every step is kept), or of
             differentiated steps of `Truncated` (None: 1); the others have none.
+        offload: whether `Checkpointed` or `MixedMode` keeps inner steps on the CPU.
 
     Raises:
-        ValueError: there is no such method, or it has no number.
+        ValueError: there is no such method, or it has no number, or keeps nothing on the CPU.
     """
+    if offload and name not in OFFLOADING:
+        raise ValueError(f"offload with gradient {name}: only {' and '.join(OFFLOADING)} have it.")
     if number is not None and name not in NUMBERED:
         raise ValueError(f"{name} takes no number; {', '.join(NUMBERED)} do.")
     match name:
         case "unrolled":
             return Unrolled()
         case "checkpointed":
-            return Checkpointed(number)
+            return Checkpointed(number, offload)
         case "mixed-mode":
-            return MixedMode(number)
+            return MixedMode(number, offload)
         case "first-order":
             return FirstOrder()
         case "truncated":

@@ -249,6 +249,8 @@ def test_errors_of_one_s_own_code_keep_their_traceback(
     [
         (["--methods", "second-order"], "--methods second-order: choose from unrolled"),
         (["--methods", "unrolled:3"], "--methods unrolled:3"),
+        (["--methods", "unrolled+offload"], "--methods unrolled+offload"),
+        (["--methods", "mixed-mode:3+cpu"], "checkpointed and mixed-mode take +offload"),
         (["--budget", "much"], "'much' is no size"),
         (["--sweep-steps", "0"], "steps="),
         (["--accuracy", "3"], "needs vs="),

@@ -312,6 +312,7 @@ def test_presets_describe_what_can_be_built(data: str) -> None:
     [
         {"dataset": "sinusoid", "dtype": "float64", "gradient": "mixed-mode", "inner_steps": 3},
         {"rule": "meta-sgd", "gradient": "checkpointed", "segments": 1},
+        {"gradient": "mixed-mode", "segments": 1, "offload": True},
         {"rule": "momentum", "gradient": "truncated", "inner_steps": 2, "scope": "head"},
         {"rule": "adam", "inner_lr": 0.01, "optimizer": "adamw", "weight_decay": 0.1},
         {"rule": "lslr", "inner_steps": 2, "multi_step_until": 5, "gradient": "unrolled"},

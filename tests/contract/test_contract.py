@@ -12,7 +12,7 @@ import itertools
 import pytest
 import torch
 from outcomes import EAGER, PATHS, Outcome, outcome, require
-from problems import EXACT, PROBLEMS, RULES, Problem, meta_gradient, relative, tensor
+from problems import EXACT, OFFLOADED, PROBLEMS, RULES, Problem, meta_gradient, relative, tensor
 from torch import Tensor
 
 import fastmaml as fm
@@ -20,13 +20,15 @@ from fastmaml.gradients import FirstOrder, MixedMode, Truncated, Unrolled
 
 BY_NAME = {problem.name: problem for problem in PROBLEMS}
 SOME = ("unrolled", "checkpointed", "mixed-mode")
+EVERY = {**EXACT, **OFFLOADED}
 CELLS = [
     (p, r, m)
     for p in BY_NAME
     for r in RULES
     for m in (EXACT if r == "momentum" or p == "mlp" else SOME)
 ]
-METHODS = [(p, m) for p in BY_NAME for m in (EXACT if p in ("mlp", "attention") else SOME)]
+CELLS += [("mlp", r, m) for r in ("momentum", "adam", "lslr") for m in OFFLOADED]
+METHODS = [(p, m) for p in BY_NAME for m in (EVERY if p in ("mlp", "attention") else SOME)]
 # All problems and methods with one rule, all rules on one problem, and each in turn with others.
 SOME_CELLS = [(p, "momentum", m) for p, m in METHODS]
 SOME_CELLS += [("mlp", r, m) for r in RULES for m in ("unrolled", "mixed-mode-2")]
@@ -37,7 +39,7 @@ SOME_CELLS = [*dict.fromkeys(SOME_CELLS)]
 @functools.cache
 def eager(problem: str, rule: str, method: str) -> Outcome:
     """What the eager meta-step on plain PyTorch gives."""
-    maml = BY_NAME[problem].maml(RULES[rule](), gradient=EXACT[method], **EAGER)
+    maml = BY_NAME[problem].maml(RULES[rule](), gradient=EVERY[method], **EAGER)
     return outcome(maml, BY_NAME[problem].episodes)
 
 
@@ -92,11 +94,11 @@ def test_every_path_equals_eager_execution(problem: str, rule: str, method: str,
     Forward mode too is within rounding: PyTorch takes other formulas while anything records it.
     """
     require(path)
-    maml = BY_NAME[problem].maml(RULES[rule](), gradient=EXACT[method], **PATHS[path])
+    maml = BY_NAME[problem].maml(RULES[rule](), gradient=EVERY[method], **PATHS[path])
     found, expected = outcome(maml, BY_NAME[problem].episodes), eager(problem, rule, method)
     if path != "captured-reference":
         found.check_close(expected, 1e-11)
-    elif isinstance(EXACT[method], MixedMode):
+    elif isinstance(EVERY[method], MixedMode):
         found.check_close(expected, 1e-14)
     else:
         assert found.same_bits(expected)
@@ -107,7 +109,7 @@ def test_every_path_equals_eager_execution(problem: str, rule: str, method: str,
 def test_batched_equals_chunked_equals_looped(problem: str, method: str) -> None:
     row = BY_NAME[problem]
     batched, *others = (
-        row.maml(RULES["momentum"](), gradient=EXACT[method], tasks_chunk=chunk, **EAGER)
+        row.maml(RULES["momentum"](), gradient=EVERY[method], tasks_chunk=chunk, **EAGER)
         for chunk in (3, 2, 1)
     )
     assert batched.explain(row.episodes).batched
@@ -160,10 +162,10 @@ def weighted_sum() -> Tensor:
 
 
 @pytest.mark.sampled(at_most=1)
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("method", EVERY)
 def test_multi_step_loss_is_the_weighted_sum(method: str) -> None:
     row, weights = BY_NAME["mlp"], MULTI_STEP
-    maml = row.maml(RULES["momentum"](), gradient=EXACT[method])
+    maml = row.maml(RULES["momentum"](), gradient=EVERY[method])
     assert relative(meta_gradient(maml, row.episodes, step_weights=weights), weighted_sum()) < 1e-12
     losses = [o.losses for o in maml.evaluate_each_step(row.episodes)][1:]
     out = maml(row.episodes, step_weights=torch.tensor(weights, dtype=torch.float64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from like_the_cpu import RULES_THERE, assert_like_the_cpu, paths
-from problems import EXACT, PROBLEMS, Problem, meta_gradient, relative
+from problems import EXACT, OFFLOADED, PROBLEMS, Problem, meta_gradient, relative
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("path", paths("cuda"), ids="-".join)
-@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("method", [*EXACT, *OFFLOADED])
 @pytest.mark.parametrize("rule", RULES_THERE)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_cuda_equals_the_cpu(
@@ -66,3 +66,29 @@ def test_episodes_are_sampled_on_the_device_and_errors_name_devices() -> None:
         out = maml(episodes)
     scaler.scale(out.loss).backward()
     assert all(p.grad.isfinite().all() for p in maml.parameters())
+
+
+@pytest.mark.parametrize("method", OFFLOADED)
+def test_offloaded_steps_take_no_memory_of_the_device(method: str) -> None:
+    """The peak is that of two steps, and the meta-gradient that of steps kept on the device."""
+    gradient = OFFLOADED[method]
+    model = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 512)).cuda()
+    x = torch.randn(4, 8, 4, 512, device="cuda")
+    episodes = fm.Episodes(fm.Batch(x[0], x[1]), fm.Batch(x[2], x[3]))
+    copy = 8 * sum(p.nbytes for p in model.parameters())
+
+    def run(gradient: fm.gradients.GradientMethod, steps: int) -> tuple[int, torch.Tensor, str]:
+        maml = fm.MAML(model, 0.1, steps=steps, loss=F.mse_loss, gradient=gradient)
+        plan = maml.explain(episodes)
+        for _ in range(2):  # in the second run the allocator has what it keeps
+            torch.cuda.reset_peak_memory_stats()
+            found = meta_gradient(maml, episodes)
+        return torch.cuda.max_memory_allocated(), found, str(plan)
+
+    few, _, _ = run(gradient, 3)
+    many, found, explained = run(gradient, 23)
+    assert many - few < copy / 2
+    assert "executor: eager" in explained
+    assert f"offload: {gradient.steps_away(23)} inner steps wait on the CPU" in explained
+    kept = type(gradient)(gradient.segments)  # type: ignore[attr-defined]
+    assert relative(found, run(kept, 23)[1]) < 1e-4

@@ -357,7 +357,13 @@ def test_checkpointed_layers(method: str, path: str) -> None:
         **PATHS[path],
     )  # fmt: skip
     check(meta_gradient(maml, batch), expected)
-    assert "layers are checkpointed" in str(maml.explain(batch))
+    plan = maml.explain(batch)
+    assert plan.batched
+    assert ("executor: captured" in str(plan)) == (path != "eager")
+    assert "layers are checkpointed" in str(plan)
     assert functions == {
         id(m): m._gradient_checkpointing_func for m in model.modules() if id(m) in functions
     }
+    if path == "eager":
+        model.eval()
+        assert "gradient checkpointing does nothing in evaluation mode" in str(maml.explain(batch))

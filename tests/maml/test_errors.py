@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.gradients import Checkpointed, FirstOrder, Reptile, Truncated
+from fastmaml.gradients import Checkpointed, FirstOrder, MixedMode, Reptile, Truncated
 
 
 def model() -> nn.Module:
@@ -65,6 +65,8 @@ def test_bad_gradient_knobs() -> None:
     for make_method, match in (
         (lambda: Truncated(last=-1), "last=-1"),
         (lambda: Checkpointed(segments=0), "segments=0"),
+        (lambda: Checkpointed(offload="cpu"), "offload='cpu'"),  # type: ignore[arg-type]
+        (lambda: MixedMode(offload=1), "offload=1"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=match):
             make_method()

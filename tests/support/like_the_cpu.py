@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import EXACT, RULES, Problem, meta_gradient, relative
+from problems import EXACT, OFFLOADED, RULES, Problem, meta_gradient, relative
 
 from fastmaml import ops
 
@@ -37,10 +37,15 @@ def assert_like_the_cpu(
     status = ops.status()[backend]
     if not status.startswith("available"):
         pytest.skip(f"{backend}: {status}")
-    options = {"gradient": EXACT[method], "executor": executor, "backend": backend}
-    here = problem.maml(RULES[rule](), gradient=EXACT[method], executor="eager")
+    gradient = {**EXACT, **OFFLOADED}[method]
+    options = {"gradient": gradient, "executor": executor, "backend": backend}
+    here = problem.maml(RULES[rule](), gradient=gradient, executor="eager")
     there = problem.maml(RULES[rule](), **options).to(device, dtype)
     on_device = problem.episodes.to(device, dtype)
+    if executor == "captured" and gradient.on(torch.device(device)).unrecordable:
+        with pytest.raises(RuntimeError, match="copies what it keeps to the CPU and back"):
+            there(on_device)
+        return
     for _ in range(2):
         expected = meta_gradient(here, problem.episodes)
         found = meta_gradient(there, on_device)

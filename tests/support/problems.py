@@ -223,6 +223,11 @@ EXACT: dict[str, GradientMethod] = {
     "mixed-mode-2": MixedMode(segments=2),
 }
 
+OFFLOADED: dict[str, GradientMethod] = {
+    "checkpointed-offload": Checkpointed(offload=True),
+    "mixed-mode-2-offload": MixedMode(segments=2, offload=True),
+}
+
 
 def meta_gradient(maml: fm.MAML, episodes: fm.Episodes, seed: int = 5, **options: Any) -> Tensor:
     """The meta-gradient of all meta-parameters as one vector; zero where there is none."""

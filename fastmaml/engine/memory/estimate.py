@@ -62,9 +62,8 @@ class Estimator:
         chunks = math.ceil(self.tasks / chunk)
         common = 0 if found.tasks == 1 else found.peak.marked
         first = max(0.0, (found.peak.bytes - common) / found.tasks - found.held * found.growth)
-        held = method.held_steps(self.steps)
-        more = (method.held_steps(self.steps + 100) - held) / 100
-        fixed = max(0.0, first + found.growth * (held - more * self.steps))
+        held, more = self._held(method)
+        fixed = max(0.0, first + found.growth * held)
         # Chunks before have left their outputs and sum; run eagerly, the last of them its own.
         sums = sum(x.nbytes for x in tensors_of(self.call.meta))
         left = sums * min(chunks - 1, 1 if self.lanes else 2)
@@ -74,6 +73,13 @@ class Estimator:
         least = sums * (3 if chunks > 1 else 2)
         missing = least - law.peak(self.at_once(chunk), self.steps)
         return replace(law, shared=law.shared + max(0, missing))
+
+    def _held(self, method: GradientMethod) -> tuple[float, float]:
+        """How many inner steps are held, whatever their number, and how many more for each."""
+        method = method.on(self.call.seeds.device)
+        held = method.held_steps(self.steps)
+        more = (method.held_steps(self.steps + 100) - held) / 100
+        return held - more * self.steps, more
 
     def first_law(self, found: Measurement, program: Program) -> MemoryLaw:
         """The law of the first call, which runs one chunk eagerly, on copies, and records that."""
@@ -93,5 +99,6 @@ class Estimator:
         if not program.method.differentiates_query:
             return MemoryLaw(2 * sums, max(kept) + 2 * copy, 0)  # no step is kept
         if not program.method.steps_once:
-            return MemoryLaw(2 * sums, sum(kept) + 2 * copy, copy)
+            held, more = self._held(program.method)
+            return MemoryLaw(2 * sums, sum(kept) + round((2 + held) * copy), round(more * copy))
         return MemoryLaw(2 * sums, kept[1] + 2 * copy, kept[0] + copy)

@@ -40,6 +40,7 @@ class Plan:
         recorded: whether it may run from recordings.
         refusal: why tasks run one at a time; empty where vmap batches them.
         sizes: see `Program`.
+        regions: see `TaskForward`.
     """
 
     gradient: GradientMethod
@@ -64,6 +65,7 @@ class Plan:
     recorded: bool = True
     refusal: str = ""
     sizes: Literal["", "vary", "known"] = ""
+    regions: bool = False
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -84,6 +86,7 @@ class Plan:
             batched=self.batched,
             backend=self.backend,
             own_statistics=self.own_statistics,
+            regions=self.regions,
             keeps_buffers=program.forward.keeps_buffers and self.gradient.runs_loop,
         )
         return replace(

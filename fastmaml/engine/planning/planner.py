@@ -27,6 +27,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.scripted_functions import check_scripts
 from fastmaml.engine.planning.table_search import about_tables, find_tables
 from fastmaml.engine.planning.trials import batches, run, runs
+from fastmaml.engine.routing.torch_regions import Regions
 from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
 from fastmaml.engine.step.data import TaskData, mapped
@@ -36,7 +37,7 @@ from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
-from fastmaml.gradients.base import leaves_of
+from fastmaml.gradients.base import detached, leaves_of
 
 CACHE_BYTES = 64 * 2**20
 """On the CPU a chunk's activations should stay near the last-level cache: for conv4 on Omniglot, 4
@@ -120,10 +121,12 @@ def make_plan(call: Call, asked: Asked) -> Plan:
             + _about_size(candidate, ready.chunk, asked, refusal),
             candidate.about(),
             method_why,
+            *_about_offload(one, candidate),
             *_about_sharing(call, method, bool(drew)),
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
             *about_tables(call._replace(program=alone)),
             *([] if forward.host is None else forward.host.notes()),
+            *_about_regions(forward.regions),
         ),
         tables=alone.tables,
         unreached=audit.unreached(),
@@ -131,6 +134,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         restless=depends.restless,
         uncertain=bool(values.seen or drew),
         refusal=refusal,
+        regions=forward.regions,
     )
 
 
@@ -185,12 +189,14 @@ def plan_function(call: Call, asked: Asked) -> Plan:
             f"memory: about {mib(peak)}, guessed from what autograd keeps",
             "gradient: of the function as it is written",
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
+            *_about_regions(alone.forward.regions),
         ),
         unreached=audit.unreached(),
         depends=depends,
         restless=depends.restless,
         uncertain=bool(values.seen or audit.drew()),
         refusal=refusal,
+        regions=alone.forward.regions,
     )
 
 
@@ -204,8 +210,12 @@ def _tried(
     """One task after a first, watched run: its call, outputs, and why another backend."""
     one = some.part(0, 1)
     copied, audit = watched(one)
+    regions = Regions()
+    heard = replace(copied.program.forward, listen=lambda _: regions)
     with naming(one), audit, Sight() as sight:
-        alone, outputs, why = runs(copied, asked.fixed_backend)
+        alone, outputs, why = runs(copied.by(forward=heard), asked.fixed_backend)
+    forward = replace(alone.forward, listen=None, regions=regions.seen)
+    alone = replace(alone, forward=forward)
     audit.check_unchanged()
     del copied
     some.program.watched(sight)
@@ -278,6 +288,31 @@ def _about_size(candidate: Candidate, planned: int, asked: Asked, refusal: str) 
         f", as a task keeps {mib(sum(candidate.kept))} for its derivatives, and a chunk should "
         "stay near the caches"
     )
+
+
+def _about_regions(regions: bool) -> list[str]:
+    """A line, where the model uses `torch.utils.checkpoint`."""
+    if not regions:
+        return []
+    return [
+        "torch.utils.checkpoint: modules inside of it run again, by fastmaml itself; what it runs "
+        "outside of modules is kept"
+    ]
+
+
+def _about_offload(one: Call, candidate: Candidate) -> list[str]:
+    """A line, where the method keeps inner steps on the CPU, or would elsewhere."""
+    method, steps = candidate.program.method, candidate.estimator.steps
+    there = method.on(one.seeds.device)
+    if there != method:
+        return ["offload: nothing to do, as the model is on the CPU: it runs as " + repr(there)]
+    away = method.steps_away(steps)
+    if not away:
+        return []
+    start = tensors_of(tuple(one.loop().start(detached(one.meta))))
+    size = sum(x.numel() * x.element_size() for x in start) * away
+    size *= candidate.estimator.at_once(candidate.program.chunk)
+    return [f"offload: {away} inner steps wait on the CPU, which takes {mib(size)} of its memory"]
 
 
 def _about_sharing(call: Call, chosen: GradientMethod, drew: bool) -> list[str]:

@@ -119,11 +119,12 @@ class Captured:
         """
         program = flat.program
         forward, depends = program.forward, program.depends
-        if depends.refusal:
-            raise UncapturableError(depends.refusal)
+        method = program.method.on(flat.seeds.device)
+        if refusal := depends.refusal or method.unrecordable:
+            raise UncapturableError(refusal)
         key = (
             Identity(depends),
-            key_of((program.method, program.tables)),
+            key_of((method, program.tables)),
             (program.steps, forward.backend, forward.batched, forward.own_statistics),
             flat.kind(),
         )

@@ -18,8 +18,8 @@ from fastmaml.engine.base.trees import found_in
 
 
 class Audit(TorchFunctionMode):
-    """Notices activation checkpointing, changed inputs and parameters, draws that nothing can
-    draw again, and trainable tensors that are not the model's.
+    """Notices changed inputs and parameters, draws that nothing can draw again, and trainable
+    tensors that are not the model's.
 
     Args:
         given: the tensors that the model runs on meanwhile.
@@ -51,15 +51,7 @@ class Audit(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, unless activation checkpointing is on."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        if hooks and hooks[0].__module__ == "torch.utils.checkpoint":
-            raise ValueError(
-                "the model uses torch.utils.checkpoint, which runs parts of it again later, but "
-                "without the adapted parameters: the meta-gradient would be wrong. Turn it off "
-                "(for transformers: model.gradient_checkpointing_disable()); "
-                "gradient=Checkpointed() saves memory in its stead."
-            )
+        """Run `func`."""
         if kwargs and isinstance(kwargs.get("generator"), torch.Generator):
             self.own_generator = True
         if func in _DATA:

@@ -24,6 +24,7 @@ from fastmaml.engine.routing.in_place import Follower, InPlace
 from fastmaml.engine.routing.mode import Routing
 from fastmaml.engine.step.head_layer import HeadLayer, Listener
 from fastmaml.engine.step.layer_checkpoint import checkpointed
+from fastmaml.engine.step.region_layers import layers_of_regions
 from fastmaml.engine.step.shared_passes import Kept, SharedPass
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import leaves_of
@@ -73,6 +74,8 @@ class TaskForward:
         fuses: whether a chain of such functions may become one op, at the price of calling the
             first ones for nothing: for recordings, which drop what nothing uses.
         host: of the library that the model comes from; None for plain modules.
+        regions: whether the model has regions of `torch.utils.checkpoint`: its layers in these run
+            again.
         listen: a context for each pass, of the tensors that it is given; it hears of every call.
     """
 
@@ -86,6 +89,7 @@ class TaskForward:
     backend: str = "reference"
     fuses: bool = False
     host: Host | None = None
+    regions: bool = False
     listen: Callable[[Any], AbstractContextManager[Any]] | None = None
 
     def __call__(
@@ -252,6 +256,8 @@ class TaskForward:
         stack.enter_context(routing)
         if self.host is not None:
             stack.enter_context(self.host.inside(partial(checkpointed, routing), self.frozen))
+        if self.regions:
+            stack.enter_context(layers_of_regions(self.model, routing))
         followers: list[Follower] = [routing]
         if kept is not None:
             followers.insert(0, stack.enter_context(SharedPass(kept, routing, same)))

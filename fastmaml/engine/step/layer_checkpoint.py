@@ -8,7 +8,7 @@ those are kept: its gradient runs it once more, and the gradient's gradient both
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import vmap
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.base.storages import has_memory
+from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.mode import Routing
 
@@ -96,12 +98,44 @@ class _Run:
             if self.layout:  # run again, when no mode is active any more
                 device, dtype, enabled = self.autocast
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
-                stack.enter_context(self.routing)
+            if self.routing not in _get_current_function_mode_stack():
+                stack.enter_context(self.routing)  # under vmap a Function runs without any mode
+            if not self.layout:
+                stack.enter_context(_OwnAlone(type(self.layer).__name__, tensors))
             stack.enter_context(self.routing.at(key, self.draws, keep=not self.layout))
             result = functional(layer, {f"layer.{n}": x for n, x in state.items()}, args)
         found, spec = tree_flatten(result)
         self.layout[:] = [[None if isinstance(x, Tensor) else x for x in found], spec]
         return tuple(x for x in found if isinstance(x, Tensor))
+
+
+class _OwnAlone(TorchFunctionMode):
+    """Refuses a layer that uses something trainable which is no argument of its run.
+
+    Its gradient would be lost. A run of one task, as every plan has, shows each such tensor.
+    """
+
+    def __init__(self, layer: str, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.layer, self.given = layer, {id(x) for x in given}
+        self.made: list[Tensor] = []  # kept, or another tensor could have the id of one
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for x in found_in((args, kwargs), Tensor):
+            if x.requires_grad and id(x) not in self.given:
+                raise ValueError(
+                    f"a checkpointed layer, {self.layer}, uses a trainable tensor of shape "
+                    f"{list(x.shape)} that is neither its own parameter nor an argument, so that "
+                    "it would get no gradient from there: give it as an argument, or leave this "
+                    "layer out of gradient checkpointing."
+                )
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in found_in(result, Tensor) if x.requires_grad]
+        self.given.update(map(id, made))
+        self.made += made
+        return result
 
 
 class _Plain(nn.Module):

@@ -105,7 +105,12 @@ class TransformersHost:
             else "attention is left as it is"
         ]
         if self.layers:
-            lines.append(f"{len(self.layers)} layers are checkpointed, by fastmaml itself")
+            lines.append(
+                "its layers are checkpointed, by fastmaml itself; in forward mode (MixedMode) and "
+                "in embeddings that adapt in some rows they run whole"
+                if any(layer.training for layer in self.layers)
+                else "gradient checkpointing does nothing in evaluation mode: model.train() does"
+            )
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             lines.append("under autocast the model runs on PyTorch's operations, no backend's")
         return [f"transformers: {line}" for line in lines]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor
 
 from fastmaml.engine.step.inner_loop import InnerLoop
@@ -148,6 +149,15 @@ class Phased(GradientMethod):
     def steps_once(self) -> bool:  # type: ignore[override]  # the loop is made as for the method
         """Whether the method runs each inner step once."""
         return self.method.steps_once
+
+    def on(self, device: torch.device) -> Phased:
+        """The method as it runs there, with its phases marked."""
+        return replace(self, method=self.method.on(device))
+
+    @property
+    def unrecordable(self) -> str:
+        """As the method says."""
+        return self.method.unrecordable
 
     def meta_gradient(self, loop: Loop, meta: Meta) -> tuple[MetaGradient, list[Query]]:
         """That of the method, to the same bits."""

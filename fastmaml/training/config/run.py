@@ -31,6 +31,8 @@ class RunConfig(LoopConfig):
     """How the inner loop is differentiated (auto: the best exact method)."""
     segments: int | None = None
     """Parts in which checkpointed and mixed-mode keep the inner loop (none: every step)."""
+    offload: bool = False
+    """Keep the inner steps of checkpointed and mixed-mode in the CPU's memory."""
     last: int = 1
     """Inner steps that truncated differentiates."""
     scope: str = "all"

@@ -6,7 +6,7 @@ import torch
 
 from fastmaml import rules
 from fastmaml.gradients import GradientMethod
-from fastmaml.gradients.names import NUMBERED, named
+from fastmaml.gradients.names import NUMBERED, OFFLOADING, named
 from fastmaml.training.config import RunConfig
 
 
@@ -44,6 +44,11 @@ def gradient_of(config: RunConfig) -> GradientMethod | None:
     """How the inner loop is differentiated; None for `MAML` to choose."""
     name = config.gradient
     if name == "auto":
+        if config.offload:
+            raise ValueError(
+                "offload=True with gradient='auto': say which, "
+                f"{' or '.join(f'gradient={own!r}' for own in OFFLOADING)}."
+            )
         return None
     numbers = {"segments": config.segments, "last": config.last}
-    return named(name, numbers[NUMBERED[name]] if name in NUMBERED else None)
+    return named(name, numbers[NUMBERED[name]] if name in NUMBERED else None, config.offload)

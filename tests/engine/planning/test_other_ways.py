@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from hand_loop import hand_loop
 from outcomes import vectors
 from torch import Tensor, nn
@@ -55,11 +54,6 @@ def writes_its_input(model: Branching, x: Tensor, y: Tensor) -> Tensor:
     return model.layer(x.mul_(0.5))
 
 
-def checkpoints(model: Branching, x: Tensor, y: Tensor) -> Tensor:
-    found: Tensor = torch.utils.checkpoint.checkpoint(model.layer, x, use_reentrant=False)
-    return found
-
-
 def uses_another_tensor(model: Branching, x: Tensor, y: Tensor) -> Tensor:
     return y * OUTSIDE
 
@@ -67,7 +61,6 @@ def uses_another_tensor(model: Branching, x: Tensor, y: Tensor) -> Tensor:
 REFUSED = {
     writes_its_parameter: "changes its parameters in place",
     writes_its_input: "changes its inputs in place",
-    checkpoints: "uses torch.utils.checkpoint",
     uses_another_tensor: "a trainable tensor of shape",
 }
 

@@ -1,0 +1,90 @@
+"""What a model runs inside of `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`.
+
+PyTorch keeps nothing of such a region and runs it again when its derivative is wanted. By then the
+model holds the user's parameters, not the adapted ones, and a vmap over tasks is over. Inside a
+meta-step its hooks are therefore set aside: a region gives what it would give without them, and
+what is to run again is for `step.layer_checkpoint` to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, final
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_MODULE = "torch.utils.checkpoint"
+_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_push = torch._C._autograd._push_saved_tensors_default_hooks
+_pop = torch._C._autograd._pop_saved_tensors_default_hooks
+
+
+def inside() -> bool:
+    """Whether what runs now is part of a region."""
+    top = _hooks(False)
+    return top is not None and top[0].__module__ == _MODULE
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """As if this were no part of a region, nor of one around that."""
+    own = []
+    while inside():
+        own.append(_hooks(False))
+        _pop()
+        _disarm(own[-1][0])
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(own):
+            _push(pack, unpack)
+
+
+def _disarm(pack: Any) -> None:
+    """Let the region raise where it would run again: something was kept that nobody saw."""
+    held = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
+    if "frame" not in held:
+        _refuse()
+    held["frame"].cell_contents.recompute_fn = _refuse
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise ValueError(
+        "the model uses torch.utils.checkpoint around something that is differentiated without a "
+        "call to PyTorch's functions (an autograd.Function of its own): it would run again without "
+        "the adapted parameters. Put that into a module, which fastmaml runs again itself, or "
+        "leave torch.utils.checkpoint away."
+    )
+
+
+@final
+class Regions(TorchFunctionMode):
+    """Notes whether there are regions, and refuses those that no derivative goes through.
+
+    Active above all other modes while a model runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`."""
+        caller = sys._getframe(1)
+        if func == _REQUIRES_GRAD and caller.f_globals.get("__name__") == _MODULE:
+            raise ValueError(
+                "the model uses torch.utils.checkpoint with use_reentrant=True, through which "
+                "torch.autograd.grad cannot go, and no second derivative can: give "
+                "use_reentrant=False."
+            )
+        self.seen = self.seen or inside()
+        return func(*args, **(kwargs or {}))
+
+
+_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+"""What `use_reentrant=True` asks of its inputs, and the other kind does not."""

@@ -1,0 +1,47 @@
+"""The modules that `torch.utils.checkpoint` calls inside a meta-step, checkpointed by fastmaml."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from fastmaml.engine.routing.mode import Routing
+from fastmaml.engine.routing.torch_regions import inside, set_aside
+from fastmaml.engine.step.layer_checkpoint import checkpointed
+
+
+@contextlib.contextmanager
+def layers_of_regions(model: nn.Module, routing: Routing) -> Iterator[None]:
+    """Where modules inside of `torch.utils.checkpoint` are checkpointed.
+
+    What else such a region does is kept: whether it can run again is not known of a function.
+    """
+    changed = []
+    try:
+        for module in model.modules():
+            if "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
+                vars(module)["forward"] = _InRegions(module.forward, routing)
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del vars(module)["forward"]
+
+
+@final
+class _InRegions:
+    """A module's ``forward``, checkpointed where a region calls it."""
+
+    def __init__(self, forward: Callable[..., Any], routing: Routing) -> None:
+        self.forward, self.routing = forward, routing
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not inside():
+            return self.forward(*args, **kwargs)
+        with set_aside():
+            return checkpointed(self.routing, partial(self.forward, **kwargs), *args)

@@ -1,0 +1,59 @@
+"""Gradient checkpointing of decoders of transformers, against the same without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from language_models import METHODS, PATHS, TOLERANCE, check, meta_gradient
+from torch import nn
+
+import fastmaml as fm
+
+pytest.importorskip("transformers", reason="transformers is not installed (fastmaml[text])")
+
+
+def decoder(kind: str, dropout: float) -> nn.Module:
+    """A decoder of two layers in float64, in training mode."""
+    import transformers
+
+    torch.manual_seed(0)
+    small = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "gpt2":
+        rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+        config: Any = transformers.GPT2Config(
+            hidden_size=16, n_positions=32, bos_token_id=1, eos_token_id=2, **small, **rates
+        )
+    else:
+        config = transformers.LlamaConfig(
+            hidden_size=16, intermediate_size=24, attention_dropout=dropout, **small
+        )
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return model.double().train()
+
+
+@pytest.mark.sampled(at_most=1)
+@pytest.mark.parametrize("path", ["eager", "native"])
+@pytest.mark.parametrize("method", ["unrolled", "checkpointed", "segments", "mixed-mode"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_checkpointed_layers_of_decoders(kind: str, dropout: float, method: str, path: str) -> None:
+    """Llama's norms are in float32, which rounds; the masks are the same ones."""
+    model, tokens = decoder(kind, dropout), torch.randint(1, 50, (2, 4, 9))
+    given = fm.Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, tokens)
+    batch = fm.Episodes(given, given)
+    found = []
+    for switch in ("disable", "enable"):
+        old = getattr(model, f"gradient_checkpointing_{switch}", None)
+        getattr(model, f"activation_checkpointing_{switch}", old)()
+        maml = fm.MAML(
+            model, lr=0.1, steps=2, loss=lambda y, t: nn.functional.cross_entropy(
+                y.logits.flatten(0, 1), t.flatten()
+            ), gradient=METHODS[method], **PATHS[path],
+        )  # fmt: skip
+        found.append(meta_gradient(maml, batch))
+    check(found[1], found[0], TOLERANCE if kind == "gpt2" else 1e-6)
+    plan = maml.explain(batch)
+    assert plan.batched
+    assert ("executor: captured" in str(plan)) == (path != "eager")
