@@ -45,7 +45,8 @@ def _four_bits(layer: Any, name: str) -> Weight:
     if getattr(state, "packing_format_for_cpu", False):
         raise ValueError(
             f"{name} is {kind}, whose weight a call in eval() mode has packed for inference on "
-            "this CPU: call model.state_dict(), which unpacks it."
+            "this CPU: load the model anew, or call model.state_dict(), which unpacks it with its "
+            "scales rounded to bfloat16; and call a copy of it in eval() mode."
         )
     if tuple(state.shape) != (layer.out_features, layer.in_features):
         raise ValueError(
