@@ -33,17 +33,22 @@ class Hosts:
         """What the model is given in place of its frozen parameters."""
         return dict(frozen) if self.quantized is None else self.quantized.constants(frozen)
 
+    def checkpointing(self, checkpoint: Callable[..., Any], constants: Tensors) -> Any:
+        """``checkpoint(layer, *args)`` for layers that run again when nothing is inside."""
+        if self.quantized is None:
+            return checkpoint
+        return self.quantized.checkpointing(checkpoint, constants)
+
     @contextlib.contextmanager
     def inside(self, checkpoint: Callable[..., Any], constants: Tensors) -> Iterator[None]:
         """The context in which the model runs with these constants.
 
         Args:
-            checkpoint: ``checkpoint(layer, *args)`` keeps inputs only.
+            checkpoint: as `checkpointing` gives it.
             constants: as `constants` names them.
         """
         with contextlib.ExitStack() as stack:
             if self.quantized is not None:
-                checkpoint = self.quantized.checkpointing(checkpoint, constants)
                 stack.enter_context(self.quantized.inside(constants))
             if self.transformers is not None:
                 stack.enter_context(self.transformers.inside(checkpoint))

@@ -59,6 +59,15 @@ def weight_of(own: Any) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_run_again_are_products_then_too(kind: str) -> None:
+    model, batch = network(kind), q.episodes(torch.float32)
+    expected = q.by_hand(q.dense(model, weight_of), batch)
+    maml = q.learned(q.run_again(model), gradient=METHODS["unrolled"], executor="eager")
+    found = q.meta_gradient(maml, batch)
+    assert q.error({n.replace(".layer", ""): g for n, g in found.items()}, expected) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "nested"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_four_bits_stand_for_what_the_library_says(kind: str, dtype: torch.dtype) -> None:

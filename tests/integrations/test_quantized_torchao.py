@@ -43,6 +43,16 @@ def test_the_meta_gradient_is_that_of_the_dense_network(method: str, executor: A
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_layers_that_run_again_are_products_then_too(method: str) -> None:
+    model, batch = q.network(quantized, torch.float32), q.episodes(torch.float32)
+    expected = q.by_hand(dense(model), batch)
+    maml = q.learned(q.run_again(model), gradient=METHODS[method])
+    for _ in range(2):
+        found = q.meta_gradient(maml, batch)
+        assert q.error({n.replace(".layer", ""): g for n, g in found.items()}, expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_in_bfloat16_it_errs_at_most_twice_as_much_as_torch(method: str) -> None:
     model, batch = q.network(quantized, torch.bfloat16), q.episodes(torch.bfloat16)
     expected = q.by_hand(dense(model), batch)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hand_loop import Parameters, hand_loop
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmaml as fm
 
@@ -29,6 +30,18 @@ class Adapted(nn.Module):
         return self.base(x) + low.to(x.dtype)
 
 
+class RunAgain(nn.Module):
+    """A layer inside of `torch.utils.checkpoint`."""
+
+    def __init__(self, layer: Adapted) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.layer, x, use_reentrant=False)
+        return found
+
+
 def network(quantize: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> nn.Module:
     """Two such layers, quantized by the function before they get adapters, and a head."""
     torch.manual_seed(0)
@@ -37,6 +50,12 @@ def network(quantize: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> n
     first, second = quantize(base)
     head = nn.Linear(WIDTH, CLASSES).to(dtype)
     return nn.Sequential(Adapted(first), nn.Tanh(), Adapted(second), nn.Tanh(), head)
+
+
+def run_again(model: Any) -> nn.Module:
+    """The same layers, each of which runs again where its derivative is wanted."""
+    first, act, second, _, head = model
+    return nn.Sequential(RunAgain(first), act, RunAgain(second), act, head)
 
 
 def dense(model: nn.Module, weight_of: Callable[[Any], Tensor]) -> nn.Module:

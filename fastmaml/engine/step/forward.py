@@ -43,13 +43,16 @@ class Host(Protocol):
     def functions(self) -> tuple[Any, ...]:
         """Of the library or the user, what of it the model runs by name."""
 
+    def checkpointing(self, checkpoint: Callable[..., Any], constants: Tensors) -> Any:
+        """``checkpoint(layer, *args)`` for layers that run again when nothing is inside."""
+
     def inside(
         self, checkpoint: Callable[..., Any], constants: Tensors
     ) -> AbstractContextManager[None]:
         """The context in which the model runs with these constants in place of its own.
 
         Args:
-            checkpoint: ``checkpoint(layer, *args)`` keeps inputs only.
+            checkpoint: as `checkpointing` gives it; keeps inputs only.
             constants: `TaskForward.frozen`.
         """
 
@@ -254,10 +257,12 @@ class TaskForward:
         tables = [(adapted[name], found) for name, found in rows.items()]
         routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
         stack.enter_context(routing)
+        checkpoint: Callable[..., Any] = partial(checkpointed, routing)
         if self.host is not None:
-            stack.enter_context(self.host.inside(partial(checkpointed, routing), self.frozen))
+            checkpoint = self.host.checkpointing(checkpoint, self.frozen)
+            stack.enter_context(self.host.inside(checkpoint, self.frozen))
         if self.regions:
-            stack.enter_context(layers_of_regions(self.model, routing))
+            stack.enter_context(layers_of_regions(self.model, checkpoint))
         followers: list[Follower] = [routing]
         if kept is not None:
             followers.insert(0, stack.enter_context(SharedPass(kept, routing, same)))

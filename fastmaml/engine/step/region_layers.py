@@ -10,22 +10,26 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from fastmaml.engine.routing.mode import Routing
 from fastmaml.engine.routing.torch_regions import inside, set_aside
-from fastmaml.engine.step.layer_checkpoint import checkpointed
+
+Checkpoint = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def layers_of_regions(model: nn.Module, routing: Routing) -> Iterator[None]:
+def layers_of_regions(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
     """Where modules inside of `torch.utils.checkpoint` are checkpointed.
 
     What else such a region does is kept: whether it can run again is not known of a function.
+
+    Args:
+        model: whose modules they are.
+        checkpoint: ``checkpoint(layer, *args)`` keeps inputs only.
     """
     changed = []
     try:
         for module in model.modules():
             if "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
-                vars(module)["forward"] = _InRegions(module.forward, routing)
+                vars(module)["forward"] = _InRegions(module.forward, checkpoint)
                 changed.append(module)
         yield
     finally:
@@ -37,11 +41,11 @@ def layers_of_regions(model: nn.Module, routing: Routing) -> Iterator[None]:
 class _InRegions:
     """A module's ``forward``, checkpointed where a region calls it."""
 
-    def __init__(self, forward: Callable[..., Any], routing: Routing) -> None:
-        self.forward, self.routing = forward, routing
+    def __init__(self, forward: Callable[..., Any], checkpoint: Checkpoint) -> None:
+        self.forward, self.checkpoint = forward, checkpoint
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not inside():
             return self.forward(*args, **kwargs)
         with set_aside():
-            return checkpointed(self.routing, partial(self.forward, **kwargs), *args)
+            return self.checkpoint(partial(self.forward, **kwargs), *args)
