@@ -46,6 +46,9 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
     tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     if any(table is x for table, _ in routing.rows for x in tensors.values()):
         return function(*args)
+    buffers = (n for n, _ in layer.named_buffers() if not n.endswith(_COUNT))
+    if not routing.own_statistics and any(buffers):
+        return function(*args)  # statistics are written without a trace
     given = (tensors, args, function.keywords, routing.key)
     leaves, spec = tree_flatten(given)
     own = [x for x in leaves if isinstance(x, Tensor)]
