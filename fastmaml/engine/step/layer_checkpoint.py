@@ -21,6 +21,7 @@ from torch.func import vmap
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fastmaml.engine.base import functorch
 from fastmaml.engine.base.storages import has_memory
 from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.model.functional_call import functional
@@ -47,11 +48,18 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
     tensors = {n: x for n, x in own_tensors if x.requires_grad or has_memory(x)}
     if any(table is x for table, _ in routing.rows for x in tensors.values()):
         return function(*args)
+    buffers = (n for n, _ in layer.named_buffers() if not n.endswith(_COUNT))
+    if not routing.own_statistics and any(buffers):
+        return function(*args)  # statistics are written without a trace
     given = (tensors, args, function.keywords, routing.key)
     leaves, spec = tree_flatten(given)
     own = [x for x in leaves if isinstance(x, Tensor)]
     run = _Run(routing, function, layer, leaves, spec)
-    found = _Checkpoint.apply(run, *own)
+    try:
+        found = _Checkpoint.apply(run, *own)
+    except _WritesBuffersError:
+        routing.draws = run.draws
+        return function(*args)  # what it writes is to be seen, and once
     rest = iter(found)
     return tree_unflatten([next(rest) if x is None else x for x in run.layout[0]], run.layout[1])
 
@@ -62,6 +70,10 @@ def _layer_of(function: Any) -> nn.Module | None:
         return None
     owner = function.args[0] if function.args else getattr(function.func, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
+
+
+class _WritesBuffersError(Exception):
+    """A layer changes its buffers, so that another run would begin with others."""
 
 
 @dataclass
@@ -93,6 +105,7 @@ class _Run:
         rest = iter(tensors)
         filled = [next(rest) if isinstance(x, Tensor) else x for x in self.leaves]
         state, args, keywords, key = tree_unflatten(filled, self.spec)
+        buffers = self._copied(state)
         layer = _Plain(self.layer, partial(self.function.func, *self.function.args, **keywords))
         with ExitStack() as stack:
             if self.layout:  # run again, when no mode is active any more
@@ -104,9 +117,27 @@ class _Run:
                 stack.enter_context(_OwnAlone(type(self.layer).__name__, tensors))
             stack.enter_context(self.routing.at(key, self.draws, keep=not self.layout))
             result = functional(layer, {f"layer.{n}": x for n, x in state.items()}, args)
+        if any(now != was for now, was in buffers()):
+            raise _WritesBuffersError
         found, spec = tree_flatten(result)
         self.layout[:] = [[None if isinstance(x, Tensor) else x for x in found], spec]
         return tuple(x for x in found if isinstance(x, Tensor))
+
+    def _copied(self, state: dict[str, Tensor]) -> Callable[[], list[tuple[int, int]]]:
+        """Exchange buffers for copies; returns what tells how often each was written, and was.
+
+        BatchNorm counts its calls, which nothing reads where statistics are the batch's own: where
+        they are not, it writes to others, too.
+        """
+        with torch._C.DisableTorchFunction():  # an in-place call is to stay one
+            copies = {n: state[n].clone() for n, _ in self.layer.named_buffers() if n in state}
+        state.update(copies)
+        plain = {n: functorch.unwrapped(x) for n, x in copies.items() if not n.endswith(_COUNT)}
+        before = {n: x._version for n, x in plain.items()}
+        return lambda: [(x._version, before[n]) for n, x in plain.items()]
+
+
+_COUNT = "num_batches_tracked"
 
 
 class _OwnAlone(TorchFunctionMode):

@@ -201,3 +201,40 @@ def test_a_layer_with_a_trainable_tensor_from_elsewhere_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Borrows, uses a trainable tensor of shape \[3, 16\]"):
         meta_gradient(maml_of(Both()), episodes())
+
+
+class Normed(nn.Module):
+    """A region around a method, with modules that write to buffers and overwrite activations."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.again = again
+        self.first = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+        self.norm = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.SiLU(inplace=True))
+        self.head = nn.Linear(8, 3)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = self.first(x).mul(2)
+        y.add_(1.0)
+        y = F.relu(y, inplace=True) + y
+        return self.norm(y) * y
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(1)
+        return self.head(
+            checkpoint(self.body, x, use_reentrant=False) if self.again else self.body(x)
+        )
+
+
+@pytest.mark.parametrize("statistics", ["batch", "module"])
+def test_buffers_and_activations_that_layers_write_to(statistics: str) -> None:
+    found = []
+    for again in (False, True):
+        model = Normed(again)
+        maml = maml_of(model, batch_norm=statistics)
+        gradients = meta_gradient(maml, episodes())
+        found.append((gradients, [b.clone() for b in model.buffers()]))
+    check(found[1][0], found[0][0], 1e-12)
+    for a, b in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
