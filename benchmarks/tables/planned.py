@@ -22,7 +22,7 @@ HEADER = [
 def plans(found: dict[str, Any]) -> str:
     """A row for each model and gradient method."""
     if "plans" not in found:
-        return "Not planned yet: `python -m benchmarks.programs.planned_memory`."
+        return "Not planned yet: `python -m benchmarks.programs.planned_memory --only table`."
     rows = [row(name, plan, way) for name, plan in found["plans"].items() for way in plan["ways"]]
     s = found["setting"]
     note = (
@@ -59,6 +59,8 @@ def gib(size: float) -> str:
 
 def checked(found: dict[str, Any]) -> str:
     """Plans beside runs of the same model."""
+    if "checked" not in found:
+        return "Not measured yet: `python -m benchmarks.programs.planned_memory --only check`."
     rows = [
         [
             name,

@@ -35,6 +35,7 @@ def test_a_plan_is_bold_where_it_fits() -> None:
         "| Big | `Checkpointed` | 1 | checkpointed | 15.0 | 0.00 | 3.0 | **79.0** | 95.0 |"
     )
     assert "Not planned yet" in planned.plans(ABOUT)
+    assert "Not measured yet" in planned.checked(ABOUT)
 
 
 def test_a_plan_beside_a_run_says_by_how_much_it_is_off() -> None:

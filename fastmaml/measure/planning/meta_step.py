@@ -7,13 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.utils._pytree import tree_leaves
 
 from fastmaml import losses
 from fastmaml.engine.memory.estimate import STEPS, Estimator
 from fastmaml.engine.memory.live import Alive
 from fastmaml.engine.memory.measurement import Measurement, watched
+from fastmaml.engine.model.inventory import take_inventory
 from fastmaml.engine.step.program import Call
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.gradients import GradientMethod
@@ -24,6 +30,12 @@ from fastmaml.maml.admit import admit
 from fastmaml.measure.planning.layers import FEWEST, peak_of
 from fastmaml.measure.planning.stand_in import generates, layers_alike, stand_in, with_layers
 from fastmaml.measure.planning.trace import Event, Trace
+
+_WITHOUT_VALUES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,7 @@ class Subject:
             backend="reference",
         )
         seeds = torch.empty(self.tasks, dtype=torch.int64)
-        held = maml._stock.take(model)
-        return admit(maml, held, self.episodes(), self.steps, "eager", seeds=seeds)
+        return admit(maml, take_inventory(model), self.episodes(), self.steps, "eager", seeds=seeds)
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,13 @@ class Watch:
             forward = replace(call.program.forward, backend=subject.backend)
             call = call.by(steps=steps, method=method, forward=forward).tried(self.chunk)
             trace = Trace()
-            found = watched(call, 1.0, memory=trace)
+            try:
+                found = watched(call, 1.0, memory=trace)
+            except _WITHOUT_VALUES as error:
+                raise ValueError(
+                    f"{config.model_type} cannot run on tensors without numbers ({error}): measure "
+                    "it with fastmaml bench module."
+                ) from error
         return found._replace(peak=Alive(found.peak.bytes, 0)), trace.events
 
 
