@@ -66,7 +66,8 @@ package:
 # What README and docs show, on this machine: about an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods
 # are timed beside each other, two elsewhere. Omniglot is looked for in FASTMAML_DATA or
-# ../shared/data; `ops`, `meta_step --slow`, `language_memory` and training runs are apart.
+# ../shared/data; `ops`, `meta_step --slow`, `language_memory`,
+# `planned_memory` and training runs are apart.
 # BERT=FOLDER profiles pretrained weights in place of random ones.
 BERT ?=
 BENCH := $(BIN)/python -m benchmarks.programs
@@ -103,6 +104,7 @@ bench-quick: $(STAMP)
 	$(BENCH).policies --quick
 	$(BENCH).profiles --quick --subjects digits
 	$(BENCH).vs_first_order --quick --subjects mlp
+	$(BENCH).planned_memory --quick --only table
 	$(BENCH).meta_step --workloads sinusoid-5 --contestants learn2learn TorchOpt JAX torch.func 'fastmaml captured' --rounds 2 --turn 0.05 --budget 1 --patience 45 --json $(SMALL)/meta_step.json $(if $(PEERS),--peers $(PEERS))
 
 # On a machine with a GPU, with the Python that has its torch, and no network: builds, tests and

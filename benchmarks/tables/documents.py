@@ -26,6 +26,7 @@ from benchmarks.tables import choosing
 from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
+from benchmarks.tables import planned as planned_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import rates as rate_tables
 from benchmarks.tables import times as time_tables
@@ -189,6 +190,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "intents-pooler": measured("intents_pooler", language_tables.intents),
         "transfer": measured("transfer", transfer_tables.study),
         "language-memory": measured("language_memory", language_tables.memory),
+    },
+    "docs/how_to/how_large.md": {
+        "planned": measured("planned_memory", planned_tables.plans),
+        "planned-checked": measured("planned_memory", planned_tables.checked),
     },
     "docs/concepts/choosing.md": {
         "price": measured("growth", choosing.price),

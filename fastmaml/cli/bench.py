@@ -96,7 +96,7 @@ def _arguments(subject: BenchSubject, flags: Swept) -> dict[str, Any]:
             "(maml, episodes, optimizer, test); the optimizer may be None."
         )
     return {
-        "methods": [_method(name) for name in flags.methods],
+        "methods": [method_of(name) for name in flags.methods],
         "steps": flags.sweep_steps,
         "tasks": flags.sweep_tasks or None,
         "backends": _or_own(flags.backends),
@@ -146,8 +146,12 @@ def _show(console: Any, found: Any) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _method(name: str) -> GradientMethod:
-    """From "unrolled", or "mixed-mode:3+offload" for 3 segments that wait on the CPU."""
+def method_of(name: str) -> GradientMethod:
+    """From "unrolled", or "mixed-mode:3+offload" for 3 segments that wait on the CPU.
+
+    Raises:
+        ValueError: there is no such method.
+    """
     short, plus, offload = name.partition("+")
     kind, _, number = short.partition(":")
     there = not plus or (offload == "offload" and kind in OFFLOADING)

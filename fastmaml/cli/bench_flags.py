@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
+from fastmaml.cli.bench_plan import BenchPlan
 from fastmaml.engine.recording.executors import ExecutorName
 from fastmaml.ops._load import Backend
 from fastmaml.training.config import (
@@ -117,9 +118,14 @@ def bench_command(presets: Mapping[str, RunConfig]) -> Any:
         BenchModule,
         subcommand("module", description="Measure your own model: module:function."),
     ]
+    planned = Annotated[
+        BenchPlan,
+        subcommand("plan", description="Estimate a language model's memory: --plan MODEL."),
+    ]
     choices = (
         *(_of(name, preset) for name, preset in presets.items() if type(preset) in KINDS),
         own,
+        planned,
     )
     each: Any = Union[choices]  # noqa: UP007
     return Annotated[
@@ -127,7 +133,8 @@ def bench_command(presets: Mapping[str, RunConfig]) -> Any:
         subcommand(
             "bench",
             description="Measure what a meta-step costs by gradient method, inner steps, tasks, "
-            "backend and executor. In place of a data set, module:function is your own.",
+            "backend and executor. In place of a data set, module:function is your own. "
+            "--plan MODEL estimates the memory of a language model that is not there.",
         ),
     ]
 

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
 
 from fastmaml.cli.bench_flags import bench_command
+from fastmaml.cli.bench_plan import as_subcommand
 from fastmaml.cli.factory import is_factory
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import profile_command
@@ -157,10 +158,10 @@ def parse(arguments: Sequence[str], presets: Mapping[str, RunConfig]) -> Any:
 
 
 def with_module(arguments: Sequence[str]) -> Sequence[str]:
-    """The arguments with ``module`` before ``module:function``, where a data set may stand."""
+    """With ``module`` before ``module:function``, and ``--plan`` as a subcommand."""
     if len(arguments) > 1 and arguments[0] in OWN and is_factory(arguments[1]):
         return [arguments[0], "module", *arguments[1:]]
-    return arguments
+    return as_subcommand(arguments) if arguments[:1] in (["bench"], ("bench",)) else arguments
 
 
 def _train(name: str, preset: RunConfig) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
+from fastmaml.cli.bench_plan import BenchPlan
 from fastmaml.cli.errors import BadInputError, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.language_flags import Adapt, Export
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _profile(command, arguments)
         if isinstance(command, Bench | BenchModule):
             return _bench(command, arguments)
+        if isinstance(command, BenchPlan):
+            from fastmaml.cli import bench_plan
+
+            return bench_plan.run(command)
         if isinstance(command, Export | Adapt):
             from fastmaml.cli import language
 

@@ -78,12 +78,13 @@ def kernels(backend: str) -> Kernels:
     """The raw ops of a backend, which know nothing of autograd.
 
     Args:
-        backend: ``cpp``, ``cuda`` or ``triton``.
+        backend: ``cpp``, ``cuda`` or ``triton``; ``shapes`` for what they allocate (`ops.shapes`).
 
     Raises:
         ValueError: there is no such backend, or it is not there; the message says why.
     """
-    found = _found(backend) if backend in _FINDERS else f"no such backend; choose from {BACKENDS}"
+    known = backend in _FINDERS or backend == "shapes"
+    found = _found(backend) if known else f"no such backend; choose from {BACKENDS}"
     if isinstance(found, str):
         raise ValueError(f"backend={backend!r}: {found}.")
     return found
@@ -148,7 +149,14 @@ def _said(found: Kernels | str) -> str:
 @functools.cache
 def _found(backend: str) -> Kernels | str:
     """The backend, or why it is not there."""
-    return _FINDERS[backend]()
+    return _shapes() if backend == "shapes" else _FINDERS[backend]()
+
+
+def _shapes() -> Kernels:
+    """Of fake tensors, which stand for those of any device."""
+    dtypes = frozenset({torch.float32, torch.float64, torch.bfloat16})
+    raw_ops = importlib.import_module("fastmaml.ops.shapes").RAW_OPS
+    return Kernels("shapes", frozenset({"cpu"}), dtypes, raw_ops)
 
 
 @functools.cache

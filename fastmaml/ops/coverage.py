@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmaml.ops import _load
 from fastmaml.ops._load import kernels
 
-WIDEST = {("triton", "task_attention"): 128}
+WIDEST = {("triton", "task_attention"): 128, ("shapes", "task_attention"): 128}
 """Of a backend and an op: the largest last dimension that there are kernels for, if not any."""
 
 

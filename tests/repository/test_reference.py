@@ -24,6 +24,7 @@ PUBLIC = (
     "fastmaml.losses",
     "fastmaml.maml",
     "fastmaml.measure.bench",
+    "fastmaml.measure.planning",
     "fastmaml.measure.profile",
     "fastmaml.measure.verify",
     "fastmaml.models",

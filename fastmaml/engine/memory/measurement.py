@@ -56,11 +56,19 @@ def recorded(call: Call, scale: float) -> Measurement | None:
     return attempted(lambda: watched(call, scale, inputs))[1]
 
 
-def watched(call: Call, scale: float, inputs: Sequence[Tensor] | None = None) -> Measurement:
+def watched(
+    call: Call,
+    scale: float,
+    inputs: Sequence[Tensor] | None = None,
+    memory: LiveMemory | None = None,
+) -> Measurement:
     """Run a small meta-step, and watch it.
 
     Args:
+        call: what runs, of few tasks and inner steps.
+        scale: how many times more tasks there will be.
         inputs: what is read anew by a replay, which is then measured, too.
+        memory: what watches it; None for the usual one.
 
     Raises:
         UncapturableError: `inputs` are given, and there can be no recording.
@@ -70,7 +78,7 @@ def watched(call: Call, scale: float, inputs: Sequence[Tensor] | None = None) ->
     tasks, steps = len(call.seeds), call.program.steps
     # Tasks have these in common, and so has what goes back to them.
     common = {size(x) for x in (*meta.shared.values(), *meta.rates.values())}
-    memory = QuickLiveMemory(common, scale)
+    memory = QuickLiveMemory(common, scale) if memory is None else memory
     loop = _Marked(**vars(call.loop()), memory=memory, tape=tape or Tape(0))
     outputs: list[Tensor] = []
 
