@@ -52,7 +52,7 @@ CELLS = (*HELD_OUT, "held", OTHER_INTENTS)
 class Setting:
     """Meta-training and test."""
 
-    frozen_layers: int = 4
+    frozen_layers: int = 0
     iterations: int = 400
     tasks: int = 2
     support: int = 16
@@ -95,14 +95,14 @@ class Method:
 
 
 METHODS = {
-    "pretrained": Method(True, "nothing", tests=(*BASE, "all layers, Adam")),
-    "multi-task, GLUE": Method(False, "multi-task", tests=BASE[:2]),
-    "ANIL, GLUE": Method(False, "head", tests=BASE[:2]),
-    "multi-task": Method(True, "multi-task", meta_lr=(5e-5, 2e-4), tests=BASE, halfway=True),
-    "ANIL": Method(True, "head", meta_lr=(5e-5, 2e-4), halfway=True),
+    "pretrained": Method(True, "nothing"),
+    "fine-tuning": Method(True, "nothing", tests=("all layers, Adam",)),
+    "multi-task, GLUE": Method(False, "multi-task"),
+    "ANIL, GLUE": Method(False, "head"),
+    "multi-task": Method(True, "multi-task", halfway=True),
+    "ANIL": Method(True, "head", halfway=True),
     "ANIL from prototypes": Method(True, "head", "prototype", halfway=True),
-    "MAML": Method(True, "all", rates_lr=0.01, iterations=200, tests=BASE, halfway=True),
-    "MAML from prototypes": Method(True, "all", "prototype", rates_lr=0.01, iterations=200),
+    "MAML": Method(True, "all", rates_lr=0.01, iterations=200, halfway=True),
 }
 
 
@@ -204,7 +204,8 @@ def main() -> None:
     more = {"train": TRAIN, "held_out": CELLS, "shots": SHOTS}
     with tempfile.TemporaryDirectory() as work:
         study = Study(options, setting, Path(work))
-        studies.run(options, setting, "transfer.json", more, study.run)
+        name = "transfer_last.json" if setting.frozen_layers else "transfer.json"
+        studies.run(options, setting, name, more, study.run)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,16 @@ class Test:
     whole: bool = False
 
 
+class AtLast:
+    """What `measure` asks of a learner, after the last step alone: query sets cost more than steps."""
+
+    def __init__(self, maml: fm.MAML) -> None:
+        self.maml = maml
+
+    def evaluate_each_step(self, batch: Any, steps: int) -> list[Any]:
+        return [self.maml.evaluate(batch, steps)]
+
+
 class Tests:
     """Everything that is the same for all encoders.
 
@@ -122,9 +132,12 @@ class Tests:
             found = source.sample()
             yield fm.episodes.NamedEpisodes(found.support, found.query, (name,))
 
-    def scores(self, test: Test, cells: Any, shots: int, draws: int, seed: int) -> Scores:
-        """Of the data sets, after every step."""
+    def scores(
+        self, test: Test, cells: Any, shots: int, draws: int, seed: int, at_last: bool = False
+    ) -> Scores:
+        """Of the data sets, after every step, or the last one."""
         found: Scores = {}
+        learner: Any = AtLast(test.maml) if at_last else test.maml
         for name in cells:
             choice = chosen({name: METRICS.get(name, "accuracy")})
             length = LENGTHS.get(name, 48 if name in CLASSES else LENGTHS[INTENTS])
@@ -132,7 +145,7 @@ class Tests:
                 given = batch if test.whole else self.lower(batch, length)
                 given = given if test.features is None else test.features(given)
                 with evaluating(test.maml):
-                    (one,) = measure(test.maml, given, test.steps, choice)
+                    (one,) = measure(learner, given, test.steps, choice)
                 for metric, values in one.scores.items():
                     found.setdefault(name, {}).setdefault(metric, []).append(list(values))
         return found
@@ -155,7 +168,8 @@ class Tests:
         found = (-1.0, way.rates[0], way.steps)
         for rate in way.rates:
             test = self.test(model, way, rate, way.steps)
-            curve = mean_accuracies(self.scores(test, cells, shots, self.draws.grid_draws, 998))
+            draws = 1 if way.whole else self.draws.grid_draws
+            curve = mean_accuracies(self.scores(test, cells, shots, draws, 998))
             found = max(found, *((a, rate, k) for k, a in enumerate(curve) if k or not way.steps))
         return found
 
@@ -183,7 +197,7 @@ class Tests:
 
     def row(self, test: Test, shots: int, rate: Any, tuned: float) -> dict[str, Any]:
         start = time.process_time()
-        scores = self.scores(test, self.cells, shots, self.draws.draws, 999)
+        scores = self.scores(test, self.cells, shots, self.draws.draws, 999, at_last=True)
         seconds = (time.process_time() - start) / (len(self.cells) * self.draws.draws)
         return {
             "lr": rate, "steps": test.steps, "training_data_sets": round(tuned, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -136,6 +137,8 @@ def signed(text: str) -> str:
 
 
 def interval(values: list[float]) -> str:
+    if any(math.isnan(x) for x in values):
+        return "diverged"
     width = half_width(statistics.stdev(values), len(values))
     return f"{statistics.mean(values):.1f} ± {width:.1f}"
 
