@@ -89,7 +89,7 @@ class Test:
 
 
 class AtLast:
-    """What `measure` asks of a learner, after the last step alone: query sets cost more than steps."""
+    """What `measure` asks of a learner, after the last step alone: query sets cost the most."""
 
     def __init__(self, maml: fm.MAML) -> None:
         self.maml = maml
