@@ -37,8 +37,8 @@ def config(layers: int = 1) -> Any:
     )  # fmt: skip
 
 
-def live_bytes(method: GradientMethod, chunk: int) -> int:
-    """Of a meta-step that is run: live tensors, at their peak."""
+def live_bytes(method: GradientMethod, chunk: int) -> list[int]:
+    """Of two calls of a meta-step that is run: live tensors, at their peak."""
     torch.manual_seed(0)
     model = with_generating_lora(transformers.LlamaForCausalLM(config()), Lora(4), "CAUSAL_LM")
     maml = fm.MAML(
@@ -51,10 +51,12 @@ def live_bytes(method: GradientMethod, chunk: int) -> int:
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         parts.append(fm.Batch(inputs, tokens))
     episodes = fm.Episodes(*parts)
-    maml(episodes).loss.backward()
-    with LiveMemory() as memory:
-        maml(episodes).loss.backward()
-    return memory.peak_bytes
+    peaks = []
+    for _ in range(2):
+        with LiveMemory() as memory:
+            maml(episodes).loss.backward()
+        peaks.append(memory.peak_bytes)
+    return peaks
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -70,7 +72,11 @@ def live_bytes(method: GradientMethod, chunk: int) -> int:
 )
 def test_a_plan_is_what_a_run_needs(method: GradientMethod, chunk: int) -> None:
     plan = plan_memory(config(), **SETTING, methods=[method], tasks_at_once=chunk, layers="kept")
-    assert plan.ways[0].step == pytest.approx(live_bytes(method, chunk), rel=0.1)
+    first, later = live_bytes(method, chunk)
+    if method.tried_once:  # the first call, which does more
+        assert later / 1.1 < plan.ways[0].step < first * 1.1
+    else:
+        assert plan.ways[0].step == pytest.approx(later, rel=0.1)
 
 
 def event(label: int, size: int) -> Event:
