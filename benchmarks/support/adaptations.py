@@ -33,6 +33,7 @@ class Adaptation:
         scope: what adapts.
         adam: whether by Adam, and not by gradient descent.
         whole: whether the frozen layers adapt, too.
+        most_shots: examples a class at most; None for all.
     """
 
     steps: int
@@ -41,13 +42,16 @@ class Adaptation:
     scope: str = "head"
     adam: bool = False
     whole: bool = False
+    most_shots: int | None = None
 
 
 ADAPTATIONS = {
     "prototypes": Adaptation(0, (0.1,), head="prototype"),
     "new last layer": Adaptation(20, (0.1, 0.5)),
     "last layers": Adaptation(6, (0.05, 0.15), scope="all"),
-    "all layers, Adam": Adaptation(10, (1e-4, 3e-4), scope="all", adam=True, whole=True),
+    "all layers, Adam": Adaptation(
+        10, (1e-4, 3e-4), scope="all", adam=True, whole=True, most_shots=4
+    ),
 }
 BASE = ("prototypes", "new last layer", "last layers")
 
@@ -177,6 +181,8 @@ class Tests:
         """An adaptation, tuned on the training data sets, on the data sets held out."""
         way, found = ADAPTATIONS[name], {}
         for shots in self.draws.shots:
+            if way.most_shots is not None and shots > way.most_shots:
+                continue
             accuracy, rate, steps = self.best(model, way, shots, cells)
             test = self.test(model, way, rate, steps)
             found[str(shots)] = self.row(test, shots, rate, accuracy)

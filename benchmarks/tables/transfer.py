@@ -21,6 +21,8 @@ def accuracies(found: Row, shots: str) -> str:
     cells = classified(found, shots)
     rows = []
     for name, method in found["methods"].items():
+        if not any(shots in test for test in method["tests"].values()):
+            continue
         way = chosen(method, shots)
         test = method["tests"][way][shots]
         each = [[100 * x for x in test["scores"][cell]["accuracy"]] for cell in cells]
@@ -59,6 +61,9 @@ def other_scores(found: Row) -> str:
     for name, method in found["methods"].items():
         row = [name]
         for cell, metric, shots in columns:
+            if not any(shots in test for test in method["tests"].values()):
+                row.append("")
+                continue
             scores = method["tests"][chosen(method, shots)][shots]["scores"][cell]
             row.append(interval([100 * x for x in scores[metric]]) if metric in scores else "")
         rows.append(row)
@@ -104,7 +109,7 @@ def classified(found: Row, shots: str) -> list[str]:
 def chosen(method: Row, shots: str) -> str:
     """The adaptation that is best on the data sets that were trained on."""
     tests = method["tests"]
-    tuned = [way for way in tests if not way.startswith("halfway")]
+    tuned = [way for way in tests if shots in tests[way] and not way.startswith("halfway")]
     return max(tuned, key=lambda way: tests[way][shots]["training_data_sets"])
 
 
