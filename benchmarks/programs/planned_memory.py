@@ -53,8 +53,8 @@ SETTING: dict[str, Any] = {
 }
 CHECKED: dict[str, Any] = {
     "tasks": 2,
-    "steps": 3,
-    "tokens": 128,
+    "steps": 2,
+    "tokens": 64,
     "support": 2,
     "query": 2,
     "lora": 8,
