@@ -147,7 +147,7 @@ def checked(quick: bool, keep: Any) -> None:
             layers="kept", dtype=torch.float32, backend="kernels" if recorded else "reference",
         )  # fmt: skip
         way = plan.ways[0]
-        copied = way.recorded - way.eager if recorded else 0
+        copied = plan.standing.weights + plan.standing.data if recorded else 0
         row = {"planned_bytes": way.step + copied, **measured(name, quick)}
         print(name, row, row["planned_bytes"] / row["measured_bytes"], flush=True)
         keep(name, row, plan)

@@ -34,9 +34,10 @@ class BenchPlan:
     query: int = 4
     """Rows of its query set."""
     methods: tuple[str, ...] = ("unrolled", "checkpointed", "mixed-mode", "first-order")
-    """Gradient methods, also truncated and reptile; mixed-mode:3 has 3 segments."""
+    """Gradient methods, also truncated and reptile; mixed-mode:3 has 3 segments, and
+    mixed-mode+offload keeps inner steps on the CPU."""
     memory: str = "80GiB"
-    """Of the GPU."""
+    """Of the GPU, with its unit."""
     tasks_at_once: int | None = None
     """How many tasks run at a time (none: as many as fit)."""
     layers: Literal["auto", "kept", "checkpointed"] = "auto"
@@ -77,6 +78,11 @@ def run(command: BenchPlan) -> int:
     console = Console(highlight=False)
     if command.lora < 0:
         raise BadInputError(f"--lora {command.lora}: give a rank, or 0 where everything adapts.")
+    if not command.lora and command.lora_targets:
+        raise BadInputError(
+            f"--lora 0 has everything adapt, without adapters, and --lora-targets "
+            f"{' '.join(command.lora_targets)} names layers for adapters: leave one of them out."
+        )
     with console.status("preparing") as status, user_errors():
         targets = command.lora_targets or None
         plan = plan_memory(

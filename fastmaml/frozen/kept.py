@@ -7,10 +7,11 @@ from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Kept(ABC):
-    """A frozen weight that is elsewhere. Nothing ever writes to it.
+    """A frozen weight that is elsewhere. Nothing here ever writes to it.
 
     Attributes:
         name: of the weight in its model.
@@ -27,15 +28,36 @@ class Kept(ABC):
 
     @abstractmethod
     def rows(self, numbers: Tensor) -> Tensor:
-        """``weight[numbers]``, on the device of the numbers, which are of any shape."""
+        """``weight[numbers]``, on the device of the numbers: of any shape, and in range."""
 
     @abstractmethod
     def state(self) -> Tensor | None:
         """The weight for a `state_dict`; None where it is not to be had without other ranks."""
 
     @abstractmethod
-    def like(self, weight: Tensor) -> Kept:
-        """Another weight of this shape, kept in this way."""
+    def like(self, weight: Tensor, copy: bool) -> Kept:
+        """Another weight of this shape, kept in this way.
+
+        Args:
+            weight: of any dtype, which becomes this one's.
+            copy: whether its memory stays the giver's; else it is kept itself where it can be.
+        """
+
+    @final
+    def require_rows(self, numbers: Tensor) -> None:
+        """Raise IndexError where one of these numbers is of no row, as `torch.nn.Embedding` does.
+
+        Indexing would count negative ones from the end.
+        """
+        if not numbers.numel():
+            return
+        least, most = (int(x) for x in torch.stack(torch.aminmax(numbers)).tolist())
+        if least < 0 or most >= self.shape[0]:
+            wrong = least if least < 0 else most
+            raise IndexError(
+                f"index out of range: {self.name} has the rows 0 to {self.shape[0] - 1}, and row "
+                f"{wrong} is looked up."
+            )
 
     def __deepcopy__(self, memo: Any) -> Kept:
         return self  # as nothing writes to it, copies of a model have it in common
@@ -62,15 +84,31 @@ class OnHost(Kept):
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Looked up on the host, so that no table is copied."""
-        return self.weight[numbers.to("cpu")].to(numbers.device)
+        return F.embedding(numbers.to("cpu"), self.weight).to(numbers.device)
 
     def state(self) -> Tensor:
         """The weight itself."""
         return self.weight
 
-    def like(self, weight: Tensor) -> OnHost:
-        """A copy of another weight, of the same dtype."""
-        return OnHost(self.name, weight.detach().to("cpu", self.dtype, copy=True), self.pinned)
+    def like(self, weight: Tensor, copy: bool) -> OnHost:
+        """Another weight, of the same dtype, on the host."""
+        return OnHost(self.name, weight.detach().to("cpu", self.dtype, copy=copy), self.pinned)
+
+
+@final
+class Holder:
+    """What the layers that have a weight in common hold in common: where it is kept now.
+
+    Loading puts another weight in its place, for all of them. A deep copy of the model has a holder
+    of its own, with the same weight until one of both loads another; a clone (`MAML.clone`) has the
+    model's, as it has its buffers.
+
+    Attributes:
+        kept: the weight.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
 
 
 class Away(Tensor):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from fastmaml.frozen.kept import Away, Kept
+from fastmaml.frozen.kept import Away, Holder, Kept
 from fastmaml.frozen.products import lookup, product
 
 
@@ -15,7 +15,7 @@ class FetchingLayer(nn.Module):
     """A layer that fetches its weight whenever it runs. The weight is no parameter.
 
     Args:
-        kept: the weight.
+        holder: of the weight; layers that have it in common share one.
         device: where the layer runs, for those who ask its weight for a device.
     """
 
@@ -25,9 +25,14 @@ class FetchingLayer(nn.Module):
     )
     """Why a meta-step with such a layer runs eagerly."""
 
-    def __init__(self, kept: Kept, device: torch.device) -> None:
+    def __init__(self, holder: Holder, device: torch.device) -> None:
         super().__init__()
-        self.kept, self.device = kept, device
+        self.holder, self.device = holder, device
+
+    @property
+    def kept(self) -> Kept:
+        """The weight, where it is now."""
+        return self.holder.kept
 
     @property
     def weight(self) -> Tensor:
@@ -71,6 +76,7 @@ class FetchingLayer(nn.Module):
     ) -> None:
         name = f"{prefix}weight"
         given = state.get(name)
+        assign = local.get("assign_to_params_buffers", False)
         rest = {n: x for n, x in state.items() if n != name}
         super()._load_from_state_dict(rest, prefix, local, strict, missing, unexpected, errors)
         if given is None:
@@ -81,8 +87,15 @@ class FetchingLayer(nn.Module):
                 f"size mismatch for {name}: {list(given.shape)} is given, and the layer has "
                 f"{list(self.kept.shape)}."
             )
+        elif given.is_meta:
+            errors.append(f"{name} is on the device meta, without numbers: load them first.")
+        elif assign and given.dtype != self.kept.dtype:
+            errors.append(
+                f"{name} is {given.dtype}, and lies elsewhere as {self.kept.dtype}, which "
+                "assign=True cannot change: leave it out, which converts."
+            )
         else:
-            self.kept = self.kept.like(given)
+            self.holder.kept = self.kept.like(given, copy=not assign)
 
 
 @final
@@ -90,20 +103,20 @@ class FetchingLinear(FetchingLayer):
     """``y = x Wᵀ + b``, as `torch.nn.Linear`; or ``x W + b``, as transformers' ``Conv1D``.
 
     Args:
-        kept: W.
+        holder: of W.
         device: see `FetchingLayer`.
         bias: the layer's own, which may be trained; or None.
         columns: whether it is ``x W``.
     """
 
     def __init__(
-        self, kept: Kept, device: torch.device, bias: nn.Parameter | None, columns: bool
+        self, holder: Holder, device: torch.device, bias: nn.Parameter | None, columns: bool
     ) -> None:
-        super().__init__(kept, device)
+        super().__init__(holder, device)
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
         self.columns = columns
-        rows, width = kept.shape
+        rows, width = self.kept.shape
         self.in_features, self.out_features = (rows, width) if columns else (width, rows)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,10 +142,14 @@ class FetchingLinear(FetchingLayer):
 class FetchingEmbedding(FetchingLayer):
     """Rows of a table, as `torch.nn.Embedding`."""
 
-    def __init__(self, kept: Kept, device: torch.device) -> None:
-        super().__init__(kept, device)
-        self.num_embeddings, self.embedding_dim = kept.shape
+    def __init__(self, holder: Holder, device: torch.device) -> None:
+        super().__init__(holder, device)
+        self.num_embeddings, self.embedding_dim = self.kept.shape
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """``[..., width]`` of whole numbers ``[...]``."""
+        """``[..., width]`` of whole numbers ``[...]``.
+
+        Raises:
+            IndexError: one of them is negative, or too large.
+        """
         return lookup(numbers, self.kept)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import distributed, nn
 
-from fastmaml.frozen.kept import Kept, OnHost
+from fastmaml.frozen.kept import Holder, Kept, OnHost
 from fastmaml.frozen.layers import FetchingEmbedding, FetchingLayer, FetchingLinear
 from fastmaml.frozen.shares import Shared
 
@@ -137,13 +137,13 @@ def _place(
     keep: Callable[[str, torch.Tensor, int], Kept],
 ) -> None:
     """Exchange the layers; a weight that several have is kept once."""
-    kept: dict[int, tuple[torch.Tensor, Kept]] = {}
+    held: dict[int, tuple[torch.Tensor, Holder]] = {}
     made: dict[int, FetchingLayer] = {}
     for name, layer in list(_chosen(model, layers)):
         weight = _weight(layer)
-        if id(weight) not in kept:
-            kept[id(weight)] = weight, keep(f"{name}.weight", weight, len(kept))
-        made[id(layer)] = _fetching(layer, kept[id(weight)][1], device)
+        if id(weight) not in held:
+            held[id(weight)] = weight, Holder(keep(f"{name}.weight", weight, len(held)))
+        made[id(layer)] = _fetching(layer, held[id(weight)][1], device)
     for owner in list(model.modules()):
         for name, inner in owner._modules.items():
             if inner is not None and id(inner) in made:
@@ -151,11 +151,11 @@ def _place(
     model.to(device)
 
 
-def _fetching(layer: nn.Module, kept: Kept, device: torch.device) -> FetchingLayer:
+def _fetching(layer: nn.Module, holder: Holder, device: torch.device) -> FetchingLayer:
     if isinstance(layer, nn.Embedding):
-        return FetchingEmbedding(kept, device)
+        return FetchingEmbedding(holder, device)
     bias = layer._parameters["bias"]
-    return FetchingLinear(kept, device, bias, columns=not isinstance(layer, nn.Linear))
+    return FetchingLinear(holder, device, bias, columns=not isinstance(layer, nn.Linear))
 
 
 def _chosen(model: nn.Module, layers: str | None) -> Iterator[tuple[str, nn.Module]]:

@@ -33,7 +33,11 @@ def product(x: Tensor, kept: Kept, columns: bool, dtype: torch.dtype) -> Tensor:
 
 
 def lookup(numbers: Tensor, kept: Kept) -> Tensor:
-    """``W[numbers]``, ``[..., columns]``; a constant."""
+    """``W[numbers]``, ``[..., columns]``; a constant.
+
+    Raises:
+        IndexError: one of the numbers is negative, or too large.
+    """
     found: Tensor = _Lookup.apply(numbers, kept)
     return found
 
@@ -78,6 +82,7 @@ class _Lookup(Function):
     @staticmethod
     def forward(numbers: Tensor, kept: Kept) -> Tensor:
         with _unwatched():
+            kept.require_rows(numbers)
             return kept.rows(numbers)
 
     @staticmethod

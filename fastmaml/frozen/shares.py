@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 from fastmaml.frozen.kept import Kept
 
@@ -82,13 +83,13 @@ class Shared(Kept):
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Of the whole table."""
-        return self.whole(numbers.device)[numbers]
+        return F.embedding(numbers, self.whole(numbers.device))
 
     def state(self) -> None:
         """None: a rank that saves alone would wait for the others for good."""
 
-    def like(self, weight: Tensor) -> Shared:
-        """The own share of another weight."""
+    def like(self, weight: Tensor, copy: bool) -> Shared:
+        """A copy of the own share of another weight."""
         weight, number = weight.detach().to(self.dtype), int(self.number)
         return Shared(self.name, number, weight, self.group, self.device)
 

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from frozen_bases import BASES, EXACT, STEPS, TASKS, expected, gradients, maml, tied, words
+from frozen_bases import (
+    BASES,
+    EXACT,
+    STEPS,
+    TASKS,
+    WORDS,
+    expected,
+    gradients,
+    maml,
+    tied,
+    words,
+)  # fmt: skip
 from problems import relative
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -56,15 +67,15 @@ class Counted(Kept):
     def state(self) -> Tensor | None:
         return self.kept.state()
 
-    def like(self, weight: Tensor) -> Kept:
-        return Counted(self.kept.like(weight), self.fetched)
+    def like(self, weight: Tensor, copy: bool) -> Kept:
+        return Counted(self.kept.like(weight, copy), self.fetched)
 
 
 def counted(model: nn.Module) -> Fetched:
     """Count what the layers of a model fetch from now on."""
     log = Fetched()
-    for layer in fetching(model):
-        layer.kept = Counted(layer.kept, log)
+    for holder in {layer.holder for layer in fetching(model)}:
+        holder.kept = Counted(holder.kept, log)
     return log
 
 
@@ -190,6 +201,7 @@ def test_state_dicts_are_those_of_the_plain_model() -> None:
     copied.load_state_dict({name: 2 * x for name, x in plain.items()})
     assert torch.equal(copied.state_dict()["words.weight"], 2 * plain["words.weight"])
     assert torch.equal(model.state_dict()["words.weight"], plain["words.weight"])
+    assert model.words.kept is model.out.kept
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again(words().support.inputs[0]), model(words().support.inputs[0]))
 
@@ -199,6 +211,56 @@ def test_state_dicts_are_those_of_the_plain_model() -> None:
     state["first.base.weight"] = torch.ones(2, 2)
     with pytest.raises(RuntimeError, match=r"size mismatch for first\.base\.weight"):
         model.load_state_dict(state)
+
+
+def test_a_tied_weight_that_is_loaded_is_still_kept_once() -> None:
+    plain, model = tied(), offloaded()
+    other = {name: x + 1 for name, x in plain.state_dict().items()}
+    other["out.weight"] = other["words.weight"] + 1  # of two that differ the last one holds
+    numbers = words().support.inputs[0]
+    for state in (plain.state_dict(), other):
+        for assign in (False, True):
+            tied_again = copy.deepcopy(model)
+            tied_again.load_state_dict(state, assign=assign)
+            assert tied_again.words.kept is tied_again.out.kept
+            assert torch.equal(tied_again.out.kept.state(), state["out.weight"])
+    plain.load_state_dict(other)
+    model.load_state_dict(other)
+    torch.testing.assert_close(model(numbers), plain(numbers))
+    assert pickle.loads(pickle.dumps(model)).words.kept.shape == (11, 6)
+
+    other = {name: x.clone() for name, x in tied().state_dict().items()}
+    model.load_state_dict(other, assign=True)
+    assert model.first.base.kept.state().data_ptr() == other["first.base.weight"].data_ptr()
+    model.load_state_dict(other)
+    assert model.first.base.kept.state().data_ptr() != other["first.base.weight"].data_ptr()
+    model.load_state_dict({name: x.float() for name, x in other.items()})
+    assert model.out.kept.state().dtype is torch.float64
+    with pytest.raises(RuntimeError, match=r"words.weight is torch.float32.*assign=True cannot"):
+        model.load_state_dict({name: x.float() for name, x in other.items()}, assign=True)
+    with pytest.raises(RuntimeError, match=r"words.weight is on the device meta"):
+        model.load_state_dict({name: x.to("meta") for name, x in other.items()}, assign=True)
+
+
+@pytest.mark.parametrize("wrong", [-1, WORDS])
+def test_a_row_that_is_not_there_is_an_index_error(wrong: int) -> None:
+    """Negative ones do not count from the end."""
+    model = offloaded()
+    table, numbers = model.words, torch.tensor([[1, wrong], [0, 2]])
+    with pytest.raises(IndexError, match=rf"words\.weight has the rows 0 to 10, and row {wrong} "):
+        table(numbers)
+    with pytest.raises(IndexError, match="index out of range"):
+        torch.func.vmap(table)(numbers)
+    for part in ("support", "query"):
+        data = words()
+        getattr(data, part).inputs[1, 2, 3] = wrong
+        for chunk in (TASKS, 1):
+            with pytest.raises(IndexError, match="index out of range"):
+                maml("tied", model, fm.gradients.Checkpointed(), tasks_chunk=chunk)(data)
+    assert table(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3, 6)
+    assert torch.equal(table(numbers[1].int()), tied().words(numbers[1]))
+    with pytest.raises(RuntimeError, match="scalar types: Long, Int"):
+        table(torch.tensor([True, False]))  # a mask it would be
 
 
 def test_autocast_computes_in_its_dtype_forwards_and_backwards() -> None:

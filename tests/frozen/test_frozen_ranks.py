@@ -149,6 +149,7 @@ def states() -> list[list[str]]:
     model.load_state_dict({n: 2 * x for n, x in plain.items()})
     doubled = model.words.kept.whole(torch.device("cpu"))
     assert torch.equal(doubled, 2 * plain["words.weight"])
+    assert model.words.kept is model.out.kept
     return [missing]
 
 
@@ -166,6 +167,9 @@ def errors() -> dict[str, str]:
     model = frozen.shard(tied(), "cpu")
     inner = model.first.base if rank == 0 else model.words  # of another size
     found = {"order": message(lambda: inner.kept.whole(torch.device("cpu")), RuntimeError)}
+    for row in (-1, bases.WORDS):
+        numbers = torch.tensor([0, row])
+        found[f"row {row}"] = message(lambda n=numbers: model.words(n), IndexError)
     other = tied()
     with torch.no_grad():
         other.words.weight += rank
@@ -298,6 +302,8 @@ def test_what_cannot_be_right_is_refused_on_every_rank(found: Found) -> None:
         asked = ("first.base.weight", "words.weight")[number]
         assert f"rank {number} asks for the frozen weight {asked}, and" in said["order"]
         assert "do not run the same meta-step" in said["order"]
+        for row in (-1, bases.WORDS):
+            assert f"rows 0 to 10, and row {row} is looked up" in said[f"row {row}"]
         assert "has other frozen weights than this rank (words" in said["weights"]
         assert "cannot be pickled" in said["pickle"]
         assert "model.second is sharded by FSDP" in said["FSDP"]

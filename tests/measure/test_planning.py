@@ -79,6 +79,31 @@ def test_a_plan_is_what_a_run_needs(method: GradientMethod, chunk: int) -> None:
         assert plan.ways[0].step == pytest.approx(later, rel=0.1)
 
 
+@pytest.mark.parametrize("method", [Checkpointed, pytest.param(MixedMode, marks=pytest.mark.slow)])
+def test_steps_that_wait_on_the_cpu_take_no_more_of_the_gpu(method: Any) -> None:
+    few, many = (
+        plan_memory(
+            config(), **{**SETTING, "steps": steps}, tasks_at_once=1, layers="kept",
+            methods=[method(), method(offload=True), method(2, offload=True)],
+        ).ways
+        for steps in (3, 9)
+    )  # fmt: skip
+    carry = few[0].held / 3
+    assert many[0].held == 9 * carry
+    assert many[0].step - few[0].step == 6 * carry
+    for i in (1, 2):
+        assert many[i].step == few[i].step < few[0].step
+        assert many[i].held == few[i].held == 2 * carry
+        assert many[i].recorded is None, "copies to the CPU are in no recording"
+        assert many[i].fits == "eager"
+    assert [way.away for way in few] == [0, 2 * carry, 2 * carry]
+    assert [way.away for way in many] == [0, 8 * carry, 5 * carry]
+    plan = plan_memory(config(), **SETTING, methods=method(offload=True), tasks_at_once=1)
+    assert "inner steps wait in the CPU's memory" in str(plan)
+    assert plan.fitting is not None
+    assert 'offload=True), tasks_chunk=1, executor="eager"' in str(plan)
+
+
 def event(label: int, size: int) -> Event:
     return Event(label, size)
 

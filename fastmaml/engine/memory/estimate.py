@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 from fastmaml.engine.base.storages import size
 from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.memory.measurement import Measurement, recorded, watched
@@ -27,12 +29,14 @@ class Estimator:
         tasks: how many tasks there are in all.
         steps: the number of inner steps, near which the laws hold best.
         lanes: how many chunks run from recordings at the same time; 0 where none is recorded.
+        device: where it would run; None for where the call's tensors are.
     """
 
     call: Call
     tasks: int
     steps: int
     lanes: int
+    device: torch.device | None = None
 
     def at_once(self, chunk: int) -> int:
         """How many tasks run at the same time."""
@@ -76,7 +80,7 @@ class Estimator:
 
     def _held(self, method: GradientMethod) -> tuple[float, float]:
         """How many inner steps are held, whatever their number, and how many more for each."""
-        method = method.on(self.call.seeds.device)
+        method = method.on(self.device or self.call.seeds.device)
         held = method.held_steps(self.steps)
         more = (method.held_steps(self.steps + 100) - held) / 100
         return held - more * self.steps, more

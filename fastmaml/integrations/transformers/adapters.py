@@ -132,6 +132,17 @@ def _fitting(model: nn.Module, lora: Lora) -> Iterator[None]:
             yield
     except ValueError as error:
         raise ValueError(
-            f"lora targets={lora.targets} do not fit {type(model).__name__}: {error}. Name the "
-            "ends of its linear layers, for example targets=('query', 'value')."
+            f"lora targets={lora.targets} do not fit {type(model).__name__}: "
+            f"{str(error).splitlines()[0].rstrip('.')}. Name the ends of linear layers with "
+            f"Lora(targets=(...)), of {', '.join(_linear_layers(model))}."
         ) from error
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """The last parts of their names, each once; with the part before where that is a number."""
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            before, _, last = name.rpartition(".")
+            found[f"{before.rpartition('.')[2]}.{last}" if last.isdecimal() else last] = None
+    return list(found)

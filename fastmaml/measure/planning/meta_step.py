@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from fastmaml.maml.admit import admit
 from fastmaml.measure.planning.layers import FEWEST, peak_of
 from fastmaml.measure.planning.stand_in import generates, layers_alike, stand_in, with_layers
 from fastmaml.measure.planning.trace import Event, Trace
+
+_GPU = torch.device("cuda")
+"""Where the meta-step would run; none needs to be there."""
 
 _WITHOUT_VALUES = (
     DataDependentOutputException,
@@ -92,6 +95,20 @@ class Subject:
         return admit(maml, take_inventory(model), self.episodes(), self.steps, "eager", seeds=seeds)
 
 
+class StepBytes(NamedTuple):
+    """Bytes of a meta-step, besides what stood there before.
+
+    Attributes:
+        peak: at most.
+        held: of it, what the inner steps hold.
+        away: what of them waits in the CPU's memory, besides.
+    """
+
+    peak: int
+    held: int
+    away: int
+
+
 @dataclass(frozen=True)
 class Standing:
     """What is there before a meta-step.
@@ -129,8 +146,8 @@ class Standing:
 
 def step_bytes(
     subject: Subject, method: GradientMethod, chunk: int, checkpointed: bool
-) -> tuple[int, int]:
-    """The peak of a meta-step besides what stood there before; of it, what the steps hold.
+) -> StepBytes:
+    """What a meta-step of such a way to run it needs, on a GPU.
 
     The meta-step of at most two inner steps runs on fake tensors, of a model with few layers and of
     one with a layer more where its layers are alike; what more layers, inner steps and chunks of
@@ -146,10 +163,14 @@ def step_bytes(
     found = watch.measurement()
     with FakeTensorMode():
         whole = chunked(subject.call(subject.model(), method), chunk)
-        estimator = Estimator(whole, subject.tasks, subject.steps, 0)
+        estimator = Estimator(whole, subject.tasks, subject.steps, 0, _GPU)
         law = estimator.law(found, method, chunk)
-    held = round(law.per_step * subject.steps * min(chunk, subject.tasks))
-    return law.peak(min(chunk, subject.tasks), subject.steps), held
+    step = found.growth * min(chunk, subject.tasks)
+    return StepBytes(
+        law.peak(min(chunk, subject.tasks), subject.steps),
+        round(step * method.on(_GPU).held_steps(subject.steps)),
+        round(step * method.on(_GPU).steps_away(subject.steps)),
+    )
 
 
 def chunked(call: Call, chunk: int) -> Call:
@@ -191,11 +212,20 @@ class Watch:
             try:
                 found = watched(call, 1.0, memory=trace)
             except _WITHOUT_VALUES as error:
-                raise ValueError(
-                    f"{config.model_type} cannot run on tensors without numbers ({error}): measure "
-                    "it with fastmaml bench module."
-                ) from error
+                raise _without_numbers(config, error) from error
+            except AssertionError as error:  # of a tensor that is no fake one
+                if "FakeTensor" not in str(error):
+                    raise
+                raise _without_numbers(config, error) from error
         return found._replace(peak=Alive(found.peak.bytes, 0)), trace.events
+
+
+def _without_numbers(config: Any, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"{config.model_type} cannot run on tensors without numbers ({reason}): measure it with "
+        "fastmaml bench module."
+    )
 
 
 def _line(few: Measurement, more: Measurement, layers: int) -> Measurement:

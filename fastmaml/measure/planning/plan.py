@@ -11,8 +11,8 @@ import torch
 from fastmaml.gradients import Checkpointed, FirstOrder, GradientMethod, MixedMode, Unrolled
 from fastmaml.integrations.transformers.adapters import Lora
 from fastmaml.maml.settings import require_choice, require_count
-from fastmaml.measure.bench.sizes import bytes_of
-from fastmaml.measure.planning.meta_step import Standing, Subject, step_bytes
+from fastmaml.measure.planning import arguments
+from fastmaml.measure.planning.meta_step import Standing, StepBytes, Subject, step_bytes
 from fastmaml.measure.planning.plan_text import plan_text
 from fastmaml.measure.planning.stand_in import configuration
 
@@ -42,11 +42,13 @@ class Way:
         layers_checkpointed: whether the model's layers keep their inputs only.
         held: bytes that the inner steps hold: one copy a step of what adapts (`Checkpointed`,
             `MixedMode`), or every step's graph (`Unrolled`); a part of `step`.
+        away: bytes of inner steps that wait in the CPU's memory (``offload=True``), besides.
         step: bytes of the meta-step's peak, besides what is there before it; of the first call's,
             which tries more.
         allowance: bytes for what is not counted.
         eager: bytes in all with ``executor="eager"``.
-        recorded: bytes in all where it is recorded, which keeps a copy of weights and data.
+        recorded: bytes in all where it is recorded, which keeps a copy of weights and data; None
+            for a method that no recording can hold (``offload=True``).
         memory: bytes that there are.
     """
 
@@ -54,16 +56,17 @@ class Way:
     tasks_at_once: int
     layers_checkpointed: bool
     held: int
+    away: int
     step: int
     allowance: int
     eager: int
-    recorded: int
+    recorded: int | None
     memory: int
 
     @property
     def fits(self) -> Literal["recorded", "eager", ""]:
         """How it fits: by default, only if nothing is recorded, or not at all."""
-        if self.recorded <= self.memory:
+        if self.recorded is not None and self.recorded <= self.memory:
             return "recorded"
         return "eager" if self.eager <= self.memory else ""
 
@@ -124,7 +127,7 @@ def plan_memory(
     tokens: int = 512,
     support: int = 4,
     query: int = 4,
-    methods: Sequence[GradientMethod] = METHODS,
+    methods: GradientMethod | Sequence[GradientMethod] = METHODS,
     memory: int | str = "80GiB",
     tasks_at_once: int | None = None,
     layers: Layers = "auto",
@@ -153,7 +156,8 @@ def plan_memory(
         tokens: of a row.
         support: rows of a task's support set.
         query: rows of its query set.
-        methods: gradient methods.
+        methods: gradient methods, or one. With ``offload=True`` as they run on a GPU, their inner
+            steps in the CPU's memory.
         memory: of the device, in bytes or such as "80GiB".
         tasks_at_once: how many tasks run at a time; None tries.
         layers: whether the model's layers keep what their derivatives need, or their inputs only
@@ -168,44 +172,30 @@ def plan_memory(
 
     Raises:
         ImportError: transformers (or, for `lora`, peft) is not installed.
-        ValueError: there is no such model, a number is not positive, more tasks at once than tasks.
+        ValueError: there is no such model, it cannot run on tensors without numbers, peft knows no
+            targets for its adapters, a number is not positive, `memory` is text without a unit or
+            less than 1 MiB, more tasks at once than tasks.
 
     Cost: about 10 s for a gradient method and a way to run it, whatever the model's size.
     """
-    config, limit = configuration(model), bytes_of(memory)
+    limit, adapters = arguments.memory_of(memory), arguments.adapters_of(lora)
+    chosen = arguments.methods_of(methods)
+    arguments.require_dtype(dtype)
+    require_choice("layers", layers, LAYERS)
+    require_choice("backend", backend, BACKENDS)
     counts = {"tasks": tasks, "steps": steps, "tokens": tokens, "support": support, "query": query}
     for name, value in counts.items():
         require_count(name, value, least=1)
-    _check_tokens(config, tokens)
-    _check_ways(methods, tasks, tasks_at_once)
-    require_choice("layers", layers, LAYERS)
-    require_choice("backend", backend, BACKENDS)
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: give a floating-point one.")
-    adapters = Lora(rank=lora) if isinstance(lora, int) else lora
+    arguments.require_chunk(tasks, tasks_at_once)
+    config = configuration(model)
+    arguments.require_tokens(config, tokens)
     kernels = "shapes" if backend == "kernels" else "reference"
     subject = Subject(config, adapters, dtype, tasks, steps, (support, query), tokens, kernels)
     standing = Standing.of(subject)
     finder = _Finder(subject, standing, limit, progress)
-    ways = tuple(finder.way(method, tasks_at_once, layers) for method in methods)
+    ways = tuple(finder.way(method, tasks_at_once, layers) for method in chosen)
     name = model if isinstance(model, str) else getattr(config, "model_type", "model")
     return MemoryPlan(str(name), subject, standing, limit, ways)
-
-
-def _check_tokens(config: Any, tokens: int) -> None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and tokens > longest:
-        raise ValueError(f"tokens={tokens}: the model takes at most {longest}.")
-
-
-def _check_ways(methods: Sequence[GradientMethod], tasks: int, tasks_at_once: int | None) -> None:
-    if not methods:
-        raise ValueError("methods is empty: give at least one gradient method.")
-    if tasks_at_once is not None and require_count("tasks_at_once", tasks_at_once, 1) > tasks:
-        raise ValueError(
-            f"tasks_at_once={tasks_at_once} with tasks={tasks}: no more can run at once than there "
-            "are."
-        )
 
 
 @dataclass(frozen=True)
@@ -216,16 +206,17 @@ class _Finder:
     standing: Standing
     memory: int
     progress: Callable[[str], None]
-    known: dict[tuple[GradientMethod, int, bool], tuple[int, int]] = field(default_factory=dict)
+    known: dict[tuple[GradientMethod, int, bool], StepBytes] = field(default_factory=dict)
 
     def way(self, method: GradientMethod, chunk: int | None, layers: Layers) -> Way:
         """The first that fits, else the one that needs least."""
         tried: list[Way] = []
+        best = "eager" if method.unrecordable else "recorded"
         for size, checkpointed in self._choices(chunk, layers):
             kept = "checkpointed" if checkpointed else "kept"
             self.progress(f"{method}: {size} task{'s' * (size > 1)} at a time, layers {kept}")
             tried.append(self._priced(method, size, checkpointed))
-            if tried[-1].fits == "recorded":
+            if tried[-1].fits == best:
                 return tried[-1]
         fitting = [way for way in tried if way.fits]
         return fitting[0] if fitting else min(tried, key=lambda way: way.eager)
@@ -242,17 +233,21 @@ class _Finder:
             yield sizes[-1], True
 
     def _priced(self, method: GradientMethod, chunk: int, checkpointed: bool) -> Way:
-        step, held = self._step(method, chunk, checkpointed)
-        standing = self.standing
+        found, standing = self._step(method, chunk, checkpointed), self.standing
+        step = found.peak
         if method.tried_once:  # its first call compares it with reverse mode, on one task
-            step = max(step, self._step(Checkpointed(), 1, checkpointed)[0])
+            reverse = Checkpointed(offload=method.steps_away(self.subject.steps) > 0)
+            step = max(step, self._step(reverse, 1, checkpointed).peak)
         allowance = ALLOWANCE_BYTES + round(ALLOWANCE_SHARE * step)
         # .grad, and AdamW's two moments
         eager = standing.weights + standing.data + 3 * standing.learned_weights + step + allowance
-        recorded = eager + standing.weights + standing.data
-        return Way(method, chunk, checkpointed, held, step, allowance, eager, recorded, self.memory)
+        recorded = None if method.unrecordable else eager + standing.weights + standing.data
+        return Way(
+            method, chunk, checkpointed, found.held, found.away, step, allowance, eager, recorded,
+            self.memory,
+        )  # fmt: skip
 
-    def _step(self, method: GradientMethod, chunk: int, checkpointed: bool) -> tuple[int, int]:
+    def _step(self, method: GradientMethod, chunk: int, checkpointed: bool) -> StepBytes:
         key = method, chunk, checkpointed
         if key not in self.known:
             self.known[key] = step_bytes(self.subject, *key)

@@ -37,17 +37,23 @@ def heading(plan: MemoryPlan) -> list[str]:
 def table(plan: MemoryPlan) -> Table:
     """A row for each gradient method."""
     allowances = {way.allowance for way in plan.ways}
+    away = tuple(
+        f"{way.method}: {gib(way.away)} GiB of inner steps wait in the CPU's memory"
+        for way in plan.ways
+        if way.away
+    )
     return Table(
         "a meta-step by gradient method, GiB",
         COLUMNS,
         tuple(_row(way) for way in plan.ways),
         (
-            "steps hold: of the meta-step, what grows with the inner steps",
+            "steps hold: of the meta-step, what inner steps hold at the same time",
             "in all: with what was there before, and an allowance of "
             f"{gib(min(allowances))}-{gib(max(allowances))} (1 GB and 5% of the meta-step) for the "
             "CUDA context, workspaces and the allocator",
             "recorded: in all where it is recorded as a CUDA graph (the default), which keeps a "
             "copy of weights and data",
+            *away,
         ),
     )
 
@@ -59,9 +65,13 @@ def _row(way: Way) -> tuple[str, ...]:
         "checkpointed" if way.layers_checkpointed else "kept",
         gib(way.held),
         gib(way.step),
-        gib(way.eager) + ("" if way.eager <= way.memory else " (too much)"),
-        gib(way.recorded) + ("" if way.recorded <= way.memory else " (too much)"),
+        _against(way.eager, way.memory),
+        "-" if way.recorded is None else _against(way.recorded, way.memory),
     )
+
+
+def _against(size: int, memory: int) -> str:
+    return gib(size) + ("" if size <= memory else " (too much)")
 
 
 def conclusion(plan: MemoryPlan) -> list[str]:

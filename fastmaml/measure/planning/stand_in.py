@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fastmaml.integrations.transformers.adapters import Lora, with_generating_lora, with_lora
 from fastmaml.integrations.transformers.loading import quiet, require_transformers
@@ -35,10 +36,15 @@ def configuration(model: Any) -> Any:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model={model!r} has an encoder and a decoder, of which nothing is planned: measure "
-            "it with fastmaml bench module."
+            f"model={_short(model)} has an encoder and a decoder, of which nothing is planned: "
+            "measure it with fastmaml bench module."
         )
     return config
+
+
+def _short(model: Any) -> str:
+    """How an error names it: a configuration prints as a page."""
+    return repr(model) if isinstance(model, str | Path) else f"{type(model).__name__}(...)"
 
 
 def _found(transformers: Any, model: str | Path) -> Any:
@@ -98,21 +104,40 @@ def stand_in(config: Any, lora: Lora | None, dtype: torch.dtype, checkpointed: b
     """
     transformers = require_transformers()
     causal = generates(config)
-    cls = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
-    with torch.device("meta"), quiet(transformers):
-        model: Any = getattr(transformers, cls).from_config(config, dtype=dtype)
+    # Made outside of the mode, which does not know the tensors that torch.tensor makes on "meta".
+    with unset_fake_temporarily(), torch.device("meta"), quiet(transformers):
+        model = _made(transformers, config, causal, dtype)
         if checkpointed:
             _checkpoint_layers(model)
         if lora is not None:
-            head = {n for n, _ in model.named_parameters() if n.startswith(("classifier", "score"))}
-            model = (
-                with_generating_lora(model, lora, "CAUSAL_LM")
-                if causal
-                else with_lora(model, lora, head)
-            )
+            model = _with_adapters(model, lora, causal)
     _replaced(model, _maker())
     found: nn.Module = model.train()
     return found
+
+
+def _made(transformers: Any, config: Any, causal: bool, dtype: torch.dtype) -> Any:
+    cls = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
+    try:
+        return getattr(transformers, cls).from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"model={_short(config)}: transformers.{cls} makes no model of it "
+            f"({str(error).splitlines()[0]}). Plans are of decoders and of encoders of texts."
+        ) from error
+
+
+def _with_adapters(model: nn.Module, lora: Lora, causal: bool) -> nn.Module:
+    head = {n for n, _ in model.named_parameters() if n.startswith(("classifier", "score"))}
+    try:
+        if causal:
+            return with_generating_lora(model, lora, "CAUSAL_LM")
+        return with_lora(model, lora, head)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} In a plan that is lora=Lora({lora.rank}, targets=(...)), or --lora-targets "
+            "with names after it."
+        ) from error
 
 
 def _checkpoint_layers(model: Any) -> None:
@@ -130,7 +155,7 @@ def _maker() -> Callable[[Tensor], Tensor]:
 
     def make(x: Tensor) -> Tensor:
         if id(x) not in made:
-            fake = torch.empty_like(x, device="cpu")
+            fake = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
             own = isinstance(x, nn.Parameter)
             made[id(x)] = nn.Parameter(fake, x.requires_grad) if own else fake
         return made[id(x)]
@@ -139,7 +164,8 @@ def _maker() -> Callable[[Tensor], Tensor]:
 
 
 def _replaced(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Exchange parameters, buffers, and tensors that modules have as plain attributes."""
     for module in model.modules():
-        parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        parts: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
         for part in parts:
-            part.update({name: make(x) for name, x in part.items() if x is not None})
+            part.update({name: make(x) for name, x in part.items() if isinstance(x, Tensor)})
