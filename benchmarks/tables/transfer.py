@@ -31,7 +31,7 @@ def accuracies(found: Row, shots: str) -> str:
                 name,
                 adaptation(way, test),
                 *(interval(draws) for draws in each),
-                interval([statistics.mean(draws) for draws in each]),
+                f"{statistics.mean(statistics.mean(draws) for draws in each):.1f}",
                 against_control(found, name, shots, cells),
                 training(method),
             ]
@@ -74,12 +74,13 @@ def study(found: Row) -> str:
     """Everything, with what it means."""
     few, many = map(str, found["shots"])
     s = found["setting"]
+    layers = s["frozen_layers"]
+    frozen = f", of which the first {layers} stay as they are" if layers else ""
     note = (
-        f"Accuracy in per cent; {found['model']}, of which the first {s['frozen_layers']} stay as "
-        f"they are; {s['draws']} draws of support sets, the same for all, with 95% intervals over "
-        f"them ({s['test_query']} query rows that are the same in all draws, or "
-        f"{s['test_queries']} a class of five intents); the means' are over the data sets. The "
-        f"difference is of the same draws, and only with encoders that were trained on the same "
+        f"Accuracy in per cent; {found['model']}{frozen}; {s['draws']} draws of support sets, the "
+        f"same for all, with 95% intervals over them ({s['test_query']} query rows that are the "
+        f"same in all draws, or {s['test_queries']} a class of five intents). The difference is of the same draws, with "
+        f"its interval over the data sets, and only with encoders that were trained on the same "
         f"data: {', '.join(found['train'])} and, unless a row says GLUE, 100 intents of CLINC150. "
         f"Meta-batches: {s['tasks']} tasks of {s['support'] + s['query']} rows, and as many rows "
         f"for {CONTROL}. Outer rates, adaptations, their rates and steps: the best on the data "
@@ -93,7 +94,8 @@ def study(found: Row) -> str:
         note,
         f"Every adaptation, {few} examples a class, mean accuracy over the data sets:",
         of_every_adaptation(found, few),
-        "Other scores (times 100), of the adaptations of the first two tables:",
+        "Other scores (times 100), of the same adaptations. Rates are the best for classes; "
+        "STS-B's values need smaller ones, so that its correlations say little:",
         other_scores(found),
     ]
     return "\n\n".join(parts)
