@@ -79,8 +79,8 @@ def study(found: Row) -> str:
     note = (
         f"Accuracy in per cent; {found['model']}{frozen}; {s['draws']} draws of support sets, the "
         f"same for all, with 95% intervals over them ({s['test_query']} query rows that are the "
-        f"same in all draws, or {s['test_queries']} a class of five intents). The difference is of the same draws, with "
-        f"its interval over the data sets, and only with encoders that were trained on the same "
+        f"same in all draws, or {s['test_queries']} a class of five intents). The difference is of "
+        f"the same draws, with its interval over the data sets, and only with encoders that were trained on the same "
         f"data: {', '.join(found['train'])} and, unless a row says GLUE, 100 intents of CLINC150. "
         f"Meta-batches: {s['tasks']} tasks of {s['support'] + s['query']} rows, and as many rows "
         f"for {CONTROL}. Outer rates, adaptations, their rates and steps: the best on the data "
