@@ -30,8 +30,8 @@ from fastmaml.engine.base.storages import has_memory
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.mode import Routing
 from fastmaml.engine.step.lasting_graph import LastingGraph
-from fastmaml.engine.step.own_alone import OwnAlone
 from fastmaml.engine.step.layer_settings import LayerSettings
+from fastmaml.engine.step.own_alone import OwnAlone
 
 
 def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> Any:
