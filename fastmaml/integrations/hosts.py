@@ -35,9 +35,11 @@ class Hosts:
 
     def checkpointing(self, checkpoint: Callable[..., Any], constants: Tensors) -> Any:
         """``checkpoint(layer, *args)`` for layers that run again when nothing is inside."""
-        if self.quantized is None:
-            return checkpoint
-        return self.quantized.checkpointing(checkpoint, constants)
+        if self.quantized is not None:
+            checkpoint = self.quantized.checkpointing(checkpoint, constants)
+        if self.transformers is not None:
+            checkpoint = self.transformers.checkpointing(checkpoint)
+        return checkpoint
 
     @contextlib.contextmanager
     def inside(self, checkpoint: Callable[..., Any], constants: Tensors) -> Iterator[None]:

@@ -4,13 +4,17 @@
 the user's parameters again, not the adapted ones; and it saves nothing where that gradient is
 itself differentiated. Here a layer is a pure function of all tensors that it uses, of which only
 those are kept: its gradient runs it once more, and the gradient's gradient both.
+
+Whatever leaves a layer by another way than its result (an attribute, what a hook keeps, a field of
+an object that it returns) carries the graph of that one run, so that its gradient is what it is
+without checkpointing, and so is what it keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,14 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import vmap
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from fastmaml.engine.base import functorch
 from fastmaml.engine.base.storages import has_memory
-from fastmaml.engine.base.trees import found_in
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.mode import Routing
+from fastmaml.engine.step.lasting_graph import LastingGraph
+from fastmaml.engine.step.layer_settings import LayerSettings
+from fastmaml.engine.step.own_alone import OwnAlone
 
 
 def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> Any:
@@ -35,6 +41,10 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
         routing: the mode that is active.
         function: a partial of a layer's ``forward`` or ``__call__``, as transformers makes it.
         args: trees of tensors.
+
+    Raises:
+        ValueError: the layer uses something trainable that is neither its own nor an argument, or
+            writes to an argument; when it runs again, its settings are not what they were.
     """
     layer = _layer_of(function)
     if (
@@ -42,6 +52,7 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
         or layer is None
         or forward_ad._current_level >= 0
         or not torch.is_grad_enabled()
+        or _transformed()
     ):
         return function(*args)  # forward mode keeps no activations for long
     own_tensors = (*layer.named_parameters(), *layer.named_buffers())
@@ -56,12 +67,26 @@ def checkpointed(routing: Routing, function: Callable[..., Any], *args: Any) -> 
     own = [x for x in leaves if isinstance(x, Tensor)]
     run = _Run(routing, function, layer, leaves, spec)
     try:
-        found = _Checkpoint.apply(run, *own)
+        with LastingGraph():
+            found = _Checkpoint.apply(run, *own)
     except _WritesBuffersError:
         routing.draws = run.draws
         return function(*args)  # what it writes is to be seen, and once
-    rest = iter(found)
-    return tree_unflatten([next(rest) if x is None else x for x in run.layout[0]], run.layout[1])
+    rest, (layout, tree) = iter(found), run.layout
+    run.layout = ([], None)  # it may hold objects with tensors
+    return tree_unflatten([next(rest) if x is _TENSOR else x for x in layout], tree)
+
+
+_TENSOR = object()
+
+
+def _transformed() -> bool:
+    """Whether this is inside a derivative of `torch.func`, which a Function's run is not part of.
+
+    What leaves a layer otherwise than as its result would have none.
+    """
+    stack = functorch.get_interpreter_stack() or []
+    return any(x.key() != functorch.TransformType.Vmap for x in stack)
 
 
 def _layer_of(function: Any) -> nn.Module | None:
@@ -81,7 +106,8 @@ class _Run:
     """The layer as a function of tensors, which it can be called with again.
 
     Attributes:
-        layout: its result's leaves, None for tensors, and their tree; known once it has run.
+        layout: its first result's leaves, `_TENSOR` for tensors, and their tree.
+        ran: whether it has run; any other time it runs again.
     """
 
     routing: Routing
@@ -89,10 +115,12 @@ class _Run:
     layer: nn.Module
     leaves: list[Any]
     spec: Any
-    layout: list[Any] = field(default_factory=list)
+    layout: tuple[list[Any], Any] = ([], None)
+    ran: bool = False
 
     def __post_init__(self) -> None:
         self.draws = self.routing.draws
+        self.settings = LayerSettings(self.layer)
         device = next(x.device.type for x in self.leaves if isinstance(x, Tensor))
         self.autocast = (
             device,
@@ -102,26 +130,45 @@ class _Run:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors that the layer returns."""
+        if self.ran:
+            self.settings.check()
         rest = iter(tensors)
         filled = [next(rest) if isinstance(x, Tensor) else x for x in self.leaves]
         state, args, keywords, key = tree_unflatten(filled, self.spec)
-        buffers = self._copied(state)
+        buffers, arguments = self._copied(state), _versions((args, keywords))
+        # Other objects: no mode that knows the arguments makes them what an in-place call gives.
+        args, keywords = tree_map_only(Tensor, _same, (args, keywords))
         layer = _Plain(self.layer, partial(self.function.func, *self.function.args, **keywords))
         with ExitStack() as stack:
-            if self.layout:  # run again, when no mode is active any more
+            if self.ran:  # when no mode is active any more
                 device, dtype, enabled = self.autocast
                 stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
             if self.routing not in _get_current_function_mode_stack():
                 stack.enter_context(self.routing)  # under vmap a Function runs without any mode
-            if not self.layout:
-                stack.enter_context(_OwnAlone(type(self.layer).__name__, tensors))
-            stack.enter_context(self.routing.at(key, self.draws, keep=not self.layout))
+            if not self.ran:
+                given = tree_leaves((state, args, keywords, key))
+                stack.enter_context(OwnAlone(type(self.layer).__name__, given))
+            stack.enter_context(self.routing.at(key, self.draws, keep=not self.ran))
             result = functional(layer, {f"layer.{n}": x for n, x in state.items()}, args)
-        if any(now != was for now, was in buffers()):
+        if layer.replaced or any(now != was for now, was in buffers()):
             raise _WritesBuffersError
+        self._check_arguments(arguments)
         found, spec = tree_flatten(result)
-        self.layout[:] = [[None if isinstance(x, Tensor) else x for x in found], spec]
+        if not self.ran:
+            self.layout = [_TENSOR if isinstance(x, Tensor) else x for x in found], spec
+            self.settings.has_run()
+            self.ran = True
         return tuple(x for x in found if isinstance(x, Tensor))
+
+    def _check_arguments(self, before: list[tuple[Tensor, int]]) -> None:
+        for x, version in before:
+            if x._version != version:
+                raise ValueError(
+                    f"a checkpointed layer, {type(self.layer).__name__}, writes to an argument of "
+                    f"shape {list(x.shape)} in place, so that it would run again with another one: "
+                    "compute beside it (inplace=False), or leave this layer out of gradient "
+                    "checkpointing."
+                )
 
     def _copied(self, state: dict[str, Tensor]) -> Callable[[], list[tuple[int, int]]]:
         """Exchange buffers for copies; returns what tells how often each was written, and was.
@@ -140,33 +187,18 @@ class _Run:
 _COUNT = "num_batches_tracked"
 
 
-class _OwnAlone(TorchFunctionMode):
-    """Refuses a layer that uses something trainable which is no argument of its run.
+def _versions(tree: Any) -> list[tuple[Tensor, int]]:
+    """The memory of each tensor, and how often it was written."""
+    plain = [functorch.unwrapped(x) for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    return [(x, x._version) for x in plain if not x.is_inference()]
 
-    Its gradient would be lost. A run of one task, as every plan has, shows each such tensor.
-    """
 
-    def __init__(self, layer: str, given: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.layer, self.given = layer, {id(x) for x in given}
-        self.made: list[Tensor] = []  # kept, or another tensor could have the id of one
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        for x in found_in((args, kwargs), Tensor):
-            if x.requires_grad and id(x) not in self.given:
-                raise ValueError(
-                    f"a checkpointed layer, {self.layer}, uses a trainable tensor of shape "
-                    f"{list(x.shape)} that is neither its own parameter nor an argument, so that "
-                    "it would get no gradient from there: give it as an argument, or leave this "
-                    "layer out of gradient checkpointing."
-                )
-        result = func(*args, **(kwargs or {}))
-        made = [x for x in found_in(result, Tensor) if x.requires_grad]
-        self.given.update(map(id, made))
-        self.made += made
-        return result
+def _same(x: Tensor) -> Tensor:
+    """The tensor as another object."""
+    if type(x) is not Tensor or x.layout is not torch.strided:
+        return x
+    with torch._C.DisableTorchFunction():
+        return x.view_as(x)
 
 
 class _Plain(nn.Module):
@@ -175,9 +207,14 @@ class _Plain(nn.Module):
     def __init__(self, layer: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.layer, self.function = layer, function
+        self.replaced = False
+        """Whether the layer has other buffers after its call."""
 
     def forward(self, *args: Any) -> Any:
-        return self.function(*args)
+        before = [id(b) for b in self.layer.buffers()]
+        result = self.function(*args)
+        self.replaced = before != [id(b) for b in self.layer.buffers()]
+        return result
 
 
 def _leaves(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
@@ -188,12 +225,21 @@ def _batched(run: Callable[..., Any], in_dims: Sequence[int | None]) -> Callable
     return vmap(run, in_dims=tuple(in_dims), randomness="error")
 
 
+def _cut(x: Tensor, given: Sequence[Tensor]) -> Tensor:
+    """The tensor without its graph; PyTorch is to know where it is a view of what was given."""
+    bases = [y for g in given for y in (g, g._base) if y is not None]
+    own = any(x is y or x._base is y for y in bases)
+    return x.view_as(x) if own else x.detach()
+
+
 class _Checkpoint(torch.autograd.Function):
     """The layer; its backward is `_Backward`."""
 
     @staticmethod
     def forward(run: Any, *tensors: Tensor) -> Any:
-        return run(*tensors)
+        with torch.enable_grad():  # of what leaves it otherwise than as its result
+            found = run(*tensors)
+        return tuple(_cut(x, tensors) for x in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

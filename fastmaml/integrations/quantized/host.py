@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from fastmaml.integrations.layers_again import within
 from fastmaml.integrations.quantized import bitsandbytes, torchao
 from fastmaml.integrations.quantized.weight import Weight
 
@@ -82,19 +83,7 @@ class QuantizedHost:
 
     def checkpointing(self, checkpoint: Callable[..., Any], constants: Tensors) -> Any:
         """`checkpoint` for layers that hold such ones: they run again when nothing is inside."""
-
-        def kept(function: Any, *args: Any) -> Any:
-            if not isinstance(function, partial):
-                return checkpoint(function, *args)
-            run, given, keywords = function.func, function.args, function.keywords
-            module = given[0] if given else getattr(run, "__self__", None)
-            return checkpoint(partial(again, module, run, given, **keywords), *args)
-
-        def again(module: Any, run: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.inside(constants):
-                return run(*given, *args, **kwargs)
-
-        return kept
+        return within(partial(self.inside, constants), checkpoint)
 
     def notes(self) -> list[str]:
         """For `MAML.explain`."""

@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from fastmaml.integrations.layers_again import within
 from fastmaml.integrations.transformers.masks import of_transformers, value_free_masks
 
 ATTENTION = "sdpa"
@@ -62,7 +63,6 @@ class TransformersHost:
     @contextlib.contextmanager
     def inside(self, checkpoint: Callable[..., Any]) -> Iterator[None]:
         """The context in which the model runs; ``checkpoint(layer, *args)`` keeps inputs only."""
-        before = [(c, c._attn_implementation, getattr(c, "use_cache", None)) for c in self.configs]
         functions = [(layer, layer._gradient_checkpointing_func) for layer in self.layers]
         handles: list[Any] = []
         try:
@@ -75,13 +75,7 @@ class TransformersHost:
                 for model in self.models
                 if getattr(model.config, "use_cache", False)
             ]
-            switched = {id(config) for config in self._switched()}
-            for config, implementation, cache in before:  # a setting reaches configs within
-                here = ATTENTION if id(config) in switched else implementation
-                config._attn_implementation = here
-                if cache:
-                    config.use_cache = False
-            with value_free_masks():
+            with self._configured(), value_free_masks():
                 yield
         finally:
             for handle in handles:
@@ -90,10 +84,28 @@ class TransformersHost:
                 model.__dict__.pop(PADDING_WARNING, None)
             for layer, function in functions:
                 layer._gradient_checkpointing_func = function
+
+    @contextlib.contextmanager
+    def _configured(self) -> Iterator[None]:
+        """The context of configurations that name our attention, and no cache."""
+        before = [(c, c._attn_implementation, getattr(c, "use_cache", None)) for c in self.configs]
+        switched = {id(config) for config in self._switched()}
+        try:
+            for config, implementation, cache in before:  # a setting reaches configs within
+                here = ATTENTION if id(config) in switched else implementation
+                config._attn_implementation = here
+                if cache:
+                    config.use_cache = False
+            yield
+        finally:
             for config, implementation, cache in before:
                 config._attn_implementation = implementation
                 if cache:
                     config.use_cache = cache
+
+    def checkpointing(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """`checkpoint` for layers, which read the configurations when they run again, too."""
+        return within(self._configured, checkpoint)
 
     def notes(self) -> list[str]:
         """For `MAML.explain`: what is done differently."""
