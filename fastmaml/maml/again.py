@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 
 from fastmaml.engine.base import functorch
@@ -17,6 +16,7 @@ from fastmaml.engine.guards.modes_around import modes_around
 from fastmaml.engine.guards.plans import environment
 from fastmaml.engine.model.inventory import Inventory
 from fastmaml.engine.recording.arguments import FlatCall
+from fastmaml.engine.recording.as_recorded import AsRecorded
 from fastmaml.engine.recording.replay import Recording, replay
 from fastmaml.ops import alone
 
@@ -90,7 +90,7 @@ class Again:
         found: list[Tensor] = []
 
         def run() -> None:
-            with torch._C._AutoDispatchBelowAutograd():
+            with AsRecorded():
                 tensors = *self._tensors, *given, seeds, *self._rest
                 found.extend(self._recordings[0].run(*tensors))
 

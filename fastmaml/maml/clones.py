@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastmaml.engine.base.turns import Turns, in_turn
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import is_sharded
+from fastmaml.engine.routing.called_by_hand import attribute, called, is_original
 from fastmaml.engine.routing.cloning import clone_module, replace_parameters
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml.given_later import GivenLater
@@ -117,7 +118,15 @@ class Clones(GivenLater):
         except AttributeError:
             if name == "module" or "module" not in self.__dict__.get("_modules", {}):
                 raise
-            return getattr(self.module, name)
+            if is_original(self.module):
+                return getattr(self.module, name)
+            return attribute(self.module, name, self._called)
+
+    def _called(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model, or a method of it; of a clone as is needed for what moves."""
+        if is_original(self.module):
+            return function(*args, **kwargs)
+        return called(self.module, not self._first_order, function, *args, **kwargs)
 
     @property
     def _first_order(self) -> bool:

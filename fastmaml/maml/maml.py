@@ -21,7 +21,6 @@ from fastmaml.engine.planning.other_sizes import OtherSizes
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
 from fastmaml.engine.recording.executors import ExecutorName, evaluating, make_executor
-from fastmaml.engine.routing.called_by_hand import called
 from fastmaml.engine.step.adaptation import EVALUATION, adaptation
 from fastmaml.engine.step.forward import Loss
 from fastmaml.engine.step.head_layer import find_head_layer
@@ -221,9 +220,7 @@ class MAML(Clones):
             return outside_compilers(self._meta_step)(*args, **kwargs)
         if any(map(_holds_batches, (*args, *kwargs.values()))):
             return outside_compilers(self._stepwise)(*args, **kwargs)
-        return self._turns.call(
-            called, self.module, not self._first_order, self.module, *args, **kwargs
-        )
+        return self._turns.call(self._called, self.module, *args, **kwargs)
 
     def _stepwise(self, supports: Sequence[Batch], query: Batch, **settings: Any) -> MetaOutput:
         return self._meta_step(Episodes.of_steps(supports, query), **settings)

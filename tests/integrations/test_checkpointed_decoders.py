@@ -113,3 +113,18 @@ def test_router_losses_of_checkpointed_layers() -> None:
         maml = fm.MAML(model, lr=0.1, steps=1, loss=nn.functional.cross_entropy, executor="eager")
         found.append(meta_gradient(maml, fm.Episodes(given, given)))
     check(found[1], found[0], 1e-6)
+
+
+def test_clones_of_checkpointed_decoders_keep_what_their_layers_compute() -> None:
+    tokens, found = torch.randint(1, 50, (2, 3, 7)), []
+    for switch in ("disable", "enable"):
+        model: Any = decoder("gpt2", 0.1)
+        old = getattr(model, f"gradient_checkpointing_{switch}", None)
+        getattr(model, f"activation_checkpointing_{switch}", old)()
+        learner = fm.MAML(model, lr=0.1).clone()
+        torch.manual_seed(3)
+        for _ in range(2):
+            learner.adapt(learner(input_ids=tokens[0], labels=tokens[0], use_cache=False).loss)
+        learner(input_ids=tokens[1], labels=tokens[1], use_cache=False).loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    check(found[1], found[0], TOLERANCE)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmaml.engine.routing.called_by_hand import written_out
+from fastmaml.engine.routing.called_by_hand import only_within, written_out
 
 _INTERNAL = frozenset(n for n, v in vars(nn.Module()).items() if isinstance(v, dict | set))
 """What torch notes down in every module (hooks, children): never shared by two."""
@@ -79,6 +79,7 @@ def private_copy(module: nn.Module, device: Device = None) -> tuple[PrivateCopy,
     result = PrivateCopy(twins[module], own.slots, len(clones))
     result.write(clones)
     written_out(result.module)
+    only_within(result.module)
     return result, clones
 
 

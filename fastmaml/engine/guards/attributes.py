@@ -10,6 +10,9 @@ import torch
 
 from fastmaml.engine.guards.sight import of_a_library
 
+_OF_THE_INTERPRETER = frozenset({"__vectorcalloffset__", "__dictoffset__", "__weaklistoffset__"})
+"""Where C keeps how to call an object, its dict and who refers to it: pointers, none of values."""
+
 
 def content(cell: types.CellType) -> Any:
     """Of a variable that a function closes over; None where it has no value yet."""
@@ -56,7 +59,7 @@ def slots(kind: type, every: bool) -> list[str]:
         name
         for each in own
         for name, x in each.__dict__.items()
-        if isinstance(x, types.MemberDescriptorType)
+        if isinstance(x, types.MemberDescriptorType) and name not in _OF_THE_INTERPRETER
     ]
 
 

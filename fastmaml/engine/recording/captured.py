@@ -21,6 +21,7 @@ from fastmaml.engine.guards.modes_around import modes_around
 from fastmaml.engine.guards.plans import Identity, key_of
 from fastmaml.engine.guards.sight import Sight
 from fastmaml.engine.recording.arguments import FlatCall, Function, Layout, flattened
+from fastmaml.engine.recording.as_recorded import AsRecorded
 from fastmaml.engine.recording.cuda_graph import CudaGraph, GraphRoom, has_graphs, is_elsewhere
 from fastmaml.engine.recording.fresh_constants import require_constants
 from fastmaml.engine.recording.general import Family, Sample
@@ -244,7 +245,7 @@ class Captured:
     def _graph(self, run: Function, tensors: list[Tensor], device: torch.device) -> CudaGraph:
         if device not in self._rooms:
             self._rooms[device] = GraphRoom(device)
-        with torch._C._AutoDispatchBelowAutograd():  # else results keep what led to them
+        with AsRecorded():
             return CudaGraph(run, tensors, self._rooms[device])
 
     def _replayed(self, flat: FlatCall) -> MetaResult:
@@ -292,7 +293,7 @@ def _check(
     steady, worst = same_each_time(flat), None
     for _ in range(1 if steady else TRIES):
         try:
-            with torch._C._AutoDispatchBelowAutograd():
+            with AsRecorded():
                 found = run(*tensors)
                 exactly = all(map(same_values, found, expected))
                 again = found if exactly or steady else run(*tensors)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastmaml.engine.recording.as_recorded import AsRecorded
 from fastmaml.ops import alone, parallel_region
 
 Chunk = Callable[[int], list[Tensor]]
@@ -71,7 +72,7 @@ def run_chunks(
     total = total or Sum(split)
 
     def one(number: int) -> None:
-        with torch._C._AutoDispatchBelowAutograd():
+        with AsRecorded():
             total.add(number, chunk(number))
 
     region = parallel_region() if parallel and count > 1 else None
@@ -83,5 +84,5 @@ def run_chunks(
     else:
         for number in range(count):
             one(number)
-    with torch._C._AutoDispatchBelowAutograd():
+    with AsRecorded():
         return total.results()

@@ -24,6 +24,7 @@ from fastmaml.engine.base.attempt import is_out_of_memory
 from fastmaml.engine.base.equality import same_values
 from fastmaml.engine.base.sizes import Sizes, Variables, fitted
 from fastmaml.engine.recording.arguments import Layout
+from fastmaml.engine.recording.as_recorded import AsRecorded
 from fastmaml.engine.recording.optimize import of_numbers_alone, operation_count
 from fastmaml.engine.recording.replay import ONE_THREAD_ELEMENTS, Recording, Uses
 from fastmaml.engine.recording.replay_code import Replay, compiled_for_sizes
@@ -96,7 +97,7 @@ class General:
         if None in given:
             return None
         try:
-            with torch._C._AutoDispatchBelowAutograd():
+            with AsRecorded():
                 run, tried = self._made(*given)
                 self._elements = 0
                 ready = _Ready(run, tensors, tried(*tensors))

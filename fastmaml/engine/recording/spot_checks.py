@@ -21,6 +21,7 @@ from fastmaml.engine.base.errors import StaleRecordingError
 from fastmaml.engine.base.held_output import HeldOutput
 from fastmaml.engine.base.seeds import foreign_state
 from fastmaml.engine.recording.arguments import FlatCall, Layout, laid_out
+from fastmaml.engine.recording.as_recorded import AsRecorded
 from fastmaml.engine.recording.tape import UncapturableError
 
 ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4}
@@ -91,7 +92,7 @@ def spot_check(
         StaleRecordingError: it is not what the model computes now.
     """
     tensors = flat.tensors()
-    with torch._C._AutoDispatchBelowAutograd():
+    with AsRecorded():
         found = run(*tensors)
         twice = found if same_each_time(flat) else run(*tensors)
     state = foreign_state()
@@ -122,7 +123,7 @@ def spot_check(
             why = f", and {error}"
             continue
         why = ""
-        with torch._C._AutoDispatchBelowAutograd():
+        with AsRecorded():
             anew = again(*tensors)
         if difference(found, anew, layout, flat, twice, RECHECK_FACTOR) is None:
             return

@@ -1,15 +1,21 @@
-"""Second derivatives for a learner that is called and adapted by hand.
+"""What is different while a learner runs that is called and adapted by hand.
 
 Its loop differentiates the inner gradient, which some of PyTorch's kernels cannot (fused attention,
 cuDNN's recurrent layers) and one does wrongly (weight normalisation). Inside the meta-step
-`Routing` stands in for them; here only those stand-ins are active, and nothing else changes.
+`Routing` stands in for them; here only those stand-ins are active.
+
+Its parameters are exchanged at every inner step, so that a region of `torch.utils.checkpoint` would
+run again with later ones, in the mode of that time. What runs in such regions is kept instead.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +23,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fastmaml.engine.routing.bias_alone import PLACES, bias_alone, without_bias
 from fastmaml.engine.routing.decompositions import ALWAYS, weight_norm
-from fastmaml.engine.routing.mode import unhidden, without_cudnn
+from fastmaml.engine.routing.mode import Routing, unhidden, without_cudnn
+from fastmaml.engine.routing.region_layers import layers_of_regions
+from fastmaml.engine.routing.torch_regions import inside, refuse_reentrant, set_aside
 
 T = TypeVar("T")
 
@@ -32,36 +40,103 @@ def called(
     """``function(*args, **kwargs)``, which runs a learner's module, or a method of it.
 
     Args:
-        module: whose parameters are results of autograd where it is a learner's.
-        second_order: whether its inner gradients are to be differentiated.
+        module: whose parameters may be exchanged before its derivatives are wanted.
+        second_order: whether inner gradients by parameters that are results of autograd are to be
+            differentiated.
         function: the module, or a method of it.
         args, kwargs: for it.
+
+    Raises:
+        ValueError: the module uses `torch.utils.checkpoint` with ``use_reentrant=True``.
     """
-    wanted = second_order and torch.is_grad_enabled()
-    if not wanted or all(p.is_leaf for p in module.parameters()):
+    if not torch.is_grad_enabled() or _watched():
         return function(*args, **kwargs)
-    with SecondDerivatives():
+    with layers_of_regions(module, _kept), ByHand(second_order and not is_original(module)):
         return function(*args, **kwargs)
 
 
-class SecondDerivatives(TorchFunctionMode):
-    """Active while a learner's model runs."""
+def is_original(module: nn.Module) -> bool:
+    """Whether all parameters are a user's own, and none results of autograd, as a clone's are."""
+    return all(p.is_leaf for p in module.parameters())
+
+
+def attribute(module: nn.Module, name: str, call: Callable[..., Any]) -> Any:
+    """An attribute of a learner's module, for the learner.
+
+    Args:
+        module: whose attribute.
+        name: of it.
+        call: ``call(method, *args, **kwargs)`` runs methods that a user's class has.
+    """
+    value = getattr(module, name)
+    own = isinstance(value, MethodType) and value.__self__ is module
+    return partial(call, value) if own and not hasattr(nn.Module, name) else value
+
+
+@final
+class ByHand(TorchFunctionMode):
+    """Active while a learner's model runs.
+
+    Args:
+        second_order: whether what has no second derivative, or a wrong one, is exchanged.
+    """
+
+    def __init__(self, second_order: bool) -> None:
+        super().__init__()
+        self.second_order = second_order
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, or what has its second derivative."""
-        stand_in = _STAND_INS.get(func)
-        if stand_in is None:
-            return func(*args, **(kwargs or {}))
-        return stand_in(self, func, args, kwargs or {})
+        """Run `func`, or what has its second derivative, and keep what that needs."""
+        refuse_reentrant(func, sys._getframe(1))
+        if inside():
+            with set_aside():
+                return self._run(func, args, kwargs or {})
+        return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        stand_in = _STAND_INS.get(func) if self.second_order else None
+        return func(*args, **kwargs) if stand_in is None else stand_in(self, func, args, kwargs)
 
 
-def _by_formula(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> Any:
+def only_within(module: nn.Module) -> None:
+    """Refuse regions of `torch.utils.checkpoint` where a learner's part is called by itself.
+
+    Args:
+        module: a copy of a module tree; changed in place.
+    """
+    for owner in module.modules():
+        hooks = owner._forward_pre_hooks
+        if _refuse_alone not in hooks.values():
+            owner._forward_pre_hooks = OrderedDict(hooks)  # may be the original's
+            owner.register_forward_pre_hook(_refuse_alone)
+
+
+def _refuse_alone(module: nn.Module, inputs: Any) -> None:
+    if inside() and not _watched():
+        raise RuntimeError(
+            f"torch.utils.checkpoint would run a learner's {type(module).__name__} again with the "
+            "parameters of later inner steps. Call the learner itself, or a method of its model, "
+            "where fastmaml keeps what such a region computes; or call this part without it."
+        )
+
+
+def _watched() -> bool:
+    """Whether something of fastmaml's sees the functions that run, and sets regions aside."""
+    modes = _get_current_function_mode_stack()
+    return any(isinstance(mode, ByHand | Routing) for mode in modes)
+
+
+def _kept(layer: Callable[..., T], *inputs: Any) -> T:
+    return layer(*inputs)
+
+
+def _by_formula(mode: ByHand, func: Any, args: Any, kwargs: Any) -> Any:
     return ALWAYS[func](*args, **kwargs)
 
 
-def _bias_apart(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> Any:
+def _bias_apart(mode: ByHand, func: Any, args: Any, kwargs: Any) -> Any:
     bias = bias_alone(func, args, kwargs)
     if bias is None:
         return func(*args, **kwargs)
@@ -69,22 +144,22 @@ def _bias_apart(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> A
     return func(*args, **kwargs) + bias
 
 
-def _attention(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> Any:
+def _attention(mode: ByHand, func: Any, args: Any, kwargs: Any) -> Any:
     with sdpa_kernel(SDPBackend.MATH):
         return func(*args, **kwargs)
 
 
-def _multi_head_attention(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> Any:
+def _multi_head_attention(mode: ByHand, func: Any, args: Any, kwargs: Any) -> Any:
     with mode:
         return unhidden(func)(*args, **kwargs)
 
 
-def _recurrent(mode: SecondDerivatives, func: Any, args: Any, kwargs: Any) -> Any:
+def _recurrent(mode: ByHand, func: Any, args: Any, kwargs: Any) -> Any:
     with without_cudnn():
         return func(*args, **kwargs)
 
 
-_STAND_INS: dict[Any, Callable[[SecondDerivatives, Any, Any, Any], Any]] = {
+_STAND_INS: dict[Any, Callable[[ByHand, Any, Any, Any], Any]] = {
     **dict.fromkeys(ALWAYS, _by_formula),
     **dict.fromkeys(PLACES, _bias_apart),
     F.scaled_dot_product_attention: _attention,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fastmaml.engine.routing.called_by_hand import written_out
+from fastmaml.engine.routing.called_by_hand import only_within, written_out
 
 
 def clone_module(module: nn.Module) -> nn.Module:
@@ -18,6 +18,7 @@ def clone_module(module: nn.Module) -> nn.Module:
     """
     clone = _with_parameters(module, {p: p.clone() for p in module.parameters()}, {})
     written_out(clone)
+    only_within(clone)
     return clone
 
 

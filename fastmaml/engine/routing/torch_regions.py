@@ -1,9 +1,10 @@
 """What a model runs inside of `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`.
 
 PyTorch keeps nothing of such a region and runs it again when its derivative is wanted. By then the
-model holds the user's parameters, not the adapted ones, and a vmap over tasks is over. Inside a
-meta-step its hooks are therefore set aside: a region gives what it would give without them, and
-what is to run again is for `step.layer_checkpoint` to say.
+model holds other parameters, the user's or those of later inner steps, and a vmap over tasks is
+over. Inside a meta-step, and where a learner is called by hand, its hooks are therefore set aside:
+a region gives what it would give without them. What is to run again in a meta-step is for
+`step.layer_checkpoint` to say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any, NoReturn, final
 
 import torch
@@ -55,9 +57,24 @@ def _refuse(*_: Any) -> NoReturn:
     raise ValueError(
         "the model uses torch.utils.checkpoint around something that is differentiated without a "
         "call to PyTorch's functions (an autograd.Function of its own): it would run again without "
-        "the adapted parameters. Put that into a module, which fastmaml runs again itself, or "
+        "the adapted parameters. Put that into a module, whose derivative fastmaml sees to, or "
         "leave torch.utils.checkpoint away."
     )
+
+
+def refuse_reentrant(func: Any, caller: FrameType) -> None:
+    """Raise ValueError where a region with ``use_reentrant=True`` begins.
+
+    Args:
+        func: that a function mode sees.
+        caller: that called it.
+    """
+    if func == _REQUIRES_GRAD and caller.f_globals.get("__name__") == _MODULE:
+        raise ValueError(
+            "the model uses torch.utils.checkpoint with use_reentrant=True, through which "
+            "torch.autograd.grad cannot go, and no second derivative can: give "
+            "use_reentrant=False."
+        )
 
 
 @final
@@ -75,13 +92,7 @@ class Regions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run `func`."""
-        caller = sys._getframe(1)
-        if func == _REQUIRES_GRAD and caller.f_globals.get("__name__") == _MODULE:
-            raise ValueError(
-                "the model uses torch.utils.checkpoint with use_reentrant=True, through which "
-                "torch.autograd.grad cannot go, and no second derivative can: give "
-                "use_reentrant=False."
-            )
+        refuse_reentrant(func, sys._getframe(1))
         self.seen = self.seen or inside()
         return func(*args, **(kwargs or {}))
 

@@ -22,9 +22,9 @@ from fastmaml.engine.derivatives.sparse_constants import outside
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.routing.in_place import Follower, InPlace
 from fastmaml.engine.routing.mode import Routing
+from fastmaml.engine.routing.region_layers import layers_of_regions
 from fastmaml.engine.step.head_layer import HeadLayer, Listener
 from fastmaml.engine.step.layer_checkpoint import checkpointed
-from fastmaml.engine.step.region_layers import layers_of_regions
 from fastmaml.engine.step.shared_passes import Kept, SharedPass
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import leaves_of

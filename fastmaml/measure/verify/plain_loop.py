@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmaml.engine.model.buffers import forget_running_statistics
 from fastmaml.engine.model.inventory import take_inventory
-from fastmaml.engine.routing.called_by_hand import written_out
+from fastmaml.engine.routing.called_by_hand import called, written_out
 from fastmaml.engine.routing.mode import without_cudnn
 from fastmaml.engine.step.forward import Loss, call
 from fastmaml.episodes.batch import Batch, Episodes
@@ -64,5 +64,6 @@ def _task_loss(maml: MAML, task: Episodes) -> Tensor:
 
 def _batch_loss(model: nn.Module, loss: Loss | None, moving: Tensors, batch: Batch) -> Tensor:
     assert loss is not None  # `maml(episodes)`, which ran before, has seen to it
-    output = call(model, {n: p.squeeze(0) for n, p in moving.items()}, batch.inputs)
+    own = {n: p.squeeze(0) for n, p in moving.items()}
+    output = called(model, False, call, model, own, batch.inputs)
     return loss(output, batch.targets)

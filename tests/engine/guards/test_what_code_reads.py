@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmaml as fm
-from fastmaml.engine.guards.attributes import drawn
+from fastmaml.engine.guards.attributes import drawn, slots
 from fastmaml.engine.guards.guards import Guards
 
 WEIGHT = 1.0
@@ -215,3 +215,9 @@ def test_generators_count_by_how_far_they_are(kind: str) -> None:
     assert guards.hold()
     generator.random()
     assert guards.changed() == "it"
+
+
+def test_how_c_calls_an_object_is_nothing_that_code_reads() -> None:
+    """The pointer by which C calls a partial changes when it is called."""
+    assert {"func", "args", "keywords"} <= set(slots(partial, True))
+    assert not any("offset" in name for name in slots(partial, True))

@@ -233,6 +233,29 @@ def test_shapes_methods_weights_and_autocast_have_recordings_of_their_own() -> N
     assert recordings(both[0]) == len(kinds) + 2
 
 
+class PartlyCast(nn.Module):
+    """A product that stays in float32 under autocast, as those of rotary positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.autocast("cpu", enabled=False):
+            h = h.float() @ torch.ones(4, 4) / 3
+        return self.last(h)
+
+
+def test_what_autocast_leaves_alone_is_replayed_as_it_was() -> None:
+    captured, eager = (maml.float() for maml in pair(PartlyCast))
+    floats = fm.Episodes(*(b.map(Tensor.float) for b in (vectors().support, vectors().query)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = [agree(captured, eager, floats) for _ in range(2)]
+    assert recordings(captured) == 1
+    assert not torch.equal(cast[0].losses, agree(captured, eager, floats).losses)
+
+
 @pytest.mark.slow
 def test_a_bounded_number_is_kept() -> None:
     both = pair(Model)

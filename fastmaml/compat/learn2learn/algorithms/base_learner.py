@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import MethodType
 from typing import Any
 
 from torch import nn
 
-from fastmaml.engine.routing.called_by_hand import called
+from fastmaml.engine.routing.called_by_hand import attribute, called
 
 
 class BaseLearner(nn.Module):
     """Holds a module as ``module``; calls and unknown attributes go to it.
 
     A clone's calls, and those of the module's own methods, have second derivatives also where
-    PyTorch's fused kernels have none, unless ``first_order`` says that none are wanted.
+    PyTorch's fused kernels have none, unless ``first_order`` says that none are wanted. What runs
+    inside of `torch.utils.checkpoint` is kept, as it would run again with later parameters.
 
     Args:
         module: what is wrapped; subclasses may set it later.
@@ -33,9 +32,7 @@ class BaseLearner(nn.Module):
             module = self.__dict__.get("_modules", {}).get("module")
             if module is None:
                 raise
-            value = getattr(module, name)
-            own = isinstance(value, MethodType) and value.__self__ is module
-            return partial(self._called, value) if own and not hasattr(nn.Module, name) else value
+            return attribute(module, name, self._called)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped module returns."""

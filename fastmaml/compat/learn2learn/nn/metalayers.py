@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from fastmaml.engine.routing.called_by_hand import called
 
 
 class MetaLayer(nn.Module):
@@ -60,7 +63,8 @@ class ParameterTransform(MetaLayer):
             for name, p in owner._parameters.items()
             if p is not None
         }
-        return functional_call(self.module, places, args, kwargs, tie_weights=False)
+        call = partial(functional_call, self.module, places, args, kwargs, tie_weights=False)
+        return called(self.module, False, call)
 
     def meta_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the transforms."""

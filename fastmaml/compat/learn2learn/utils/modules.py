@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fastmaml.engine.routing.called_by_hand import written_out
+from fastmaml.engine.routing.called_by_hand import only_within, written_out
 from fastmaml.engine.routing.cloning import replace_parameters
 
 Memo = dict[Any, Any]
@@ -32,6 +32,7 @@ def clone_module(module: T, memo: Memo | None = None) -> T:
     clone = _clone(module, {} if memo is None else memo)
     replace_parameters(clone, {})  # recurrent modules keep a second list of their weights
     written_out(clone)
+    only_within(clone)
     return clone  # type: ignore[return-value]  # it has the class of the original
 
 

@@ -1,4 +1,4 @@
-"""The modules that `torch.utils.checkpoint` calls inside a meta-step, checkpointed by fastmaml."""
+"""The modules that `torch.utils.checkpoint` calls, run as fastmaml says instead."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Checkpoint = Callable[..., Any]
 
 @contextlib.contextmanager
 def layers_of_regions(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
-    """Where modules inside of `torch.utils.checkpoint` are checkpointed.
+    """Where modules inside of `torch.utils.checkpoint` run through a function.
 
     What else such a region does is kept: whether it can run again is not known of a function.
 
     Args:
         model: whose modules they are.
-        checkpoint: ``checkpoint(layer, *args)`` keeps inputs only.
+        checkpoint: ``checkpoint(layer, *args)`` runs one, and keeps its inputs only, or all.
     """
     changed = []
     try:
@@ -39,10 +39,11 @@ def layers_of_regions(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None
 
 @final
 class _InRegions:
-    """A module's ``forward``, checkpointed where a region calls it."""
+    """A module's ``forward``, run through a function where a region calls it."""
 
     def __init__(self, forward: Callable[..., Any], checkpoint: Checkpoint) -> None:
         self.forward, self.checkpoint = forward, checkpoint
+        self.__wrapped__ = forward  # whose arguments code may ask for
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not inside():
