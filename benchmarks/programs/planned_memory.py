@@ -72,7 +72,11 @@ SIZES = {
     "num_hidden_layers": 22, "num_attention_heads": 16, "num_key_value_heads": 8,
     "tie_word_embeddings": True, "use_cache": False, "pad_token_id": 0,
 }  # fmt: skip
-QUICK_SIZES = {**SIZES, "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 704}
+# Few layers, as what Python holds to record each is not planned, and much beside small tensors.
+QUICK_SIZES = {
+    **SIZES, "vocab_size": 8000, "hidden_size": 768, "intermediate_size": 2112,
+    "num_hidden_layers": 4,
+}  # fmt: skip
 
 
 def configuration(quick: bool) -> Any:
@@ -106,7 +110,8 @@ def episodes(vocabulary: int) -> fm.Episodes:
 def point(name: str, quick: bool) -> dict[str, Any]:
     """What the process of one row measures."""
     method, executor = CONTESTANTS[name]
-    small = fm.MAML(nn.Linear(2, 2), lr=0.1, steps=2, loss=nn.functional.mse_loss)
+    how: dict[str, Any] = {"gradient": named(method), "executor": executor}
+    small = fm.MAML(nn.Linear(2, 2), lr=0.1, steps=2, loss=nn.functional.mse_loss, **how)
     x = torch.zeros(2, 2, 2)
     small(fm.Episodes(fm.Batch(x, x), fm.Batch(x, x))).loss.backward()  # what torch loads late
     model = model_of(quick)
@@ -115,7 +120,7 @@ def point(name: str, quick: bool) -> dict[str, Any]:
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     maml = fm.MAML(
         model, lr=0.1, steps=CHECKED["steps"], loss=fm.losses.causal, scope=lora(model),
-        gradient=named(method), executor=executor, tasks_chunk=1, spot_checks=False,
+        tasks_chunk=1, spot_checks=False, **how,
     )  # fmt: skip
     before = memory("VmRSS", "cpu")
     forget_peak("cpu")

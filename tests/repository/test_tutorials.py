@@ -45,7 +45,9 @@ def run(name: str, to: Path, first: str = "") -> None:
     """In a process of its own and another folder, as warnings and threads are the process's."""
     script = DOCS / "run_tutorials.py"
     code = f"""
-import runpy, sys
+import logging, runpy, sys
+for talks in ("torchao", "torch.utils._pytree"):  # where torchao is installed, as it is imported
+    logging.getLogger(talks).setLevel(logging.ERROR)
 {first}
 sys.argv = ["run_tutorials.py", {name!r}, "--to", {str(to)!r}]
 runpy.run_path({str(script)!r}, run_name="__main__")

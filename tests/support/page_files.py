@@ -71,6 +71,7 @@ FILES = {
     "how_to/table.md": sales,
     "how_to/text.md": texts,
     "how_to/instructions.md": prompts,
+    "how_to/large_bases.md": prompts,
     "how_to/sharded_bases.md": prompts,
 }
 """By page, what makes them."""
