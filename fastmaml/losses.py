@@ -76,7 +76,7 @@ def causal(output: Any, targets: Targets) -> Tensor:
             and ``right`` ``[questions]``, of which only the right options' tokens count.
 
     Returns:
-        A scalar; nan where no token counts.
+        A scalar in the logits' dtype (of bfloat16 about three digits); nan where no token counts.
 
     Raises:
         ValueError: logits and labels do not fit.

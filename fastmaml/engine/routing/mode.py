@@ -28,7 +28,7 @@ from fastmaml.engine.routing.decompositions import ALWAYS, FORWARD_MODE
 from fastmaml.engine.routing.row_tables import asks_about
 from fastmaml.engine.routing.second_order import SECOND_ORDER
 from fastmaml.engine.routing.to_ops import OpRouting
-from fastmaml.engine.routing.torch_regions import inside, set_aside
+from fastmaml.engine.routing.torch_regions import inside, keeps_inputs, kept_without_vmap, set_aside
 
 _RANDOM_FUNCTIONS = {
     "rand",
@@ -115,6 +115,8 @@ class Routing(TorchFunctionMode):
         if inside():
             with set_aside():
                 return self.__torch_function__(func, types, args, kwargs)
+        if keeps_inputs(func, args):
+            return kept_without_vmap(args[0])
         if forward_ad._current_level >= 0 and not torch.is_grad_enabled():
             # The model's own no_grad() makes a constant, which to forward mode it is not by itself.
             with forward_ad._set_fwd_grad_enabled(False):

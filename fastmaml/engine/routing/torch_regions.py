@@ -16,6 +16,9 @@ from types import FrameType
 from typing import Any, NoReturn, final
 
 import torch
+from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 _MODULE = "torch.utils.checkpoint"
@@ -60,6 +63,22 @@ def _refuse(*_: Any) -> NoReturn:
         "the adapted parameters. Put that into a module, whose derivative fastmaml sees to, or "
         "leave torch.utils.checkpoint away."
     )
+
+
+def keeps_inputs(func: Any, args: Any) -> bool:
+    """Whether a region begins so: until torch 2.11 by an autograd.Function, which vmap refuses."""
+    return func is custom_function_call and args[0].__module__ == _MODULE
+
+
+def kept_without_vmap(function: type[torch.autograd.Function]) -> Tensor:
+    """What a region asks for a ``grad_fn``. It keeps no inputs, which it needs to run again alone.
+
+    Args:
+        function: which would keep them.
+    """
+    with temporarily_clear_interpreter_stack():
+        found: Tensor = function.apply(torch.empty((0,), requires_grad=True), {})
+    return found
 
 
 def refuse_reentrant(func: Any, caller: FrameType) -> None:
