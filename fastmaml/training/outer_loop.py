@@ -49,6 +49,7 @@ class OuterLoop(ABC):
         self.iteration = 0
         self._resumed: Path | None = None
         self._discarding = False
+        self._given_up: int | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
 
     @abstractmethod
@@ -92,7 +93,8 @@ class OuterLoop(ABC):
 
         Raises:
             Interrupted: by Ctrl-C, after the iteration was finished and saved; by SIGTERM, after
-                which there may be seconds only, within it: the state before it is saved.
+                which there may be seconds only, and by Ctrl-C in the first iteration, within it:
+                the state before it is saved.
             NonFiniteLoss: a loss or meta-gradient is not finite; the state before it was saved.
         """
         continued = self._resumed is not None and self._resumed.parent == self.folder
@@ -112,9 +114,11 @@ class OuterLoop(ABC):
         """Run the outer loop up to the configured number of iterations."""
         config = self.config
         with report.bar("meta-training", self.iteration, config.iterations) as show:
-            if self._resumed is None and config.evaluate_every:
+            if self.iteration == 0 and not report.lines and config.evaluate_every:
                 report.stage(show, 0, "first validation: planning and recording")
-                report.line({"iteration": 0, "seconds": 0.0, **self._validate()})
+                with self._discardable():
+                    first = self._validate()
+                report.line({"iteration": 0, "seconds": 0.0, **first})
             if self.iteration < config.iterations:
                 report.stage(show, self.iteration, "first iteration: planning and recording")
             while self.iteration < config.iterations:
@@ -130,7 +134,9 @@ class OuterLoop(ABC):
 
     def _can_give_up(self, number: int) -> bool:
         """Whether a signal may stop what is going on: the state before it is kept."""
-        return number == signal.SIGTERM and self._discarding
+        urgent = number == signal.SIGTERM or self.iteration == 0  # nothing was learned yet
+        self._given_up = number if urgent and self._discarding else None
+        return self._given_up is not None
 
     @contextmanager
     def _discardable(self) -> Iterator[None]:
@@ -146,11 +152,13 @@ class OuterLoop(ABC):
         self._discarding = True
         try:
             yield
-        except Interrupted:
+        except KeyboardInterrupt as error:
             self._load_source(source)
             self._load_random(random)
             for x, before in buffers:
                 x.copy_(before)
+            if self._given_up and not isinstance(error, Interrupted):  # lost inside a recording
+                raise Interrupted(self._given_up) from error
             raise
         finally:
             self._discarding = False

@@ -95,8 +95,9 @@ class RunReport:
 
     def stopping(self, name: str) -> None:
         """Say that a signal has arrived."""
-        when = "now, or after this iteration" if name == "SIGTERM" else "after this iteration"
-        self.say(f"{name}: stopping {when}; once more to stop without saving.")
+        self.say(
+            f"{name}: stopping now, or after this iteration; once more to stop without saving."
+        )
 
     def __enter__(self) -> RunReport:
         return self

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from sinusoid_runs import final_state, lines, mean_square, trainer
-from torch import Tensor
+from outcomes import require
+from sinusoid_runs import Watched, final_state, lines, mean_square, trainer
+from torch import Tensor, nn
 
-from fastmaml import MAML
-from fastmaml.training.interrupts import Interrupted
+from fastmaml import MAML, Episodes, episodes
+from fastmaml.engine.guards.sight import Sight
+from fastmaml.engine.recording import native
+from fastmaml.training.interrupts import Interrupted, InterruptGuard
 from fastmaml.training.trainer import MetaTrainer
 
 
@@ -89,3 +94,80 @@ def test_what_cannot_be_run_anew_is_finished(tmp_path: Path) -> None:
         run.fit()
     assert run.iteration == 6
     assert loss.calls > 1
+
+
+def recorded(out: Path, event: Callable[[], None] = lambda: None) -> MetaTrainer:
+    """A run whose replays call Python back for a sort, and that calls `event` in iteration 6."""
+    run = trainer(out, Watched(6, event))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), Sorted(), nn.Linear(8, 1))
+    run.maml = MAML(model, lr=0.05, steps=2, loss=mean_square, executor="captured")
+    run.optimizer = torch.optim.Adam(run.maml.parameters(), 0.01)
+    run.optimizer.param_groups[0]["initial_lr"] = 0.01
+    return run
+
+
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(-1).values.tanh()
+
+
+def test_sigterm_within_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unheard(*_: object) -> list[Tensor]:
+        """As if it arrived before the first line of what is called back."""
+        signal.raise_signal(signal.SIGTERM)
+        return []
+
+    def event() -> None:
+        assert native._BACK
+        for number in native._BACK:
+            monkeypatch.setitem(native._BACK, number, unheard)
+
+    require("cpp")
+    recorded(tmp_path / "whole").fit()
+    run = recorded(tmp_path / "run", event)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run.fit()
+    monkeypatch.undo()
+    again = recorded(tmp_path / "run")
+    again.resume(tmp_path / "run" / "last.safetensors")
+    assert again.iteration == 5
+    again.fit()
+    assert lines(again.folder) == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_validation_is_given_up(tmp_path: Path, number: int) -> None:
+    run, loss = terminated(tmp_path / "run", -1)
+
+    def validation() -> Iterator[Episodes]:
+        signal.raise_signal(number)
+        yield from episodes.sinusoid(4, 4, 4, seed=1)
+
+    own = run.validation
+    run.validation = validation()  # type: ignore[assignment]
+    with pytest.raises(Interrupted):
+        run.fit()
+    assert (run.iteration, loss.calls) == (0, 0)
+    assert not lines(run.folder)
+    again, _ = terminated(tmp_path / "run", -1)
+    again.validation = own
+    again.resume(tmp_path / "run" / "last.safetensors")
+    again.fit()
+    whole, _ = terminated(tmp_path / "whole", -1)
+    whole.fit()
+    assert lines(again.folder) == lines(whole.folder)
+
+
+def test_what_watches_the_model_does_not_see_what_is_said_of_a_signal() -> None:
+    seen = []
+
+    def notice(name: str) -> None:
+        seen.append(sys.gettrace())
+
+    with InterruptGuard(notice), Sight() as sight:
+        tracer = sys.gettrace()
+        signal.raise_signal(signal.SIGINT)
+        assert sys.gettrace() is tracer
+    assert seen == [None]
+    assert notice.__code__ not in sight.pools

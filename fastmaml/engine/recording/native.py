@@ -32,6 +32,10 @@ LEAST_SHARE = 3
 _REFUSED = "a program takes", "of a program has"
 """What is said of tensors that a program is not for, or that a first run did not expect."""
 
+_UNHEARD = "fastmaml::call_back failed"
+"""Where no error of `_guarded` is known. Before its first line only a signal's handler can raise,
+and what it raises, a KeyboardInterrupt as a rule, is lost on the way through the module."""
+
 
 class Group(NamedTuple):
     """Steps in a row: one that is native, with its code, or some that are Python's."""
@@ -120,6 +124,8 @@ class Program:
         except RuntimeError as error:
             if self._failed:  # a call back, whose error is the better one
                 raise self._failed.pop() from None
+            if _UNHEARD in str(error):
+                raise KeyboardInterrupt("a signal in a recorded meta-step") from None
             if not any(x in str(error) for x in _REFUSED):
                 compiled(self._tape)(*tensors)  # what PyTorch says is lost in the module: once more
             raise

@@ -142,6 +142,9 @@ def test_an_error_of_a_call_back_says_what_it_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(native._BACK, number, run)
     with pytest.raises(MemoryError, match="no more"):
         program(tensor(3, 4, seed=1))
+    monkeypatch.setitem(native._BACK, number, fail)  # as a signal's handler, before the first line
+    with pytest.raises(KeyboardInterrupt, match="a signal"):
+        program(tensor(3, 4, seed=1))
     monkeypatch.undo()
     assert len(program(tensor(3, 4, seed=1))) == 1
 
