@@ -157,6 +157,7 @@ def test_a_first_look_is_short_and_says_what_it_does(
     assert result["test"]["episodes"] == 8
     said = capsys.readouterr()
     assert "fastmaml: loading the model" in said.err
+    assert f"reading and tokenising {place / 'tasks.jsonl.gz'}\n" in said.err
     assert "first iteration: planning and recording" in said.out
 
 
