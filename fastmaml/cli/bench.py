@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fastmaml.cli.bench_flags import BenchModule, Swept
 from fastmaml.cli.errors import BadInputError, own_user_errors
 from fastmaml.cli.factory import load_factory
+from fastmaml.cli.telling import telling
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.names import METHOD_NAMES, NUMBERED, OFFLOADING, named
 from fastmaml.maml import MAML
@@ -63,7 +64,7 @@ def run(subject: BenchSubject, flags: Swept, test_episodes: int = 200) -> int:
     console, keep = Console(highlight=False), _Keeper(subject.folder)
     with InterruptGuard(at_once=lambda number: True) as guard:
         try:
-            with console.status("preparing") as status, own_user_errors():
+            with telling(console, "preparing") as tell, own_user_errors():
                 found = bench(
                     subject.maml,
                     subject.episodes,
@@ -72,7 +73,7 @@ def run(subject: BenchSubject, flags: Swept, test_episodes: int = 200) -> int:
                     test_episodes=test_episodes,
                     optimizer=subject.optimizer,
                     title=subject.title,
-                    progress=status.update,
+                    progress=tell,
                     changed=keep,
                 )
         except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fastmaml.cli.errors import BadInputError, user_errors
+from fastmaml.cli.telling import telling
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ def run(command: BenchPlan) -> int:
             f"--lora 0 has everything adapt, without adapters, and --lora-targets "
             f"{' '.join(command.lora_targets)} names layers for adapters: leave one of them out."
         )
-    with console.status("preparing") as status, user_errors():
+    first = (
+        f"planning {command.model}: about 10 s for a gradient method and a way to run it, of "
+        f"which {len(command.methods)} or more are looked at"
+    )
+    with telling(console, first) as tell, user_errors():
         targets = command.lora_targets or None
         plan = plan_memory(
             command.model,
@@ -99,7 +104,7 @@ def run(command: BenchPlan) -> int:
             layers=command.layers,
             dtype=getattr(torch, command.dtype),
             backend=command.backend,
-            progress=status.update,
+            progress=tell,
         )
         if command.out is not None:
             command.out.parent.mkdir(parents=True, exist_ok=True)

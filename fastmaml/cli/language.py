@@ -10,6 +10,7 @@ import torch
 from fastmaml.cli.errors import user_errors
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.runs import checkpoint_in, config_of, load_into
+from fastmaml.cli.target import replacing, require_free
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml import MAML
 from fastmaml.training.config import LanguageConfig
@@ -37,8 +38,12 @@ def run(command: Export | Adapt) -> int:
 
 def _export(command: Export) -> int:
     with user_errors():
-        recipe, maml, _ = _loaded(command.checkpoint, "cpu", ())
-        kind = maml.save_pretrained(command.to, recipe.tokenizer())
+        require_free(command.to, command.overwrite)
+        recipe, maml, config = _loaded(command.checkpoint, "cpu", ())
+        _require_another(command.to, config)
+        words = recipe.tokenizer()
+        with replacing(command.to) as folder:
+            kind = maml.save_pretrained(folder, words)
     print(f"Written to {command.to}: the meta-learned {_described(kind)}.")
     return 0
 
@@ -49,6 +54,7 @@ def _adapt(command: Adapt) -> int:
     with user_errors():
         _check(command)
         recipe, maml, config = _loaded(command.checkpoint, command.device, command.change)
+        _require_another(command.to, config)
         steps = command.steps or config.eval_steps or maml.steps
         support, classes = recipe.new_task(command.data, command.limit)
         query, what = support, "the examples adapted to"
@@ -61,7 +67,9 @@ def _adapt(command: Adapt) -> int:
     _show(maml, support, query, steps, recipe.metrics_of_one(), what)
     learner = recipe.finished(maml.adapt_to(support, steps), classes)
     with user_errors():
-        kind = save_pretrained(learner, command.to, recipe.tokenizer())
+        words = recipe.tokenizer()
+        with replacing(command.to) as folder:
+            kind = save_pretrained(learner, folder, words)
     print(f"Written to {command.to}: the adapted {_described(kind)}.")
     return 0
 
@@ -72,14 +80,19 @@ def _check(command: Adapt) -> None:
         value = getattr(command, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value}: give at least 1.")
-    if command.to.is_file():
-        raise ValueError(f"--to {command.to} is a file: give a folder.")
+    require_free(command.to, command.overwrite)
     for name in assignments(command.change):
         if name not in CHANGED:
             raise ValueError(
                 f"--change {name}=...: that has no effect on adapting to --data. What has is "
                 f"{', '.join(sorted(CHANGED))}."
             )
+
+
+def _require_another(to: Path, config: LanguageConfig) -> None:
+    """Raise a ValueError where the model that the run began with would be written over."""
+    if to.exists() and to.resolve() == Path(config.model).resolve():
+        raise ValueError(f"--to {to} is the model that the run was trained from: give another.")
 
 
 def _show(maml: MAML, support: Batch, query: Batch, steps: int, metrics: Choice, what: str) -> None:

@@ -17,6 +17,8 @@ class Export:
     """A checkpoint that `fastmaml train` wrote, or its folder."""
     to: Path
     """Folder for the model, or for its adapters where these alone were learned."""
+    overwrite: bool = False
+    """Replace the model that is in that folder."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Adapt:
     """The task's examples, in the form that the run was trained on."""
     to: Path
     """Folder for the adapted model, or for its adapters where these alone adapt."""
+    overwrite: bool = False
+    """Replace the model that is in that folder."""
     test_data: str | None = None
     """Other examples of the task, on which each inner step is tested."""
     limit: int | None = None

@@ -59,14 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
+    from fastmaml.cli.advice import on_cpu
     from fastmaml.engine.base.errors import NonFiniteLoss
     from fastmaml.training.interrupts import Interrupted
     from fastmaml.training.recipes import build_trainer
+    from fastmaml.training.recipes.hub import stage
 
     with user_errors():  # once it runs, an error keeps its traceback
         trainer = build_trainer(config)
         if checkpoint is not None:
             trainer.resume(checkpoint)
+    if advice := on_cpu(config, trainer.maml):
+        stage(advice)
     again = f"fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
         trainer.fit()
@@ -183,7 +187,7 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
         base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
             given = command.resume[0] if command.resume else Path(command.out)
-            checkpoint = checkpoint_in(given)
+            checkpoint = checkpoint_in(given, ", or train without --resume")
             base = config_of(checkpoint, load(checkpoint).config)
             base = base.updated({"out": str(checkpoint.parent)}, "--resume")
         if command.config is not None:

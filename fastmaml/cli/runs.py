@@ -11,11 +11,25 @@ from fastmaml.training.config import RunConfig
 from fastmaml.training.presets import PRESETS
 
 
-def checkpoint_in(path: Path) -> Path:
-    """The checkpoint itself, where a run's folder was given."""
+def checkpoint_in(path: Path, otherwise: str = "") -> Path:
+    """The checkpoint itself, where a run's folder was given.
+
+    Args:
+        path: of either.
+        otherwise: what else can be done where there is none, for the error.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     from fastmaml.training.run_folder import CHECKPOINT
 
-    return path / CHECKPOINT if path.is_dir() else path
+    found = path / CHECKPOINT if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {found}. Give the folder of a run of `fastmaml train`, or a "
+            f".safetensors file that it wrote{otherwise}."
+        )
+    return found
 
 
 def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:

@@ -43,7 +43,8 @@ def held_out(
         if isinstance(held, int):
             if isinstance(held, bool) or not 0 <= held <= len(free):
                 raise ValueError(
-                    f"{split}_{several}={held!r}: give names, or a number from 0 to {len(free)}."
+                    f"{split}_{several}={held!r}: give names, or a number from 0 to {len(free)}; "
+                    f"there are {len(names)} {several}."
                 )
             chosen[split] = free[:held]
             continue
@@ -69,5 +70,6 @@ def chosen_split(split: str, parts: dict[str, list[str]], what: What = "class") 
         f"split={split!r} is empty: hold out {several} with {split}_{several}= (the same in all "
         f"splits), but not all {total} that there are."
         if split != "train"
-        else f"split='train' is empty: all {total} {several} are held out."
+        else f"split='train' is empty: all {total} {several} are held out. Leave some to train on: "
+        f"hold out fewer with test_{several} and validation_{several}."
     )

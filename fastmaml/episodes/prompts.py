@@ -118,12 +118,21 @@ class Prompts:
         if name is None and not needed:
             return None
         if name not in names:
-            raise ValueError(
-                f"{part.origin} has no column for {what}={given!r}: its columns are "
-                f"{', '.join(sorted(map(str, names)))}. Name one (usual names are "
-                f"{', '.join(usual)}), or give a template such as '{{title}}: {{text}}'."
-            )
+            raise ValueError(_absent(part, what, given, usual))
         return lambda row: row.get(name)
+
+
+def _absent(part: Rows, what: str, given: str | None, usual: Sequence[str]) -> str:
+    """What is said of a column that is not there."""
+    own = ", ".join(sorted(map(str, set().union(*part.rows))))
+    if given is None:
+        asked = f"{part.origin} has no column for {what}: none is called {' or '.join(usual)}"
+    else:
+        asked = f"{part.origin} has no column for {what}={given!r}"
+    return (
+        f"{asked}. Its columns are {own}: name one as {what}, or give a template such as "
+        "'{title}: {text}'."
+    )
 
 
 def _template(what: str, given: str, names: set[str], origin: str) -> Callable[[Row], str]:

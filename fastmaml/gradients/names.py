@@ -57,3 +57,16 @@ def named(name: MethodName, number: int | None = None, offload: bool = False) ->
         case "reptile":
             return Reptile()
     raise ValueError(f"{name!r} is no gradient method: choose from {', '.join(METHOD_NAMES)}.")
+
+
+def name_of(method: GradientMethod) -> tuple[MethodName, int | None, bool]:
+    """What `named` makes this method of.
+
+    Raises:
+        ValueError: it is none of these methods.
+    """
+    for name in METHOD_NAMES:
+        if type(named(name)) is type(method):
+            number = getattr(method, NUMBERED[name]) if name in NUMBERED else None
+            return name, number, name in OFFLOADING and getattr(method, "offload", False)
+    raise ValueError(f"{method!r} has no name: those that have are {', '.join(METHOD_NAMES)}.")

@@ -66,7 +66,7 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {path}. Give the path of a .safetensors file that "
-            "`fastmaml train` wrote, or train without --resume."
+            "`fastmaml train` or a MetaTrainer wrote."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -75,7 +75,7 @@ def load(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or is no safetensors file ({error}). Use another checkpoint, "
-            "or train again without --resume."
+            "or train again."
         ) from None
     if "fastmaml" not in metadata:
         raise ValueError(
@@ -90,7 +90,7 @@ def load(path: Path) -> Checkpoint:
     if metadata.get("digest") != _digest(metadata["fastmaml"], tensors):
         raise ValueError(
             f"{path} is damaged: its content does not match its digest. Use another checkpoint, "
-            "or train again without --resume."
+            "or train again."
         )
     header = json.loads(metadata["fastmaml"])
     state = _unpack(header["state"], tensors)

@@ -61,7 +61,7 @@ class RunReport:
 
     @contextmanager
     def bar(self, what: str, done: int, total: int) -> Iterator[Callable[..., None]]:
-        """A progress bar with rate and remaining time; yields ``show(done, note)``."""
+        """Progress with rate and remaining time; yields ``show(done, note)``."""
         with progress_bar(self.console, what, done, total) as shown:
 
             def show(completed: int, note: str = "") -> None:

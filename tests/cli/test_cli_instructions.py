@@ -157,11 +157,25 @@ def test_a_first_look_is_short_and_says_what_it_does(
     assert result["test"]["episodes"] == 8
     said = capsys.readouterr()
     assert "fastmaml: loading the model" in said.err
+    assert f"reading and tokenising {place / 'tasks.jsonl.gz'}\n" in said.err
     assert "first iteration: planning and recording" in said.out
 
 
-def test_export_is_what_was_learned(run: Path, tmp_path: Path) -> None:
-    assert main(["export", str(run), "--to", str(tmp_path / "out")]) == 0
+def test_export_is_what_was_learned(
+    run: Path, place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["export", str(run), "--to", str(tmp_path / "out"), "--overwrite"]
+    generating.save("Llama", tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").touch()
+    capfd.readouterr()
+    assert main(asked) == 0
+    assert "%" not in capfd.readouterr().err, "no bar of transformers'"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"notes.txt", "adapter_model.safetensors"} <= names
+    assert not {"config.json", "model.safetensors"} & names, "of the model that was there"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert main([*asked, "--to", str(place / "Llama")]) == 2
+    assert "is the model that the run was trained from" in capfd.readouterr().err
     found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     learned = weights(run)
     for name, parameter in found.named_parameters():

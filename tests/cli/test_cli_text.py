@@ -226,6 +226,7 @@ def test_each_command_has_the_flags_that_concern_it(capsys: pytest.CaptureFixtur
         ("intents", ["--shots", "6"], "has 6 texts of class"),
         ("intents", ["--scope", "nosuch"], "scope='nosuch'"),
         ("intents", ["--model", "/no/model"], "there is no model '/no/model'"),
+        ("intents", ["--model", "./no/model"], "'./no/model' to load (there is no such folder)"),
         ("intents", ["--lora-rank", "0"], "lora_rank=0: give at least 1"),
     ],
 )

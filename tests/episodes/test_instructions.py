@@ -204,8 +204,10 @@ def test_columns_templates_functions_messages_and_options() -> None:
 @pytest.mark.parametrize(
     ("row", "how", "message"),
     [
-        ({"x": "a", "answer": "b"}, {}, "no column for prompt"),
-        ({"prompt": "a", "x": "b"}, {}, "no column for answer"),
+        ({"x": "a", "answer": "b"}, {}, "for prompt: none is called prompt or input or"),
+        ({"prompt": "a", "x": "b"}, {}, "no column for answer: none is called answer or"),
+        ({"prompt": "a", "x": "b"}, {}, "Its columns are prompt, x: name one as answer"),
+        ({"prompt": "a", "x": "b"}, {"answer": "y"}, "no column for answer='y'. Its columns are"),
         ({"prompt": "a", "answer": "b"}, {"prompt": "{c}?"}, "names 'c'"),
         ({"prompt": "a", "answer": " "}, {}, "answer of row 0 of here is ' '"),
         ({"prompt": "a", "answer": None}, {}, "answer of row 0 of here is None"),
@@ -271,7 +273,8 @@ def test_long_texts_lose_the_beginning_of_the_prompt_first() -> None:
         (several("w1", "w2", 4), {}, "has 4 examples, and an episode takes"),
         (several("w1", "w2", 4) * 2, {}, "has 4 examples, and an episode takes"),
         (generating.rows(2), {"split": "test"}, "split='test' is empty: hold out tasks"),
-        (generating.rows(2), {"test_tasks": 3}, "test_tasks=3: give names, or a number from 0 to"),
+        (generating.rows(2), {"test_tasks": 3}, "from 0 to 2; there are 2 tasks"),
+        (generating.rows(2), {"test_tasks": 2}, "all 2 tasks are held out. Leave some to train"),
         (several("w1", "w2"), {"choose": True}, "example without options"),
         (several("w1", "w2"), {"rows": "train"}, "has no rows of split 'train'"),
         ([], {}, "holds no rows"),

@@ -17,9 +17,9 @@ from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import custom_function_call
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
+
+from fastmaml.engine.base import functorch
 
 _MODULE = "torch.utils.checkpoint"
 _hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -67,7 +67,7 @@ def _refuse(*_: Any) -> NoReturn:
 
 def keeps_inputs(func: Any, args: Any) -> bool:
     """Whether a region begins so: until torch 2.11 by an autograd.Function, which vmap refuses."""
-    return func is custom_function_call and args[0].__module__ == _MODULE
+    return func is functorch.custom_function_call and args[0].__module__ == _MODULE
 
 
 def kept_without_vmap(function: type[torch.autograd.Function]) -> Tensor:
@@ -76,7 +76,7 @@ def kept_without_vmap(function: type[torch.autograd.Function]) -> Tensor:
     Args:
         function: which would keep them.
     """
-    with temporarily_clear_interpreter_stack():
+    with functorch.temporarily_clear_interpreter_stack():
         found: Tensor = function.apply(torch.empty((0,), requires_grad=True), {})
     return found
 

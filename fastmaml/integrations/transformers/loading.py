@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -79,6 +80,11 @@ def require_transformers() -> Any:
     return transformers
 
 
+def is_path(name: str) -> bool:
+    """Whether it can be a folder's only: the hub's names are ``name`` or ``owner/name``."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or "\\" in name
+
+
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """What transformers raises for a model that it cannot find or fetch, as one clear error."""
@@ -86,6 +92,8 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if is_path(name) and not Path(name).exists():
+            reason = "there is no such folder"  # the hub's words are of the form of names
         raise ValueError(
             f"there is no model {name!r} to load ({reason}). Give a folder with a model that "
             "save_pretrained wrote, or the name of one on the Hugging Face hub; the hub needs the "

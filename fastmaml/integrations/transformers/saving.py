@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastmaml.integrations.quantized.host import find_quantized
 from fastmaml.integrations.transformers.adapters import require_peft
+from fastmaml.integrations.transformers.loading import quiet, require_transformers
 
 Saved = Literal["model", "adapter"]
 
@@ -50,15 +51,16 @@ def save_pretrained(
     if path.is_file():
         raise ValueError(f"{path} is a file: give a folder.")
     held, kind = _written_of(model)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(path)
-    if kind == "injected":
-        _save_injected(held, _modules_on_top(held) or [], path)
-    elif kind == "adapter":
-        # Looking on the hub whether the vocabulary has grown would need the internet.
-        held.save_pretrained(path, save_embedding_layers=False)
-    else:
-        held.save_pretrained(path)
+    with quiet(require_transformers()):  # it shows a bar even for a file that takes no time
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+        if kind == "injected":
+            _save_injected(held, _modules_on_top(held) or [], path)
+        elif kind == "adapter":
+            # Looking on the hub whether the vocabulary has grown would need the internet.
+            held.save_pretrained(path, save_embedding_layers=False)
+        else:
+            held.save_pretrained(path)
     if kind == "model":
         return "model"
     _save_names(held, path)

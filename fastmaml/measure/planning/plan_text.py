@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmaml.measure.bench.table import Table
+from fastmaml.measure.planning.plan_flags import backend_of, in_flags
 
 if TYPE_CHECKING:
     from fastmaml.measure.planning.plan import MemoryPlan, Way
@@ -84,9 +85,12 @@ def conclusion(plan: MemoryPlan) -> list[str]:
             "with fewer or smaller adapters, or on several GPUs (FSDP2)."
         ]
     own = [f"gradient=fm.gradients.{way.method}", f"tasks_chunk={way.tasks_at_once}"]
-    own += ['executor="eager"', 'backend="triton"'] if way.fits == "eager" else []
+    own += ['executor="eager"'] if way.fits == "eager" else []
+    if way.fits == "eager" or plan.subject.backend == "reference":
+        own.append(f'backend="{backend_of(plan.subject)}"')
     layers = " after model.gradient_checkpointing_enable()" * way.layers_checkpointed
-    return [f"It fits: fm.MAML(..., {', '.join(own)}){layers}."]
+    python = f"It fits: fm.MAML(..., {', '.join(own)}){layers}."
+    return [python, *in_flags(plan.subject, way)]
 
 
 def gib(size: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fastmaml.integrations.transformers.adapters import Lora, with_generating_lora, with_lora
-from fastmaml.integrations.transformers.loading import quiet, require_transformers
+from fastmaml.integrations.transformers.loading import is_path, quiet, require_transformers
 from fastmaml.measure.planning.known import KNOWN_MODELS
 
 
@@ -56,6 +56,8 @@ def _found(transformers: Any, model: str | Path) -> Any:
             return transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if is_path(name) and not Path(name).exists():
+            reason = "there is no such folder"
         raise ValueError(
             f"there is no configuration of a model {name!r} ({reason}). Give one of "
             f"{', '.join(KNOWN_MODELS)}, a folder with a config.json, or a name on the Hugging "

@@ -54,7 +54,7 @@ def build_meta_trainer(config: RunConfig) -> MetaTrainer:
         stage(f"loading the model {config.model}")
     maml = build_maml(config)
     if isinstance(config, LanguageConfig):
-        stage(f"reading and tokenising the data of {config.title}")
+        stage(f"reading and tokenising {_read_by(config)}")
     return MetaTrainer(
         maml,
         build_episodes(config, "train"),
@@ -137,6 +137,13 @@ def recipe(config: RunConfig) -> Recipe:
     if isinstance(config, InstructionsConfig):
         return Instructions(config)
     raise ValueError(f"{type(config).__name__} describes no data set; give one of its subclasses.")
+
+
+def _read_by(config: LanguageConfig) -> str:
+    """The data that a run names, else its data set."""
+    values = config.as_dict()
+    given = [values[name] for name in ("data", "test_data") if values.get(name)]
+    return " and ".join(given) or config.dataset
 
 
 def _set_threads(config: RunConfig) -> None:
