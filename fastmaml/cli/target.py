@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-MODEL_FILES = (
-    *("config.json", "generation_config.json", "adapter_config.json", "id2label.json"),
-    *("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.index.json"),
-    *(
-        "classifier.safetensors",
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template*",
-    ),
-    *("vocab.*", "merges.txt", "spiece.model", "sentencepiece.*"),
+_CONFIGURATION = ("config.json", "adapter_config.json")
+_WEIGHTS = re.compile(
+    r"((pytorch_)?model(-\d{5}-of-\d{5})?|adapter_model|classifier)\.(safetensors|bin)"
+)
+_BESIDE = frozenset(
+    {
+        *("generation_config.json", "id2label.json", "model.safetensors.index.json"),
+        *("pytorch_model.bin.index.json", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json"),
+        *("vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    }
 )
 """What a saved model, adapter and tokenizer consist of: parts of two of them do not go together."""
 
 
 def require_free(to: Path, overwrite: bool) -> None:
-    """Raise a ValueError where a model must not be written to that folder."""
-    if to.exists() and not to.is_dir():
-        raise ValueError(f"--to {to} is a file: give a folder.")
-    if not overwrite and to.is_dir() and any(to.iterdir()):
+    """Raise a ValueError where a model must not, or cannot, be written to that folder."""
+    if to.is_symlink() and not to.exists():
+        raise ValueError(f"--to {to} is a link to nothing: give a folder.")
+    there = next(path for path in (to, *to.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"--to {to} is a file: give a folder."
+            if there == to
+            else f"--to {to}: {there} is a file. Give a folder."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--to {to}: {there} cannot be written to. Give another folder.")
+    if there != to or not any(to.iterdir()):
+        return
+    if not overwrite:
         raise ValueError(
             f"--to {to} is a folder with files in it: give another one, or --overwrite to replace "
             "the model that is there."
+        )
+    if not _holds_a_model(to):
+        raise ValueError(
+            f"--to {to} has files in it, but no saved model that --overwrite could replace: give "
+            "another folder."
         )
 
 
@@ -38,24 +55,29 @@ def require_free(to: Path, overwrite: bool) -> None:
 def replacing(to: Path) -> Iterator[Path]:
     """A folder to write a model to; it takes the place of the one in `to` when it is whole.
 
-    Files that are no part of a model stay.
+    Files that are no part of a model stay, and so does a README.
     """
     if not to.is_dir():
         yield to
         return
-    to = to.resolve()
-    with TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as new:
-        yield Path(new)
-        for pattern in MODEL_FILES:
-            for old in to.glob(pattern):
-                _remove(old)
-        for path in Path(new).iterdir():
-            _remove(to / path.name)
-            path.rename(to / path.name)
+    old = [path for path in to.iterdir() if _of_a_model(path)]
+    with TemporaryDirectory(dir=to, prefix=".new-") as folder:  # in there: it may be a mount
+        yield Path(folder)
+        new = {path.name: path for path in Path(folder).iterdir()}
+        if (to / "README.md").exists():
+            new.pop("README.md", None)
+        for name, path in new.items():
+            path.replace(to / name)
+        for path in old:
+            if path.name not in new:
+                path.unlink()
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _holds_a_model(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    return bool(names.intersection(_CONFIGURATION)) and any(map(_WEIGHTS.fullmatch, names))
+
+
+def _of_a_model(path: Path) -> bool:
+    known = path.name in _BESIDE or path.name in _CONFIGURATION or _WEIGHTS.fullmatch(path.name)
+    return bool(known) and path.is_file()

@@ -48,8 +48,9 @@ class OuterLoop(ABC):
         self.folder = Path(self.config.out)
         self.iteration = 0
         self._resumed: Path | None = None
-        self._discarding = False
+        self._undo: Callable[[], None] | None = None
         self._given_up: int | None = None
+        self._stepped = False
         self._seconds, self._since = 0.0, time.perf_counter()
 
     @abstractmethod
@@ -93,22 +94,26 @@ class OuterLoop(ABC):
 
         Raises:
             Interrupted: by Ctrl-C, after the iteration was finished and saved; by SIGTERM, after
-                which there may be seconds only, and by Ctrl-C in the first iteration, within it:
-                the state before it is saved.
+                which there may be seconds only, and by Ctrl-C before the first iteration of this
+                process is finished, within it, where it can be run anew: the state before it is
+                saved.
             NonFiniteLoss: a loss or meta-gradient is not finite; the state before it was saved.
         """
         continued = self._resumed is not None and self._resumed.parent == self.folder
         last = self.iteration if continued else None
         report = RunReport(self.folder, last, self.config.plots, self.screen)
         self._since = time.perf_counter()
+        self._undo, self._given_up, self._stepped = None, None, False
         with report, InterruptGuard(report.stopping, self._can_give_up) as guard:
             try:
                 self._train(report, guard)
                 found = self._test(report, guard)
                 return trained(report.lines, self.maml.steps) if found is None else found
-            except (Interrupted, NonFiniteLoss):
+            except NonFiniteLoss:
                 self.save()
                 raise
+            except KeyboardInterrupt as error:
+                raise self._stopped(error) from None
 
     def _train(self, report: RunReport, guard: InterruptGuard) -> None:
         """Run the outer loop up to the configured number of iterations."""
@@ -116,13 +121,14 @@ class OuterLoop(ABC):
         with report.bar("meta-training", self.iteration, config.iterations) as show:
             if self.iteration == 0 and not report.lines and config.evaluate_every:
                 report.stage(show, 0, "first validation: planning and recording")
-                with self._discardable():
+                with self._discardable(draws=False):
                     first = self._validate()
                 report.line({"iteration": 0, "seconds": 0.0, **first})
             if self.iteration < config.iterations:
                 report.stage(show, self.iteration, "first iteration: planning and recording")
             while self.iteration < config.iterations:
                 line = self.step()
+                self._stepped = True
                 if self._due(config.evaluate_every):
                     line |= self._validate()
                 report.line(line)
@@ -132,36 +138,56 @@ class OuterLoop(ABC):
                 guard.check()
         self.save()
 
+    def _stopped(self, error: KeyboardInterrupt) -> KeyboardInterrupt:
+        """Put back and save what was before, as is right for it; what to raise."""
+        if self._given_up is not None and not isinstance(error, Interrupted):
+            error = Interrupted(self._given_up)  # it was lost inside a recording
+        if isinstance(error, Interrupted):  # else it is the second signal
+            if self._undo is not None:
+                self._undo()
+            self.save()
+        return error
+
     def _can_give_up(self, number: int) -> bool:
         """Whether a signal may stop what is going on: the state before it is kept."""
-        urgent = number == signal.SIGTERM or self.iteration == 0  # nothing was learned yet
-        self._given_up = number if urgent and self._discarding else None
+        urgent = number == signal.SIGTERM or not self._stepped  # the first one takes longest
+        if urgent and self._undo is not None:
+            self._given_up = number
         return self._given_up is not None
 
     @contextmanager
-    def _discardable(self) -> Iterator[None]:
-        """Inside, parameters do not change, so that an iteration can be given up, and run anew."""
+    def _discardable(self, draws: bool = True) -> Iterator[None]:
+        """Inside, parameters do not change, so that an iteration can be given up, and run anew.
+
+        Args:
+            draws: whether episodes are drawn to train on, which must then be drawn again.
+        """
         source = self._source_state()
-        try:
-            self._require_source(self.folder, source)
-        except ValueError:  # it cannot be run anew: a signal waits for its end
-            yield
-            return
+        if draws:
+            try:
+                self._require_source(self.folder, source)
+            except ValueError:  # it cannot be run anew: a signal waits for its end
+                yield
+                return
         random = _random_state(self.device)
         buffers = [(x, x.clone()) for x in self.maml.buffers()]
-        self._discarding = True
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            self._load_source(source)
+
+        def undo() -> None:
+            if draws:
+                self._load_source(source)
             self._load_random(random)
             for x, before in buffers:
                 x.copy_(before)
-            if self._given_up and not isinstance(error, Interrupted):  # lost inside a recording
-                raise Interrupted(self._given_up) from error
+
+        self._undo = undo  # by `fit`, as a signal may arrive when this is left, too
+        try:
+            yield
+        except KeyboardInterrupt:
             raise
-        finally:
-            self._discarding = False
+        except BaseException:
+            self._undo = None
+            raise
+        self._undo = None
 
     def _load_random(self, state: dict[str, torch.Tensor]) -> None:
         torch.set_rng_state(state["cpu"])

@@ -37,7 +37,7 @@ def way(method: GradientMethod, recorded: int = 1, checkpointed: bool = False) -
 def flags(subject: Subject, found: Way) -> Any:
     """What the printed flags say, read as the command reads them."""
     _, _, command = in_flags(subject, found)[0].partition(": fastmaml ")
-    return parse(command.removesuffix(".").split(), PRESETS).configuration()
+    return parse(command.split(), PRESETS).configuration()
 
 
 def test_the_command_reads_the_flags_as_what_was_planned() -> None:

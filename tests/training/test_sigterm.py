@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +27,13 @@ class Terminated:
     """A loss that is sent SIGTERM in the n-th call of it after iteration 5."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.calls = at, 0
+        self.at, self.calls, self.number = at, 0, signal.SIGTERM
         self.run: MetaTrainer | None = None
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         self.calls += self.run is not None and self.run.iteration == 5
         if self.calls == self.at:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(self.number)
         return mean_square(output, target)
 
 
@@ -171,3 +173,45 @@ def test_what_watches_the_model_does_not_see_what_is_said_of_a_signal() -> None:
         assert sys.gettrace() is tracer
     assert seen == [None]
     assert notice.__code__ not in sight.pools
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_as_an_iteration_ends_loses_no_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Between the last line of what can be given up and the end of it."""
+    whole, _ = terminated(tmp_path / "whole", -1)
+    whole.fit()
+    run, _ = terminated(tmp_path / "run", -1)
+    own = contextlib._GeneratorContextManager.__exit__
+    at = 0 if number == signal.SIGINT else 3
+
+    def leave(self: Any, *error: Any) -> Any:
+        ours = self.gen.gi_code.co_name == "_discardable"
+        if ours and self.gen.gi_frame.f_locals["draws"] and run.iteration == at:
+            signal.raise_signal(number)
+        return own(self, *error)
+
+    monkeypatch.setattr(contextlib._GeneratorContextManager, "__exit__", leave)
+    with pytest.raises(Interrupted):
+        run.fit()
+    monkeypatch.undo()
+    assert run.iteration == at
+    again, _ = terminated(tmp_path / "run", -1)
+    again.resume(tmp_path / "run" / "last.safetensors")
+    again.fit()
+    for a, b in zip(final_state(again), final_state(whole), strict=True):
+        assert torch.equal(a, b)
+    assert lines(again.folder) == lines(whole.folder)
+
+
+def test_ctrl_c_in_the_first_iteration_after_a_resumption_acts_at_once(tmp_path: Path) -> None:
+    run, _ = terminated(tmp_path, 1)
+    with pytest.raises(Interrupted):
+        run.fit()
+    again, loss = terminated(tmp_path, 1)
+    loss.number = signal.SIGINT
+    again.resume(tmp_path / "last.safetensors")
+    with pytest.raises(Interrupted, match="SIGINT"):
+        again.fit()
+    assert again.iteration == 5

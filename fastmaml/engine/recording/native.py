@@ -33,8 +33,8 @@ _REFUSED = "a program takes", "of a program has"
 """What is said of tensors that a program is not for, or that a first run did not expect."""
 
 _UNHEARD = "fastmaml::call_back failed"
-"""Where no error of `_guarded` is known. Before its first line only a signal's handler can raise,
-and what it raises, a KeyboardInterrupt as a rule, is lost on the way through the module."""
+"""Where no error of `_guarded` is known. Before its first line hardly anything but a signal's
+handler raises, and what that raises, a KeyboardInterrupt as a rule, is lost in the module."""
 
 
 class Group(NamedTuple):

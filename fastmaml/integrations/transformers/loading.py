@@ -93,7 +93,9 @@ def explained(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if is_path(name) and not Path(name).exists():
-            reason = "there is no such folder"  # the hub's words are of the form of names
+            # The hub's words are of the form of names.
+            home = name.startswith("~") and Path(name).expanduser().exists()
+            reason = "write ~ as the whole path" if home else "there is no such folder"
         raise ValueError(
             f"there is no model {name!r} to load ({reason}). Give a folder with a model that "
             "save_pretrained wrote, or the name of one on the Hugging Face hub; the hub needs the "

@@ -28,7 +28,7 @@ def in_flags(subject: Subject, way: Way) -> list[str]:
         words += ["--executor", "eager"]
     if way.fits == "eager" or subject.backend == "reference":
         words += ["--backend", backend_of(subject)]
-    said = [f"As flags: {COMMAND} {' '.join(words)}."]
+    said = [f"As flags: {COMMAND} {' '.join(words)}"]
     if subject.dtype == torch.bfloat16:
         said.append(
             "Without --base bfloat16 its weights are in float32, which takes more: fastmaml bench "
