@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,10 @@ def replacing(to: Path) -> Iterator[Path]:
         if (to / "README.md").exists():
             new.pop("README.md", None)
         for name, path in new.items():
-            path.replace(to / name)
+            if path.is_dir():  # of chat templates, say; it may have one of that name to go into
+                shutil.copytree(path, to / name, dirs_exist_ok=True)
+            else:
+                path.replace(to / name)
         for path in old:
             if path.name not in new:
                 path.unlink()

@@ -84,12 +84,14 @@ def test_a_model_is_replaced_and_all_else_stays(tmp_path: Path) -> None:
     with replacing(to) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
             (folder / name).write_text("new")
+        (folder / "tokenizers").mkdir()
+        (folder / "tokenizers" / "new.json").touch()
     new = {"adapter_config.json", "adapter_model.safetensors"}
     assert {path.name for path in to.iterdir()} == {*OWN, "tokenizers", *new}
     assert {
         path.name for path in to.iterdir() if path.is_file() and path.read_text() == "new"
     } == new
-    assert (to / "tokenizers" / "mine.json").exists()
+    assert {path.name for path in (to / "tokenizers").iterdir()} == {"mine.json", "new.json"}
     with replacing(tmp_path / "fresh") as folder:
         assert folder == tmp_path / "fresh"
 

@@ -48,6 +48,13 @@ def terminated(out: Path, at: int) -> tuple[MetaTrainer, Terminated]:
     return run, loss
 
 
+def require_same(again: MetaTrainer, whole: MetaTrainer) -> None:
+    """A run that went on ended as one that was never stopped, bit for bit."""
+    for a, b in zip(final_state(again), final_state(whole), strict=True):
+        assert torch.equal(a, b)
+    assert lines(again.folder) == lines(whole.folder)
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_sigterm_gives_up_the_iteration_and_saves_what_was_before(tmp_path: Path, at: int) -> None:
     whole, _ = terminated(tmp_path / "whole", -1)
@@ -62,9 +69,7 @@ def test_sigterm_gives_up_the_iteration_and_saves_what_was_before(tmp_path: Path
     again.resume(tmp_path / "run" / "last.safetensors")
     assert again.iteration == 5
     again.fit()
-    for a, b in zip(final_state(again), final_state(whole), strict=True):
-        assert torch.equal(a, b)
-    assert lines(again.folder) == lines(whole.folder)
+    require_same(again, whole)
 
 
 def test_what_is_in_memory_is_what_was_before_too(tmp_path: Path) -> None:
@@ -126,7 +131,8 @@ def test_sigterm_within_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setitem(native._BACK, number, unheard)
 
     require("cpp")
-    recorded(tmp_path / "whole").fit()
+    whole = recorded(tmp_path / "whole")
+    whole.fit()
     run = recorded(tmp_path / "run", event)
     with pytest.raises(Interrupted, match="SIGTERM"):
         run.fit()
@@ -135,7 +141,7 @@ def test_sigterm_within_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     again.resume(tmp_path / "run" / "last.safetensors")
     assert again.iteration == 5
     again.fit()
-    assert lines(again.folder) == lines(tmp_path / "whole")
+    require_same(again, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -158,7 +164,7 @@ def test_the_first_validation_is_given_up(tmp_path: Path, number: int) -> None:
     again.fit()
     whole, _ = terminated(tmp_path / "whole", -1)
     whole.fit()
-    assert lines(again.folder) == lines(whole.folder)
+    require_same(again, whole)
 
 
 def test_what_watches_the_model_does_not_see_what_is_said_of_a_signal() -> None:
@@ -200,9 +206,7 @@ def test_a_signal_as_an_iteration_ends_loses_no_episodes(
     again, _ = terminated(tmp_path / "run", -1)
     again.resume(tmp_path / "run" / "last.safetensors")
     again.fit()
-    for a, b in zip(final_state(again), final_state(whole), strict=True):
-        assert torch.equal(a, b)
-    assert lines(again.folder) == lines(whole.folder)
+    require_same(again, whole)
 
 
 def test_ctrl_c_in_the_first_iteration_after_a_resumption_acts_at_once(tmp_path: Path) -> None:
