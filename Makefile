@@ -127,7 +127,7 @@ sanitize: $(STAMP)
 	FASTMAML_BUILD=1 FASTMAML_CUDA=0 FASTMAML_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp build/sanitized-objects
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
-	PYTHONPATH=$(SANITIZED) $(BIN)/pytest --all -n logical --maxprocesses 4 -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_ops_edges.py tests/ops/test_ops_attention.py tests/ops/test_ops_dropout.py tests/ops/test_ops_embedding.py tests/ops/test_ops_deep.py tests/ops/test_all_finite.py tests/engine/recording/test_native.py tests/engine/recording/test_native_memory.py tests/engine/recording/test_native_refusals.py -k "(cpp and not third) or test_native or test_ops_deep or test_all_finite"
+	PYTHONPATH=$(SANITIZED) $(BIN)/pytest --all -n logical --maxprocesses 4 -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_ops_edges.py tests/ops/test_ops_attention.py tests/ops/test_ops_dropout.py tests/ops/test_ops_embedding.py tests/ops/test_ops_deep.py tests/ops/test_all_finite.py tests/ops/test_one_task.py tests/engine/recording/test_native.py tests/engine/recording/test_native_memory.py tests/engine/recording/test_native_refusals.py -k "(cpp and not third) or test_native or test_ops_deep or test_all_finite or test_one_task"
 
 # torch goes first and pinned: an unpinned one may pull gigabytes of CUDA libraries. The last line
 # fetches the weights of a small pretrained BERT; tests that want them skip where they are absent.

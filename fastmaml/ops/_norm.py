@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmaml.ops._function import TaskFunction, bits, filled, plus, third_derivative, wanted
+from fastmaml.ops._third import third
 
 
 def norm_function(op: str, data: int, fused: int = 0) -> type[TaskFunction]:
@@ -98,20 +99,20 @@ def norm_function(op: str, data: int, fused: int = 0) -> type[TaskFunction]:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.kernels, *h = inputs[:4]
-            tensors, ctx.fused = inputs[5 : 7 + data], inputs[7 + data : -1]
+            ctx.kernels, *tensors = inputs[: 7 + data]
+            ctx.fused = inputs[7 + data : -1]
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*h, *tensors)
+            ctx.save_for_backward(*tensors)
 
         @staticmethod
         def backward(ctx: Any, c: Tensor | None, *second: Tensor | None) -> Any:
-            if any(t is not None for t in second):
-                third_derivative(op)
             rest = (None,) * (data + fused + 1)
+            *h, g, x, w = ctx.saved_tensors[:6]
+            if any(t is not None for t in second):
+                return None, *third(ctx.kernels, op, h, g, (x, w), (c, *second)), *rest
             if c is None:
                 return (None,) * 7 + rest
-            *h, x, w = ctx.saved_tensors[:5]
-            saved = (x, w, *ctx.saved_tensors[5:], *ctx.fused)
+            saved = (x, w, *ctx.saved_tensors[6:], *ctx.fused)
             _, to_hx, to_hw, to_hb, _, to_x, to_w, *_ = ctx.needs_input_grad
             of_h: Any = (None,) * 3
             of_x = of_w = None

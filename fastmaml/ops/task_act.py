@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmaml.ops._checks import prepared
 from fastmaml.ops._function import TaskFunction, bits, plus, third_derivative, wanted
 from fastmaml.ops._load import Kernels
+from fastmaml.ops._third import third
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -151,17 +152,17 @@ class ActBwd2(TaskFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kernels, h, _, s, ctx.act, _ = inputs
+        ctx.kernels, h, g, s, ctx.act, _ = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h, s)
+        ctx.save_for_backward(h, g, s)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None, cs: Tensor | None) -> Any:
+        h, g, s = ctx.saved_tensors
         if cs is not None:
-            third_derivative("task_act")
+            return None, *third(ctx.kernels, "task_act", (h,), g, (s,), (c, cs)), None, None
         if c is None:
             return (None,) * 6
-        h, s = ctx.saved_tensors
         _, to_h, _, to_s, _, _ = ctx.needs_input_grad
         gh = ActBwd.apply(ctx.kernels, c, s, ctx.act) if to_h else None
         gs = ActBwd2.apply(ctx.kernels, h, c, s, ctx.act, 0b10)[1] if to_s else None

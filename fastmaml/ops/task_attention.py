@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmaml.ops._checks import prepared, same_device, same_tasks, shape
 from fastmaml.ops._function import TaskFunction, bits, filled, plus, third_derivative, wanted
 from fastmaml.ops._load import Kernels
+from fastmaml.ops._third import third
 from fastmaml.ops.dropout_mask import check_key, check_probability, reference_dropout_mask
 
 OP = "task_attention"
@@ -248,18 +249,19 @@ class AttentionBwd2(TaskFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kernels, hq, hk, hv, _, *tensors = inputs[:12]
+        ctx.kernels, *tensors = inputs[:12]
         *ctx.how, _ = inputs[12:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hq, hk, hv, *tensors)
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None, *second: Tensor | None) -> Any:
+        *h, g, q, k, v, mask, key, o, lse = ctx.saved_tensors
         if any(t is not None for t in second):
-            third_derivative(OP)
+            found = third(ctx.kernels, OP, h, g, (q, k, v), (c, *second))
+            return None, *found, *(None,) * 8
         if c is None:
             return (None,) * 16
-        *h, q, k, v, mask, key, o, lse = ctx.saved_tensors
         saved = (q, k, v, mask, key, o, lse)
         of_h: Any = (None,) * 3
         of: Any = (None,) * 3

@@ -163,7 +163,7 @@ class Conv2d(TaskFunction):
         if to_w:
             gw, gb = Conv2dWgrad.apply(ctx.kernels, g, x, ctx.geometry, to_b)
         elif to_b:
-            gb = g.sum((1, 3, 4))
+            gb = g.sum((-4, -2, -1))
         return None, gx, gw, gb, None
 
     @staticmethod
@@ -260,4 +260,4 @@ class Conv2dWgrad(TaskFunction):
 
 def _spread(b: Tensor, like: Any) -> Tensor:
     """``[tasks, out]`` over examples and pixels."""
-    return b[:, None, :, None, None].expand(like)
+    return b[..., None, :, None, None].expand(like)

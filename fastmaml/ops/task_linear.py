@@ -103,7 +103,7 @@ class Linear(TaskFunction):
         if to_w:
             gw, gb = LinearWgrad.apply(ctx.kernels, g, x, to_b)
         elif to_b:
-            gb = g.sum(1)
+            gb = g.sum(-2)
         return None, gx, gw, gb, None
 
     @staticmethod
@@ -186,7 +186,7 @@ class LinearWgrad(TaskFunction):
         if to_g and hw is not None:
             gg = Linear.apply(ctx.kernels, x, hw, hb, 0)[0]
         elif to_g and hb is not None:
-            gg = hb.unsqueeze(1).expand_as(g)
+            gg = hb.unsqueeze(-2).expand_as(g)
         if to_x and hw is not None:
             gx = LinearDgrad.apply(ctx.kernels, g, hw)
         return None, gg, gx, None

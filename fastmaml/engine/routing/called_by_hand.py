@@ -4,6 +4,8 @@ Its loop differentiates the inner gradient, which some of PyTorch's kernels cann
 cuDNN's recurrent layers) and one does wrongly (weight normalisation). Inside the meta-step
 `Routing` stands in for them; here only those stand-ins are active.
 
+Where our kernels are the faster they stand in for PyTorch's, too (`one_task`).
+
 Its parameters are exchanged at every inner step, so that a region of `torch.utils.checkpoint` would
 run again with later ones, in the mode of that time. What runs in such regions is kept instead.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar, final
@@ -27,7 +30,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fastmaml.engine.routing.bias_alone import PLACES, bias_alone, without_bias
 from fastmaml.engine.routing.decompositions import ALWAYS, weight_norm
+from fastmaml.engine.routing.in_a_row import rows_of
 from fastmaml.engine.routing.mode import Routing, unhidden, without_cudnn
+from fastmaml.engine.routing.one_task import OneTaskCalls, has_kernels
 from fastmaml.engine.routing.region_layers import layers_of_regions
 from fastmaml.engine.routing.torch_regions import inside, refuse_reentrant, set_aside
 
@@ -51,7 +56,13 @@ def called(
     """
     if not torch.is_grad_enabled() or _watched():
         return function(*args, **kwargs)
-    with layers_of_regions(module, _kept), ByHand(second_order and not is_original(module)):
+    original = is_original(module)
+    calls = None if original or not has_kernels() else OneTaskCalls()
+    with ExitStack() as inside_of:
+        inside_of.enter_context(layers_of_regions(module, _kept))
+        if calls is not None:
+            inside_of.enter_context(rows_of(module, calls, _refuse_alone))
+        inside_of.enter_context(ByHand(second_order and not original, calls))
         return function(*args, **kwargs)
 
 
@@ -79,11 +90,12 @@ class ByHand(TorchFunctionMode):
 
     Args:
         second_order: whether what has no second derivative, or a wrong one, is exchanged.
+        calls: which go to the kernels; None for none.
     """
 
-    def __init__(self, second_order: bool) -> None:
+    def __init__(self, second_order: bool, calls: OneTaskCalls | None = None) -> None:
         super().__init__()
-        self.second_order = second_order
+        self.second_order, self.calls = second_order, calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -96,6 +108,9 @@ class ByHand(TorchFunctionMode):
         return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        result = NotImplemented if self.calls is None else self.calls(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         stand_in = _STAND_INS.get(func) if self.second_order else None
         return func(*args, **kwargs) if stand_in is None else stand_in(self, func, args, kwargs)
 

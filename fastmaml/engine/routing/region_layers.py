@@ -37,6 +37,12 @@ def layers_of_regions(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None
             del vars(module)["forward"]
 
 
+def runs_its_own(module: nn.Module) -> bool:
+    """Whether its ``forward`` is its class's, `layers_of_regions` aside."""
+    own = vars(module).get("forward")
+    return own is None or isinstance(own, _InRegions)
+
+
 @final
 class _InRegions:
     """A module's ``forward``, run through a function where a region calls it."""

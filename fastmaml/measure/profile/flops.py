@@ -176,6 +176,7 @@ _OWN: dict[str, Formula] = {
             "inner_rate_grad",
             "inner_momentum",
             "all_finite",
+            "channels_first",
         ),
         _none,
     ),

@@ -1,0 +1,351 @@
+"""Learners on the kernels, beside the same loop on PyTorch's own operations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from fastmaml import ops
+from fastmaml.compat import higher
+from fastmaml.compat import learn2learn as l2l
+from fastmaml.engine.routing import one_task as calls
+from fastmaml.ops import one_task
+
+pytestmark = pytest.mark.skipif(
+    ops.default_backend("cpu") == "reference", reason="the native module is not built"
+)
+LR, WAYS = 0.3, 3
+
+
+def block(inputs: int, *more: nn.Module, **options: Any) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, 6, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(6, **options), *more)
+
+
+def head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, WAYS))
+
+
+class ByFunctions(nn.Module):
+    """A residual block whose results are views, and are written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 1, bias=False)
+        self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(54, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        seen = x.view(len(x), 6, -1)
+        x = self.norm(x)
+        y = F.max_pool2d(torch.relu(x) + self.again(F.relu(x, inplace=True)), 2)
+        y = y + seen.mean(-1)[..., None, None]
+        flat = y.view(len(y), -1)
+        flat.mul_(0.5)
+        return self.out((flat + y.flatten(1)).view(len(x), -1))
+
+
+class Alone(nn.Module):
+    """A ReLU over a convolution's result that somebody still has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(2, 6, 3), nn.Linear(96, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.conv(x)
+        again = kept.relu_()
+        return self.out((kept * again.view(len(x), 6, 4, 4)).view(len(x), -1))
+
+
+class Residual(nn.Module):
+    """Two convolutions beside one, each normalised, as ResNets have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.relu, self.beside = nn.LeakyReLU(0.1), nn.Conv2d(2, 6, 1, bias=False)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norms[0](self.first(x)))
+        y = self.norms[1](self.second(y)) + self.norms[2](self.beside(x))
+        return self.pool(self.relu(y))
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, activation="gelu", batch_first=True
+        )
+        self.out = nn.Linear(8, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.arange(9) > 6
+        h = self.layer(x.flatten(2)[..., :8], src_key_padding_mask=mask.expand(len(x), 9)[:, :2])
+        return self.out(F.silu(h).mean(1))
+
+
+def in_place() -> nn.Module:
+    relu = nn.ReLU(inplace=True)  # one, used twice
+    blocks = block(2, relu, nn.MaxPool2d(2)), block(6, relu, nn.MaxPool2d(2, stride=2))
+    return nn.Sequential(*blocks, head(6))
+
+
+def hooked() -> nn.Module:
+    """Hooks see what goes between the layers, and change it."""
+    model = nn.Sequential(block(2, nn.ReLU(), nn.MaxPool2d(2)), head(54))
+    model[0][0].register_forward_hook(lambda module, inputs, y: y.view(y.shape) + 0.1)
+    model[0][2].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    return model
+
+
+def with_its_own_forward() -> nn.Module:
+    model = nn.Sequential(block(2, nn.ReLU(), nn.MaxPool2d(2)), head(54))
+    model[0][2].forward = lambda x: F.leaky_relu(x, 0.3)
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "pooled": lambda: nn.Sequential(
+        block(2, nn.ReLU(), nn.MaxPool2d(2)), block(6, nn.ReLU(), nn.MaxPool2d(2)), head(6)
+    ),
+    "without statistics": lambda: nn.Sequential(
+        block(2, nn.ReLU(), track_running_stats=False), nn.MaxPool2d(3), head(24)
+    ),
+    "without weights": lambda: nn.Sequential(block(2, nn.ReLU(), affine=False), head(216)),
+    "averaging statistics": lambda: nn.Sequential(block(2, nn.Tanh(), momentum=None), head(216)),
+    "evaluating": lambda: nn.Sequential(
+        block(2, nn.ReLU(), nn.MaxPool2d(2)).eval(), nn.Conv2d(6, 4, 2, stride=2), head(4)
+    ),
+    "frozen": lambda: nn.Sequential(block(2, nn.ReLU()).requires_grad_(False), head(216)),
+    "channels-last inside": lambda: nn.Sequential(
+        block(2, nn.ReLU()), nn.Conv2d(6, 4, 3, groups=2, padding="same"), nn.GELU(), head(144)
+    ),
+    "in place": in_place,
+    "hooked": hooked,
+    "its own forward": with_its_own_forward,
+    "functions": ByFunctions,
+    "alone": Alone,
+    "attends": Attends,
+    "learn2learn's": lambda: nn.Sequential(
+        l2l.vision.models.ConvBase(6, 2, max_pool=True, layers=2), head(6)
+    ),
+    "residual": lambda: nn.Sequential(Residual(), head(54)),
+}
+
+
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls are large enough."""
+    monkeypatch.setattr(calls, "LEAST", dict.fromkeys(calls.LEAST, 0))
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    if name == "evaluating":
+        model[0][1].running_mean.uniform_(-1, 1)
+    return model
+
+
+def episode(seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x, query = torch.randn(2, 6, 2, 6, 6).double()
+    return x, torch.arange(6) % WAYS, query, torch.arange(6) % WAYS
+
+
+def with_clones(model: nn.Module, first_order: bool = False) -> list[Tensor]:
+    """The outputs of two inner steps and of the query, the gradients and buffers."""
+    maml = l2l.algorithms.MAML(model, LR, first_order, allow_nograd=True)
+    learner, seen = maml.clone(), []
+    x, y, query, labels = episode()
+    for _ in range(2):
+        seen.append(learner(x))
+        learner.adapt(F.cross_entropy(seen[-1], y))
+    seen.append(learner(query))
+    F.cross_entropy(seen[-1], labels).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [*(s.detach() for s in seen), *gradients, *model.buffers()]
+
+
+def by_higher(model: nn.Module) -> list[Tensor]:
+    learned = [p for p in model.parameters() if p.requires_grad]
+    inner = torch.optim.SGD(learned, LR)
+    x, y, query, labels = episode()
+    with higher.innerloop_ctx(model, inner, copy_initial_weights=False) as (fmodel, diffopt):
+        for _ in range(2):
+            diffopt.step(F.cross_entropy(fmodel(x), y))
+        F.cross_entropy(fmodel(query), labels).backward()
+    return [p.grad for p in learned if p.grad is not None]
+
+
+def native_nodes(y: Tensor) -> set[str]:
+    """The kernels' nodes in the graph of a result."""
+    found, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [n for n, _ in node.next_functions]
+    names = {type(node).__name__ for node in found}
+    return names & {"Conv2dBackward", "NormBackward", "ActBackward", "AttentionBackward"}
+
+
+@pytest.mark.parametrize("loop", ["second order", "first order", "higher"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loop_on_the_kernels_is_the_loop_on_pytorch(
+    name: str, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: dict[str, Callable[[nn.Module], list[Tensor]]] = {
+        "second order": with_clones,
+        "first order": lambda model: with_clones(model, first_order=True),
+        "higher": by_higher,
+    }
+    found = run[loop](made(name))
+    monkeypatch.setenv("FASTMAML_BACKEND", "reference")
+    expected = run[loop](made(name))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "frozen"])
+def test_the_kernels_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = l2l.algorithms.MAML(made(name), LR).clone()
+    x = episode()[0]
+    assert native_nodes(learner(x))
+    monkeypatch.setenv("FASTMAML_BACKEND", "reference")
+    assert not native_nodes(learner(x))
+
+
+def test_a_block_is_two_calls() -> None:
+    """Nothing is normalised three times where nobody sees what is between."""
+    learner = l2l.algorithms.MAML(made("pooled"), LR).clone()
+    counted: list[str] = []
+    run = one_task._of_one
+
+    def counting(raw: Any, *arguments: Any) -> Any:
+        counted.append(raw.__name__ if hasattr(raw, "__name__") else str(raw))
+        return run(raw, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_task, "_of_one", counting)
+        learner(episode()[0])
+    assert len(counted) == 4, counted
+
+
+def test_small_calls_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    learner = l2l.algorithms.MAML(made("pooled"), LR).clone()
+    assert not native_nodes(learner(episode()[0][:2]))
+
+
+def test_a_batch_on_pytorch_and_one_on_the_kernels() -> None:
+    """PyTorch's BatchNorm saves the running statistics that a later batch writes to."""
+    for size in (6, 60):
+        calls.LEAST["task_batch_norm"] = 1500  # which is undone with the rest
+        model = made("pooled")
+        learner = l2l.algorithms.MAML(model, LR).clone()
+        x, y, _, _ = episode()
+        learner.adapt(F.cross_entropy(learner(x), y))
+        query = torch.randn(size, 2, 6, 6).double()
+        F.cross_entropy(learner(query), torch.arange(size) % WAYS).backward()
+
+
+def test_who_watches_functions_sees_them_all() -> None:
+    class Watching(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    learner = l2l.algorithms.MAML(made("pooled"), LR).clone()
+    with Watching():
+        y = learner(episode()[0])
+    assert {F.conv2d, F.batch_norm, F.relu} <= set(seen)
+    assert not native_nodes(y)
+
+
+def test_other_tensors_stay_with_pytorch() -> None:
+    model = made("pooled").bfloat16()
+    x, y, _, _ = episode()
+    learner = l2l.algorithms.MAML(model, LR).clone()
+    learner.adapt(F.cross_entropy(learner(x.bfloat16()), y))
+    assert not native_nodes(learner(x.bfloat16()))
+    learner = l2l.algorithms.MAML(made("pooled").float(), LR).clone()
+    with torch.autocast("cpu"):
+        assert not native_nodes(learner(x.float()))
+
+
+def test_an_error_is_pytorchs() -> None:
+    learner = l2l.algorithms.MAML(made("pooled"), LR).clone()
+    with pytest.raises(RuntimeError, match="channels"):
+        learner(torch.randn(2, 3, 6, 6).double())
+    with pytest.raises(RuntimeError, match="too small"):
+        learner(torch.randn(2, 2, 1, 1).double())
+
+
+def test_a_learner_under_vmap_is_one_alone() -> None:
+    """Transforms of a user's own go through PyTorch."""
+    learner = l2l.algorithms.MAML(made("pooled").eval(), LR).clone()
+    x = torch.randn(3, 6, 2, 6, 6).double()
+    torch.testing.assert_close(torch.vmap(learner)(x), torch.stack([learner(y) for y in x]))
+
+
+def curvature(model: nn.Module) -> Tensor:
+    """The square of the meta-gradient."""
+    learner = l2l.algorithms.MAML(model, LR).clone()
+    x, y, query, labels = episode()
+    learner.adapt(F.cross_entropy(learner(x), y))
+    loss = F.cross_entropy(learner(query), labels)
+    first = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    return torch.stack([g.square().sum() for g in first]).sum()
+
+
+@pytest.mark.parametrize("name", ["pooled", "in place", "functions", "attends"])
+def test_third_derivatives(name: str) -> None:
+    """Against central differences: PyTorch's own, through BatchNorm, are off (seen in 2.13)."""
+    model, step = made(name), 1e-6
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(curvature(model), parameters)
+    torch.manual_seed(5)
+    along = [torch.randn_like(p) for p in parameters]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, along, strict=True))
+
+    def at(t: float) -> float:
+        moved = made(name)
+        with torch.no_grad():
+            for p, d in zip(moved.parameters(), along, strict=True):
+                p.add_(d, alpha=t)
+        return float(curvature(moved).detach())
+
+    assert slope == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-6)
+
+
+def test_a_graph_can_be_used_again() -> None:
+    model = made("pooled")
+    learner = l2l.algorithms.MAML(model, LR).clone()
+    x, y, _, _ = episode()
+    loss = F.cross_entropy(learner(x), y)
+    leaves = list(model.parameters())
+    once = torch.autograd.grad(loss, leaves, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves)
+    assert all(map(torch.equal, once, again))
+    copy.deepcopy(model)  # nothing of a pass stays with it
+    assert all("forward" not in vars(m) for m in model.modules())
