@@ -26,7 +26,7 @@ def plus(a: Tensor, scale: Coefficient, b: Tensor) -> Tensor:
 
     `torch.add` with ``alpha=`` rounds once, and gives other last bits.
     """
-    return a + scale * b
+    return a + b * scale
 
 
 def plus_ratio(a: Tensor, scale: Coefficient, b: Tensor, c: Tensor) -> Tensor:
