@@ -16,6 +16,7 @@ import fastmaml.compat
 
 PUBLIC = (
     "fastmaml",
+    "fastmaml.compat",
     "fastmaml.episodes",
     "fastmaml.frozen",
     "fastmaml.gradients",

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmaml.compat.higher.tree import PrivateCopy
 from fastmaml.engine.routing.called_by_hand import called
 
-_OWN = ("_copy", "_times", "_tracks", "fast_params", "track_higher_grads")
+_OWN = ("_copy", "_times", "_tracks", "_fast_params", "fast_params", "track_higher_grads")
 
 
 @final
@@ -160,6 +160,22 @@ class FunctionalModule:
         if not value:
             del self._times[:-1]
 
+    @property
+    def _fast_params(self) -> tuple[tuple[Tensor, ...], ...] | None:
+        """All times; scripts that know higher's inside let go of them by ``= None``, ``= [[]]``."""
+        return tuple(map(tuple, self._times)) or None
+
+    @_fast_params.setter
+    def _fast_params(self, value: Iterable[Iterable[Tensor]] | None) -> None:
+        given = [list(params) for params in value or ()]
+        self._times.clear()
+        for params in filter(None, given):
+            self.update_params(params)
+
+    @_fast_params.deleter
+    def _fast_params(self) -> None:
+        self._times.clear()
+
     def _latest(self) -> list[Tensor]:
         if not self._times:
             raise RuntimeError(
@@ -198,7 +214,10 @@ class FunctionalModule:
             setattr(self._copy.module, name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._copy.module, name)
+        if name in _OWN:
+            object.__delattr__(self, name)
+        else:
+            delattr(self._copy.module, name)
 
     def __repr__(self) -> str:
         return f"FunctionalModule({self._copy.module!r})"

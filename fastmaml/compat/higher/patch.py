@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from fastmaml.compat.higher.functional_module import FunctionalModule
 from fastmaml.compat.higher.tree import Device, PrivateCopy, private_copy
 
+_MonkeyPatchBase = FunctionalModule
+"""What scripts annotate with, and ask ``isinstance`` of. It is one class, and not to subclass."""
+
 
 def monkeypatch(
     module: nn.Module,

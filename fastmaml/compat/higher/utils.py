@@ -29,12 +29,18 @@ def get_func_params(
         device: where they go.
         safe_copy: False shares memory with the module's own.
     """
-    params = []
-    for p in module.parameters():
-        own = p.detach().clone() if safe_copy else p.detach()
-        own = own if device is None else own.to(device)
-        params.append(own.requires_grad_(p.requires_grad))
-    return params
+    return [_copy_tensor(p, safe_copy, device) for p in module.parameters()]
+
+
+# higher keeps these two for itself; public scripts import them all the same.
+def _copy_tensor(t: Tensor, safe_copy: bool, device: Device = None) -> Tensor:
+    own = t.detach().clone() if safe_copy else t.detach()
+    own = own if device is None else own.to(device)
+    return own.requires_grad_(t.requires_grad)
+
+
+def _recursive_map(target: Any, map_fn: Callable[[Any], Any]) -> Any:
+    return mapped(target, map_fn)
 
 
 def mapped(x: Any, function: Callable[[Any], Any]) -> Any:

@@ -22,10 +22,11 @@ def counted(state: dict[str, Any]) -> float:
 
 
 def plus(a: Tensor, scale: Coefficient, b: Tensor) -> Tensor:
-    """``a + scale·b``."""
-    if isinstance(scale, Tensor):
-        return a + scale * b
-    return torch.add(a, b, alpha=scale)
+    """``a + scale·b``, rounded twice, as higher and loops written by hand do.
+
+    `torch.add` with ``alpha=`` rounds once, and gives other last bits.
+    """
+    return a + b * scale
 
 
 def plus_ratio(a: Tensor, scale: Coefficient, b: Tensor, c: Tensor) -> Tensor:

@@ -64,8 +64,10 @@ def _applied(name: str, new: Any, old: Any) -> Any:
             raise ValueError(f"override[{name!r}] has {len(new)} parts for {len(old)}.")
         return type(old)(_applied(name, n, o) for n, o in zip(new, old, strict=True))
     value = new.item() if isinstance(new, Tensor) else new
-    # An integer that was learned (lr=1) is no integer any more.
-    return bool(value) if isinstance(old, bool) else float(value)
+    if isinstance(old, bool):
+        return bool(value)
+    # What was learned in the place of an integer (lr=1) is not rounded to one.
+    return int(value) if isinstance(old, int) and value == int(value) else float(value)
 
 
 def _is_number(x: Any) -> bool:
