@@ -21,7 +21,7 @@ def choose() -> tuple[Any, bool]:
     Raises:
         ImportError: neither is installed, or the one that is imported is older than 2.
     """
-    loaded = [name for name in PACKAGES if name in sys.modules]
+    loaded = [name for name in PACKAGES if sys.modules.get(name)]
     for name in loaded or PACKAGES:
         try:
             package = importlib.import_module(name)
@@ -44,7 +44,7 @@ def check_guess() -> None:
     Raises:
         ImportError: it did.
     """
-    others = [name for name in PACKAGES if name != pl.__name__ and name in sys.modules]
+    others = [name for name in PACKAGES if name != pl.__name__ and sys.modules.get(name)]
     if guessed and others:
         raise ImportError(
             f"{pl.__name__} and {others[0]} are both installed, and only {others[0]} was imported "
