@@ -85,7 +85,11 @@ class EpisodicBatcher(pl.LightningDataModule):
 
 
 class NoLeaveProgressBar(pl.callbacks.TQDMProgressBar):
-    """A progress bar that is gone after testing; arguments are those of `TQDMProgressBar`."""
+    """A progress bar that is gone after testing.
+
+    Args:
+        refresh_rate, process_position, leave: as for Lightning's `TQDMProgressBar`.
+    """
 
     def init_test_tqdm(self) -> Any:
         """The bar of testing."""
