@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,34 @@ def test_kronecker_linear_by_its_full_matrix(psd: bool) -> None:
     with pytest.raises(ValueError, match=r"not \[2, 3\]"):
         layer(tensor(2, 3))
     assert l2l.nn.KroneckerLinear(2, 2, bias=False).bias is None
+
+
+@pytest.mark.parametrize("bias", [None, tensor(3, 2, seed=3)])
+def test_kronecker_addmm_by_its_full_matrix(bias: torch.Tensor | None) -> None:
+    """Values, and first and second derivatives in the factors and the scale."""
+    factors = [tensor(3, 3), tensor(2, 2, seed=1), tensor(3, 2, seed=2), tensor(1, seed=4)]
+    given = [x.requires_grad_() for x in factors]
+
+    def full(left: Any, right: Any, x: Any, alpha: Any) -> torch.Tensor:
+        # The columns one after another are what the transpose has as its rows.
+        y = alpha * torch.kron(right.t().contiguous(), left) @ x.t().flatten()
+        return y.view(2, 3).t() + (0 if bias is None else 0.5 * bias)
+
+    def short(left: Any, right: Any, x: Any, alpha: Any) -> torch.Tensor:
+        return l2l.nn.kronecker_addmm(left, right, x, bias, alpha=alpha, beta=0.5)
+
+    derived = []
+    for function in (full, short):
+        value = function(*given)
+        first = torch.autograd.grad(value.pow(3).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), given)
+        derived.append([value, *first, *second])
+    for by_hand, found in zip(*derived, strict=True):
+        torch.testing.assert_close(found, by_hand, rtol=1e-10, atol=1e-10)
+    assert torch.equal(
+        l2l.nn.kronecker_addmm(*given[:3], bias),
+        given[0] @ given[2] @ given[1] + (0 if bias is None else bias),
+    )
 
 
 def test_kronecker_recurrent_layers() -> None:

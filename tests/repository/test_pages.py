@@ -30,6 +30,7 @@ pytestmark = [
     # Of Dynamo's imports and looks at tensors, and of Lightning's use of torch's older names.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning"),
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:pytorch_lightning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
     pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning"),
 ]
@@ -39,7 +40,10 @@ APART = ("how_to/tools.md",)
 """Pages whose sections run by themselves, after what stands before the first."""
 AFTER = {"state_dict": "DistributedDataParallel and torchrun"}
 """The section that another one goes on from."""
-PACKAGES = ("accelerate", "lightning", "transformers", "datasets", "PIL", "matplotlib", "gymnasium")
+PACKAGES = (
+    *("accelerate", "lightning", "pytorch_lightning", "transformers", "datasets", "PIL"),
+    *("matplotlib", "gymnasium"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -13,6 +14,9 @@ from pages import DOCS
 
 import fastmaml
 import fastmaml.compat
+
+with contextlib.suppress(ImportError):  # learn2learn's modules take what was imported before them
+    importlib.import_module("pytorch_lightning")
 
 PUBLIC = (
     "fastmaml",

@@ -7,7 +7,7 @@ import importlib
 import sys
 from typing import Any
 
-from fastmaml.compat.learn2learn import algorithms, data, nn, optim, utils, vision
+from fastmaml.compat.learn2learn import algorithms, data, nn, optim, text, utils, vision
 from fastmaml.compat.learn2learn.utils import (
     accuracy,
     clone_distribution,
@@ -37,6 +37,7 @@ __all__ = [
     "magic_box",
     "nn",
     "optim",
+    "text",
     "update_module",
     "utils",
     "vision",
@@ -50,5 +51,4 @@ if "gymnasium" in sys.modules:  # a script may make our environments by name nex
 def __getattr__(name: str) -> Any:
     if name == "gym":  # which needs gymnasium: imported where it is used
         return importlib.import_module(f"{__name__}.gym")
-    hint = " (learn2learn's text is left out)" if name == "text" else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +80,37 @@ def partition_task(
         return data[rows.to(data.device)], labels[rows]
 
     return chosen(support), chosen(query)
+
+
+def download_file(source: str, destination: str, size: int | None = None) -> None:
+    """Nothing is downloaded, as there is no checksum to verify: the file has to be there.
+
+    Args:
+        source: its address.
+        destination: where it has to be.
+        size: not used.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if not Path(destination).expanduser().exists():
+        raise FileNotFoundError(
+            f"there is no {destination}, and nothing is downloaded, as there is no checksum to "
+            f"verify. Fetch {source} and put it there."
+        )
+
+
+def download_file_from_google_drive(id: str, destination: str) -> None:
+    """As `download_file`, of a file of Google Drive.
+
+    Args:
+        id: its name there.
+        destination: where it has to be.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    download_file(f"https://drive.google.com/uc?id={id}", destination)
 
 
 class OnDeviceDataset(TensorDataset):

@@ -8,6 +8,31 @@ import torch
 from torch import Tensor, nn
 
 
+def kronecker_addmm(
+    mat1: Tensor,
+    mat2: Tensor,
+    mat3: Tensor,
+    bias: Tensor | None = None,
+    alpha: float | Tensor = 1.0,
+    beta: float = 1.0,
+) -> Tensor:
+    """``alpha * mat1 @ mat3 @ mat2 + beta * bias``, of the shape of `mat3` where it fits.
+
+    With vec() for the columns one after another, that is alpha·(mat2^T ⊗ mat1)·vec(mat3) +
+    beta·vec(bias), without the large matrix.
+
+    Args:
+        mat1: ``[..., n, n]``.
+        mat2: ``[..., m, m]``.
+        mat3: ``[..., n, m]``.
+        bias: what broadcasts to the product; None for none.
+        alpha: the factor of the product.
+        beta: the factor of `bias`.
+    """
+    product = (mat1 @ mat3 @ mat2) * alpha
+    return product if bias is None else torch.add(product, bias, alpha=beta)
+
+
 class KroneckerLinear(nn.Module):
     """Y = L X R + B for matrices X ``[..., n, m]``: a linear map of n·m numbers, R^T ⊗ L.
 

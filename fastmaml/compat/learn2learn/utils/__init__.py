@@ -1,5 +1,8 @@
 """Cloning, detaching and updating modules; small helpers of training scripts."""
 
+import importlib
+from typing import Any
+
 from fastmaml.compat.learn2learn.utils.distributions import clone_distribution, detach_distribution
 from fastmaml.compat.learn2learn.utils.modules import clone_module, detach_module, update_module
 from fastmaml.compat.learn2learn.utils.scripts import accuracy, flatten_config
@@ -21,3 +24,9 @@ __all__ = [
     "magic_box",
     "update_module",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "lightning":  # which needs Lightning: imported where it is used
+        return importlib.import_module(f"{__name__}.lightning")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

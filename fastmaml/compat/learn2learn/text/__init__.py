@@ -1,0 +1,5 @@
+"""Data sets of texts."""
+
+from fastmaml.compat.learn2learn.text import datasets
+
+__all__ = ["datasets"]
