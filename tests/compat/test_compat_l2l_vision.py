@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from image_files import write_benchmarks
 from places import data_beside
 from torch import nn
 
@@ -136,41 +135,13 @@ def test_classes_are_turned_each_by_its_own_angle() -> None:
         l2l.data.Taskset(meta, steps).sample()
 
 
-def write_images(root: Path) -> None:
-    """The files of the four data sets, two or three images each, all of one grey a class."""
-    numpy, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
-    grey = numpy.repeat([0, 0, 51, 51, 51, 255, 255, 255], 1)[2:]  # classes of three images
-    for mode, split in (("train", "train"), ("validation", "val"), ("test", "test")):
-        pixels = numpy.broadcast_to(grey[:, None, None, None], (6, 84, 84, 3)).astype("uint8")
-        mini = {"image_data": pixels.copy(), "class_dict": {"a": [0, 1, 2], "b": [3, 4, 5]}}
-        (root / f"mini-imagenet-cache-{mode}.pkl").write_bytes(pickle.dumps(mini))
-        small = {"data": pixels[:, :32, :32].copy(), "labels": [7, 7, 7, 9, 9, 9]}
-        (root / f"FC100_{split}.pickle").write_bytes(pickle.dumps(small))
-        encoded = []
-        for i, one in enumerate(pixels):
-            file = io.BytesIO()
-            image.fromarray(one).save(file, "png")
-            encoded.append(numpy.frombuffer(file.getvalue(), "uint8"))
-            folder = root / "cifarfs" / "cifar100" / "data" / f"{split}_{i // 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            image.fromarray(one[:32, :32]).save(folder / f"{i}.png")
-        tiered = root / "tiered-imagenet"
-        tiered.mkdir(exist_ok=True)
-        (tiered / f"{split}_images_png.pkl").write_bytes(pickle.dumps(encoded))
-        labels = {"label_specific": numpy.repeat([4, 5], 3)}
-        (tiered / f"{split}_labels.pkl").write_bytes(pickle.dumps(labels))
-        splits = root / "cifarfs" / "cifar100" / "splits" / "bertinetto"
-        splits.mkdir(parents=True, exist_ok=True)
-        (splits / f"{split}.txt").write_text(f"{split}_1\n{split}_0\n")
-
-
 SIDES = {"mini-imagenet": 84, "tiered-imagenet": 84, "fc100": 32, "cifarfs": 32}
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("name", SIDES)
 def test_benchmarks_from_local_files(name: str, device: str | None, tmp_path: Path) -> None:
-    write_images(tmp_path)
+    write_benchmarks(tmp_path)
     random.seed(0)
     sets = l2l.vision.benchmarks.get_tasksets(
         name, 2, 3, 2, 2, num_tasks=5, root=tmp_path, device=device, data_augmentation="normalize"
@@ -190,7 +161,7 @@ def test_benchmarks_from_local_files(name: str, device: str | None, tmp_path: Pa
 
 
 def test_image_data_sets_and_their_transforms(tmp_path: Path) -> None:
-    write_images(tmp_path)
+    write_benchmarks(tmp_path)
     numpy = pytest.importorskip("numpy")
     mini = l2l.vision.datasets.MiniImagenet(tmp_path, "test", transform=lambda x: x / 255)
     assert mini[5][0].max() == 1
@@ -226,12 +197,15 @@ def test_what_benchmarks_refuse(tmp_path: Path) -> None:
     assert "omniglot" in l2l.vision.benchmarks.list_tasksets()
     with pytest.raises(ValueError, match="name='imagenet' is unknown"):
         get("imagenet")
-    with pytest.raises(ValueError, match="torchvision"):
-        get("mini-imagenet", root=tmp_path, data_augmentation="lee2019")
-    with pytest.raises(ValueError, match="choose None or 'normalize'"):
-        get("fc100", root=tmp_path, data_augmentation="all")
+    for name in ("fc100", "cifarfs", "omniglot"):  # learn2learn takes it, and does nothing
+        with pytest.raises(ValueError, match=f"lee2019' of the benchmark {name}.*'normalize', or"):
+            get(name, root=tmp_path, data_augmentation="lee2019")
+    with pytest.raises(ValueError, match=r"'all' of the benchmark mini-.*'normalize' or 'lee2019'"):
+        get("mini-imagenet", root=tmp_path, data_augmentation="all")
     with pytest.raises(ValueError, match="datasets has 1"):
         get("mine", datasets=[None])
+    with pytest.raises(ValueError, match="transforms of your own"):
+        get("mine", datasets=[None] * 3, data_augmentation="normalize")
 
 
 def real() -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fastmaml._files import write_whole
+from fastmaml.compat.learn2learn.data.runs import Runs
 
 Index = Mapping[Any, Any]
 
@@ -26,7 +27,8 @@ class MetaDataset(Dataset[Any]):
         labels: all labels, in the order of their first example.
 
     If `dataset` has an attribute ``_bookkeeping_path``, the three are read from that file, or
-    written to it if it does not exist. It is a pickle, so it must be your own.
+    written to it if it does not exist. It is a pickle, so it must be your own. A data set that
+    knows its labels says so by a method ``labels_by_index()``: a mapping, or None.
 
     Args:
         dataset: map-style, with items ``(x, label, ...)`` whose labels are hashable or tensors of
@@ -73,7 +75,7 @@ class MetaDataset(Dataset[Any]):
         elif indices_to_labels is not None:
             self._keep(indices_to_labels)
         else:
-            self._keep(dict(enumerate(_labels(self.dataset))))
+            self._keep(_labels(self.dataset))
 
     def load_bookkeeping(self, path: str | Path) -> None:
         """Set the attributes from the file `path`, or create and write it.
@@ -107,11 +109,15 @@ class MetaDataset(Dataset[Any]):
         return gather(self.dataset, indices) if type(self) is MetaDataset else None
 
     def _keep(self, indices_to_labels: Index, labels_to_indices: Index | None = None) -> None:
+        if isinstance(indices_to_labels, Runs):  # more examples than a dict should hold
+            self.indices_to_labels: Index = indices_to_labels
+            labels_to_indices = indices_to_labels.by_label
+        else:
+            self.indices_to_labels = dict(indices_to_labels)
         if labels_to_indices is None:
             labels_to_indices = {}
             for i, label in indices_to_labels.items():
                 labels_to_indices.setdefault(label, []).append(i)
-        self.indices_to_labels = dict(indices_to_labels)
         self.labels_to_indices = dict(labels_to_indices)
         self.labels = list(self.labels_to_indices)
 
@@ -205,13 +211,17 @@ def rows(tensors: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, Ten
     return x.index_select(0, index), y.index_select(0, index)
 
 
-def _labels(dataset: Any) -> list[Any]:
+def _labels(dataset: Any) -> Index:
     if type(dataset) is TensorDataset and len(dataset.tensors) > 1:
         column = dataset.tensors[1]
         if column.dim() == 1:
-            known: list[Any] = column.tolist()
-            return known
-    return [_label(dataset[i][1], i) for i in range(len(dataset))]
+            return dict(enumerate(column.tolist()))
+    tell = getattr(dataset, "labels_by_index", None)
+    known: Index | None = None if tell is None else tell()
+    if isinstance(known, Runs):
+        return known
+    read = ((i, dataset[i][1]) for i in range(len(dataset))) if known is None else known.items()
+    return {i: _label(label, i) for i, label in read}
 
 
 def _label(label: Any, i: int) -> Any:

@@ -149,6 +149,12 @@ class OnDeviceDataset(TensorDataset):
             return None
         return rows(self.tensors, indices)
 
+    def labels_by_index(self) -> dict[int, int] | None:
+        """The labels of all items, without transforming one."""
+        if type(self) is not OnDeviceDataset:
+            return None
+        return dict(enumerate(self.tensors[1].tolist()))
+
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
         x, y = super().__getitem__(index)
         return x if self.transform is None else self.transform(x), y

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch.utils.data import Dataset
 
-from fastmaml.compat.learn2learn.data import (
-    FilteredMetaDataset,
-    MetaDataset,
-    OnDeviceDataset,
-    Taskset,
-    transforms,
+from fastmaml.compat.learn2learn.data import MetaDataset, OnDeviceDataset, Taskset
+from fastmaml.compat.learn2learn.vision.benchmarks.cifarfs_benchmark import cifarfs_tasksets
+from fastmaml.compat.learn2learn.vision.benchmarks.fc100_benchmark import fc100_tasksets
+from fastmaml.compat.learn2learn.vision.benchmarks.mini_imagenet_benchmark import (
+    mini_imagenet_tasksets,
 )
-from fastmaml.compat.learn2learn.vision import datasets as sets
-from fastmaml.compat.learn2learn.vision.datasets.images import MODES, Root
-from fastmaml.compat.learn2learn.vision.transforms import RandomClassRotation
+from fastmaml.compat.learn2learn.vision.benchmarks.omniglot_benchmark import omniglot_tasksets
+from fastmaml.compat.learn2learn.vision.benchmarks.parts import Device, Parts, with_steps
+from fastmaml.compat.learn2learn.vision.benchmarks.tiered_imagenet_benchmark import (
+    tiered_imagenet_tasksets,
+)
+from fastmaml.compat.learn2learn.vision.datasets.images import Root
 
-IMAGES: dict[str, Callable[..., Dataset[Any]]] = {
-    "mini-imagenet": sets.MiniImagenet,
-    "tiered-imagenet": sets.TieredImagenet,
-    "fc100": sets.FC100,
-    "cifarfs": sets.CIFARFS,
+TASKSETS: dict[str, Callable[..., Parts]] = {
+    "omniglot": omniglot_tasksets,
+    "mini-imagenet": mini_imagenet_tasksets,
+    "tiered-imagenet": tiered_imagenet_tasksets,
+    "fc100": fc100_tasksets,
+    "cifarfs": cifarfs_tasksets,
 }
-QUARTERS = (0.0, 90.0, 180.0, 270.0)
-Device = torch.device | str | None
 
 
 class BenchmarkTasksets(NamedTuple):
@@ -40,7 +39,7 @@ class BenchmarkTasksets(NamedTuple):
 
 def list_tasksets() -> list[str]:
     """The names that `get_tasksets` knows."""
-    return ["omniglot", *IMAGES]
+    return list(TASKSETS)
 
 
 def get_tasksets(
@@ -58,12 +57,9 @@ def get_tasksets(
 ) -> BenchmarkTasksets:
     """The task sets of a benchmark for training, validation and testing.
 
-    A task has all its examples, support and query, class by class; labels are 0, ..., ways − 1.
-
-    "omniglot": the characters in random order (of Python's `random`), 1,100 for training, 100 for
-    validation and 423 for testing, each class of a task turned by a random quarter. Data as
-    `FullOmniglot`, downloaded if need be. The others are read from local files, as `MiniImagenet`,
-    `TieredImagenet`, `FC100` and `CIFARFS` say.
+    A task has all its examples, support and query, class by class; labels are 0, ..., ways − 1. The
+    data are those of `omniglot_tasksets`, `mini_imagenet_tasksets`, `tiered_imagenet_tasksets`,
+    `fc100_tasksets` and `cifarfs_tasksets`. Omniglot is downloaded if need be.
 
     Args:
         name: one of `list_tasksets`.
@@ -73,75 +69,41 @@ def get_tasksets(
         num_tasks: how many tasks each set has; -1: no end.
         root: the folder of the data.
         device: where the data are held as tensors; None: read example by example, on the CPU.
-        data_augmentation: for the ImageNets: None, or "normalize" for numbers from 0 to 1.
+        data_augmentation: None, "normalize" for numbers from 0 to 1, or, for the ImageNets,
+            "lee2019": crops, colours and mirrors at random for training, and normalised colours.
         datasets: three of your own for training, validation and testing, instead of the files; any
             `name` will do then.
 
     Raises:
-        ValueError: an unknown name or augmentation, or not three data sets.
+        ValueError: an unknown name or augmentation, not three data sets, or an augmentation of data
+            sets of your own.
         FileNotFoundError: the data are missing; the message says where they are to be had.
     """
-    sizes = ((train_ways, train_samples), (test_ways, test_samples), (test_ways, test_samples))
-    turned = False
+    sizes = ((train_ways, train_samples), (test_ways, test_samples))
     if datasets is not None:
-        if len(datasets) != 3:
-            raise ValueError(f"datasets has {len(datasets)}: give (train, validation, test).")
-        parts = [_held(d, device) for d in datasets]
-    elif name == "omniglot":
-        parts, turned = _omniglot(root, device), True
-    elif name in IMAGES:
-        transform = _augmentation(name, data_augmentation)
-        made = [IMAGES[name](root=root, mode=mode, transform=transform) for mode in MODES]
-        parts = [_held(d, device) for d in made]
+        parts, steps = with_steps(_own(datasets, device, data_augmentation), *sizes)
+    elif name in TASKSETS:
+        parts, steps = TASKSETS[name](
+            *sizes[0], *sizes[1], root=root, device=device, data_augmentation=data_augmentation
+        )
     else:
         raise ValueError(
             f"name={name!r} is unknown; choose one of {', '.join(list_tasksets())}, or give "
             "datasets=(train, validation, test)."
         )
     return BenchmarkTasksets(
-        *(_taskset(part, *size, num_tasks, turned) for part, size in zip(parts, sizes, strict=True))
+        *(Taskset(part, step, num_tasks) for part, step in zip(parts, steps, strict=True))
     )
 
 
-def _taskset(data: MetaDataset, ways: int, samples: int, num_tasks: int, turned: bool) -> Taskset:
-    steps: list[Any] = [
-        transforms.NWays(data, ways),
-        transforms.KShots(data, samples),
-        transforms.LoadData(data),
-        transforms.RemapLabels(data),
-        transforms.ConsecutiveLabels(data),
-    ]
-    if turned:
-        steps.append(RandomClassRotation(data, QUARTERS))
-    return Taskset(data, steps, num_tasks)
-
-
-def _held(data: Dataset[Any], device: Device) -> MetaDataset:
-    return MetaDataset(data if device is None else OnDeviceDataset(data, device))
-
-
-def _omniglot(root: Root, device: Device) -> list[MetaDataset]:
-    data = _held(sets.FullOmniglot(root, download=True), device)
-    classes = list(data.labels)
-    random.shuffle(classes)
-    if len(classes) <= 1200:
-        raise ValueError(f"the Omniglot has {len(classes)} characters of 1,623: complete it.")
-    parts = (classes[:1100], classes[1100:1200], classes[1200:])
-    return [FilteredMetaDataset(data, part) for part in parts]
-
-
-def _augmentation(name: str, wanted: str | None) -> Callable[[Any], Any] | None:
-    if wanted == "lee2019":
+def _own(
+    datasets: Sequence[Dataset[Any]], device: Device, data_augmentation: str | None
+) -> list[MetaDataset]:
+    if len(datasets) != 3:
+        raise ValueError(f"datasets has {len(datasets)}: give (train, validation, test).")
+    if data_augmentation is not None:
         raise ValueError(
-            "data_augmentation='lee2019' crops and jitters images of Pillow, for which torchvision "
-            "is needed and not used here: give datasets=(train, validation, test) of your own, "
-            "such as vision.datasets.MiniImagenet(root, mode, transform=...)."
+            f"data_augmentation={data_augmentation!r} is for the benchmarks by name: data sets of "
+            "your own have transforms of your own."
         )
-    if wanted not in (None, "normalize"):
-        raise ValueError(f"data_augmentation={wanted!r}: choose None or 'normalize'.")
-    # The other data sets have numbers from 0 to 1 already.
-    return _to_unit if wanted == "normalize" and name == "mini-imagenet" else None
-
-
-def _to_unit(image: torch.Tensor) -> torch.Tensor:
-    return image / 255
+    return [MetaDataset(d if device is None else OnDeviceDataset(d, device)) for d in datasets]

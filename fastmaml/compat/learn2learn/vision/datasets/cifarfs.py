@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
+from fastmaml.compat.learn2learn.vision.datasets.images import RECORD, Split, need, require
+
+ADDRESS = f"{RECORD}/cifar100.zip"
 
 
 class CIFARFS(Split):
@@ -33,11 +35,11 @@ class CIFARFS(Split):
         """Read the images of a split, and return their labels."""
         base = root / "cifarfs" / "cifar100"
         names = base / "splits" / "bertinetto" / f"{split}.txt"
-        classes = sorted(require(names, "cifar100.zip").read_text().split())
+        classes = sorted(require(names, ADDRESS).read_text().split())
         self.paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            found = sorted(require(base / "data" / name, "cifar100.zip").glob("*.png"))
+            found = sorted(require(base / "data" / name, ADDRESS).glob("*.png"))
             self.paths += found
             labels += [label] * len(found)
         return labels

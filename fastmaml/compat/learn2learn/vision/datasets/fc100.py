@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
+from fastmaml.compat.learn2learn.vision.datasets.images import RECORD, Split, need, require
 
 
 class FC100(Split):
@@ -33,7 +33,7 @@ class FC100(Split):
         """Read the images of a split, and return their labels."""
         need("numpy")
         path = root / f"FC100_{split}.pickle"
-        data = pickle.loads(require(path, "fc100.zip").read_bytes(), encoding="latin1")
+        data = pickle.loads(require(path, f"{RECORD}/fc100.zip").read_bytes(), encoding="latin1")
         self.images = data["data"]
         return [int(y) for y in data["labels"]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Images(Dataset[Any], ABC):
     def __init__(
         self, labels: list[int], transform: Transform | None, target_transform: Transform | None
     ) -> None:
-        self.labels = labels
+        self.labels: list[int] | Mapping[int, int] = labels
         self.transform = transform
         self.target_transform = target_transform
 
@@ -54,6 +54,16 @@ class Images(Dataset[Any], ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def labels_by_index(self) -> Mapping[int, Any] | None:
+        """The labels of all items, without reading an image.
+
+        None where a subclass makes items in another way, whose labels it alone knows.
+        """
+        if type(self).__getitem__ is not Images.__getitem__:
+            return None
+        rename = self.target_transform
+        return dict(enumerate(self.labels if rename is None else map(rename, self.labels)))
 
 
 class Split(Images):
@@ -111,7 +121,7 @@ def folder(root: Root) -> Path:
     return Path(root).expanduser()
 
 
-def require(path: Path, source: str) -> Path:
+def require(path: Path, address: str) -> Path:
     """`path`, if it exists.
 
     Raises:
@@ -122,18 +132,18 @@ def require(path: Path, source: str) -> Path:
         return path
     raise FileNotFoundError(
         f"there is no {path}, and nothing is downloaded, as there is no checksum to verify. Fetch "
-        f"{RECORD}/{source} and put it there (unpacked, if it is an archive), name another place "
+        f"{address} and put it there (unpacked, if it is an archive), name another place "
         "with root=, or use a data set of your own: any torch.utils.data.Dataset of (x, label) in "
         "data.MetaDataset and data.Taskset, or three of them as "
         "vision.benchmarks.get_tasksets(..., datasets=(train, validation, test))."
     )
 
 
-def need(module: str) -> Any:
+def need(module: str, install: str = "'fastmaml[vision]'") -> Any:
     """Import an optional package, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"reading images needs {module.split('.')[0]}: pip install 'fastmaml[vision]'."
+            f"reading images needs {module.split('.')[0]}: pip install {install}."
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
+from fastmaml.compat.learn2learn.vision.datasets.images import RECORD, Split, need, require
 
 
 class MiniImagenet(Split):
@@ -35,7 +35,7 @@ class MiniImagenet(Split):
         """Read the images of a split, and return their labels."""
         need("numpy")
         name = f"mini-imagenet-cache-{self.mode}.pkl"
-        data = pickle.loads(require(root / name, name).read_bytes())
+        data = pickle.loads(require(root / name, f"{RECORD}/{name}").read_bytes())
         self.x = torch.from_numpy(data["image_data"]).permute(0, 3, 1, 2)
         labels = [0] * len(self.x)
         for label, same in enumerate(data["class_dict"].values()):

@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from fastmaml.compat.learn2learn.vision.datasets.images import Split, need, require
+from fastmaml.compat.learn2learn.vision.datasets.images import RECORD, Split, need, require
 
 
 class TieredImagenet(Split):
@@ -36,7 +36,7 @@ class TieredImagenet(Split):
         read = {}
         for what in ("images_png", "labels"):
             name = f"{split}_{what}.pkl"
-            path = require(root / "tiered-imagenet" / name, f"tiered-imagenet-{name}")
+            path = require(root / "tiered-imagenet" / name, f"{RECORD}/tiered-imagenet-{name}")
             read[what] = pickle.loads(path.read_bytes())
         self.images = read["images_png"]
         return [int(y) for y in read["labels"]["label_specific"]]
