@@ -177,18 +177,58 @@ def test_a_sub_module_called_by_itself_has_second_derivatives_in_the_plain_loop(
     assert found.second_order > 0.01
 
 
-def test_what_clones_do_otherwise_is_found() -> None:
-    """A clone's parameters() has the learned rate among them; a per-task learner's has not."""
-    maml = fm.MAML(classifier(), lr=nn.Parameter(torch.tensor(LR)))
+def test_the_learner_of_the_plain_loop_has_the_names_of_per_tasks() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 8), nn.Linear(8, 4)
+            self.loss = 3.0  # a setting of a MAML's has this name, and head
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.body(x).tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.encode(x))
+
+    torch.manual_seed(0)
+    maml = fm.MAML(Named(), lr=nn.Parameter(torch.tensor(LR)), scope="head")
+
+    @maml.per_task
+    def run(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
+        learner.train()
+        learner.adapt(F.cross_entropy(learner.head(learner.encode(xs)), ys), allow_unused=False)
+        other = learner.clone(first_order=True)
+        other.adapt(F.cross_entropy(other(xs), ys) * learner.loss)
+        both = sum((p**2).sum() for p in learner.parameters())
+        both = both + sum(
+            (p - q).abs().sum()
+            for (_, p), q in zip(
+                other.named_parameters(), learner.module.head.parameters(), strict=True
+            )
+        )
+        return F.cross_entropy(other.module(xq), yq) + 0.1 * both + learner.head.weight.sum()
+
+    found = fm.verify(run, *data(), tolerance=1e-12)
+    assert found.agrees
+    assert found.second_order > 1e-3
+    assert [d.name for d in found.gradients][-1] == "rates.rate:lr"
+
+
+def test_what_a_plain_loop_does_otherwise_is_found() -> None:
+    maml = fm.MAML(classifier(), lr=LR)
 
     @maml.per_task
     def run(learner: Any, xs: Tensor, ys: Tensor, xq: Tensor, yq: Tensor) -> Tensor:
         learner.adapt(F.cross_entropy(learner(xs), ys))
-        return F.cross_entropy(learner(xq), yq) + sum((p**2).sum() for p in learner.parameters())
+        plainly = type(learner).__name__ == "PlainLearner"
+        return F.cross_entropy(learner(xq), yq) * (1.5 if plainly else 1.0)
 
     found = fm.verify(run, *data())
     assert not found.agrees
-    assert found.worst.name == "rates.rate:lr"
+    assert found.notes == (
+        "the reference is 1.5 times this meta-gradient (3 tasks): does it add up "
+        "tasks instead of averaging them?",
+    )
 
 
 def test_nothing_of_the_users_changes() -> None:

@@ -17,6 +17,7 @@ from fastmaml.engine.step.data import TaskArguments, mapped
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML, MetaOutput, PerTask
+from fastmaml.measure.verify.plain_learner import PlainLearner
 from fastmaml.measure.verify.plain_loop import task_loss
 
 OWN = ("reference", "tolerance", "dtype")
@@ -185,7 +186,8 @@ class TaskFunction(Verified):
         for task in range(data.tasks):
             one = mapped(data[task], lambda x: x.squeeze(0))
             arguments, keywords = one.of_task(one.leaves)
-            learner = self.maml.clone(allow_unused=True, allow_nograd=True)  # as per_task does
+            clone = self.maml.clone(allow_unused=True, allow_nograd=True)  # as per_task does
+            learner = PlainLearner(clone)
             found = self.function.function(learner, *arguments, **keywords)
             yield found[0] if isinstance(found, tuple) and len(found) == 2 else found
 
