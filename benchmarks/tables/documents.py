@@ -179,7 +179,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "partial-scopes": measured("partial_scopes", evidence_tables.partial_scopes),
     },
     "docs/measurements/ops.md": {"ops": measured("ops", rate_tables.ops)},
-    "docs/how_to/migrating.md": {"migration": measured("migration", time_tables.speed)},
+    "docs/how_to/drop_in_to_fast.md": {"migration": measured("migration", time_tables.speed)},
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastmaml.maml import MAML
+from fastmaml.measure.verify.calls import Verified
 from fastmaml.measure.verify.result import Difference, Verification
-from fastmaml.measure.verify.runs import Run
+from fastmaml.measure.verify.runs import Run, rates_of
 
 
 def compared(ours: Run, theirs: Run, first_order: Run, tolerance: float) -> Verification:
@@ -25,12 +25,17 @@ def compared(ours: Run, theirs: Run, first_order: Run, tolerance: float) -> Veri
 
 
 def notes(
-    found: Verification, maml: MAML, tasks: int, ours: Run, theirs: Run, first_order: Run
+    found: Verification, call: Verified, ours: Run, theirs: Run, first_order: Run
 ) -> Iterator[str]:
     """What to know about the comparison, and what its difference looks like."""
+    maml, tasks = call.maml, call.tasks
     left_out = [n for n, g in ours.gradient.items() if g is not None and n not in theirs.gradient]
     if left_out:
-        yield f"not compared, as the loop has no such parameters: {', '.join(left_out)}"
+        names = ", ".join(repr(n) for n in list(rates_of(maml))[:3])
+        yield (
+            f"not compared: {', '.join(left_out)}; give the loop a parameter rates, and let it use "
+            f"what it holds by the names {names}"
+        )
     method = maml.gradient
     second_order = method is None or method.second_order(maml.steps)
     if found.second_order <= found.tolerance and second_order:
@@ -51,10 +56,23 @@ def notes(
             "normalisation layers are in eval() mode: a plain loop uses their running statistics "
             'there, MAML the batch at hand; call .train() of them, or use batch_norm="module"'
         )
+    elif _rounds_as_float32(found):
+        yield (
+            "a difference as float32 rounds: does the model, the loss or the loop compute in "
+            "float32 (.float(), a cast, a tensor of its own)? Then take that out, or give "
+            "tolerance=1e-5, or dtype=None"
+        )
     elif found.loss is None or found.loss.relative > found.tolerance:
         yield "compare lr, steps, the loss function, its mean over tasks, and train() and eval()"
     else:
         yield "the losses agree, and so the inner steps: the difference is in their derivatives"
+
+
+def _rounds_as_float32(found: Verification) -> bool:
+    """Whether what was computed in float64 differs as numbers do that were float32 on the way."""
+    limit = 100 * torch.finfo(torch.float32).eps
+    rows = (*found.gradients, *(() if found.loss is None else (found.loss,)))
+    return found.dtype == torch.float64 and all(row.relative < limit for row in rows)
 
 
 def _factor(ours: Run, theirs: Run, tolerance: float) -> float | None:
