@@ -26,6 +26,7 @@ from benchmarks.tables import choosing
 from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
+from benchmarks.tables import peers as peer_tables
 from benchmarks.tables import planned as planned_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import rates as rate_tables
@@ -179,7 +180,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "partial-scopes": measured("partial_scopes", evidence_tables.partial_scopes),
     },
     "docs/measurements/ops.md": {"ops": measured("ops", rate_tables.ops)},
-    "docs/how_to/migrating.md": {"migration": measured("migration", time_tables.speed)},
+    "docs/how_to/migrating.md": {
+        "migration": measured("migration", time_tables.speed),
+        "peers": measured("peers", peer_tables.peers, absent="Not run yet: `make peers`."),
+    },
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),
