@@ -24,8 +24,8 @@ def peers(found: Result) -> str:
     rows = [row(package, found) for package in found["names"]]
     counts = found["numbers"]["counts"]
     text = (
-        f"And {counts['passed']} tests of ours ran the same scripts under both, in float64, to "
-        f"1e-9 or better: {counts['failed']} failed. {found['device']}, torch {found['torch']}, "
+        f"And {counts['passed'] + counts['failed']} tests of ours ran the same code under both: "
+        f"{counts['failed']} failed. {found['device']}, torch {found['torch']}, "
         f"Python {found['python']}."
     )
     return f"{table(header, rows)}\n\n{text}"
