@@ -10,13 +10,18 @@ export HF_HUB_OFFLINE ?= 1
 # Where `make gpu` writes its results; copy them to benchmarks/results/<device>/.
 OUT ?= benchmarks/results/cuda
 
-# The folder that benchmarks/peers/install.sh made; without it the peers' rows say so.
+# Where learn2learn, higher, TorchOpt and JAX are, or where `make peers` makes them; without it the
+# benchmarks' rows of peers say so.
 PEERS ?=
 
 # Minutes of new random cases; the ordinary tests run a fixed few.
 MINUTES ?= 10
 
-.PHONY: demo test test-all fuzz check docs format operators package bench bench-quick gpu gpu-rehearsal sanitize clean
+# A folder with clones of learn2learn or higher, whose own tests `make peers` runs, such as
+# SUITES/higher/tests. learn2learn's package has its tests; higher's has none.
+SUITES ?=
+
+.PHONY: demo test test-all fuzz peers check docs format operators package bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -41,6 +46,14 @@ fuzz: $(STAMP)
 OPERATORS ?=
 operators: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.operators.sweep $(OPERATORS)
+
+# fastmaml.compat beside the real learn2learn and higher, which it installs (PEERS=FOLDER, 2 GB): names,
+# numbers, and their own tests through `install()`. Minutes, the first time ten; it wants the network
+# and a C compiler.
+PEERS_HERE := $(or $(PEERS),build/peers)
+peers: $(STAMP)
+	PYTHON="$(PYTHON)" benchmarks/peers/install.sh $(PEERS_HERE) torch
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(PEERS_HERE)/torch/bin/python -m benchmarks.peers --sources $(PEERS_HERE)/sources $(if $(SUITES),--suites $(SUITES))
 
 check: $(STAMP)
 	$(BIN)/ruff check .

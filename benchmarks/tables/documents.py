@@ -26,6 +26,7 @@ from benchmarks.tables import choosing
 from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
+from benchmarks.tables import peers as peer_tables
 from benchmarks.tables import planned as planned_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import rates as rate_tables
@@ -180,6 +181,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/measurements/ops.md": {"ops": measured("ops", rate_tables.ops)},
     "docs/how_to/drop_in_to_fast.md": {"migration": measured("migration", time_tables.speed)},
+    "docs/how_to/migrating.md": {
+        "peers": measured("peers", peer_tables.peers, absent="Not run yet: `make peers`."),
+    },
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),

@@ -1,7 +1,7 @@
 """The meta-gradients of fastmaml against a plain loop written by hand, learn2learn and higher.
 
-The two libraries are compared where they can be imported; benchmarks/peers/install.sh makes an
-environment that has them.
+The two libraries are compared where they can be imported; `make peers` makes an environment that
+has them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import fastmaml as fm
 
 Reference = Callable[..., tuple[Tensor, Parameters]]
-INSTALL = "benchmarks/peers/install.sh makes an environment that has it"
+INSTALL = "`make peers` makes an environment that has it"
 
 
 class Problem(NamedTuple):

@@ -1,0 +1,1 @@
+"""fastmaml.compat beside the packages whose scripts it runs: names, numbers and their own tests."""
