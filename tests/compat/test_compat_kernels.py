@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_models import MODELS, WAYS, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -21,144 +22,13 @@ from fastmaml.ops import one_task
 pytestmark = pytest.mark.skipif(
     ops.default_backend("cpu") == "reference", reason="the native module is not built"
 )
-LR, WAYS = 0.3, 3
-
-
-def block(inputs: int, *more: nn.Module, **options: Any) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, 6, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(6, **options), *more)
-
-
-def head(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(width, WAYS))
-
-
-class ByFunctions(nn.Module):
-    """A residual block whose results are views, and are written over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.again = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 1, bias=False)
-        self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(54, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        seen = x.view(len(x), 6, -1)
-        x = self.norm(x)
-        y = F.max_pool2d(torch.relu(x) + self.again(F.relu(x, inplace=True)), 2)
-        y = y + seen.mean(-1)[..., None, None]
-        flat = y.view(len(y), -1)
-        flat.mul_(0.5)
-        return self.out((flat + y.flatten(1)).view(len(x), -1))
-
-
-class Alone(nn.Module):
-    """A ReLU over a convolution's result that somebody still has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.out = nn.Conv2d(2, 6, 3), nn.Linear(96, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = self.conv(x)
-        again = kept.relu_()
-        return self.out((kept * again.view(len(x), 6, 4, 4)).view(len(x), -1))
-
-
-class Residual(nn.Module):
-    """Two convolutions beside one, each normalised, as ResNets have them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
-        self.relu, self.beside = nn.LeakyReLU(0.1), nn.Conv2d(2, 6, 1, bias=False)
-        self.pool = nn.MaxPool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norms[0](self.first(x)))
-        y = self.norms[1](self.second(y)) + self.norms[2](self.beside(x))
-        return self.pool(self.relu(y))
-
-
-class Attends(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(
-            8, 2, 16, dropout=0.0, activation="gelu", batch_first=True
-        )
-        self.out = nn.Linear(8, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = torch.arange(9) > 6
-        h = self.layer(x.flatten(2)[..., :8], src_key_padding_mask=mask.expand(len(x), 9)[:, :2])
-        return self.out(F.silu(h).mean(1))
-
-
-def in_place() -> nn.Module:
-    relu = nn.ReLU(inplace=True)  # one, used twice
-    blocks = block(2, relu, nn.MaxPool2d(2)), block(6, relu, nn.MaxPool2d(2, stride=2))
-    return nn.Sequential(*blocks, head(6))
-
-
-def hooked() -> nn.Module:
-    """Hooks see what goes between the layers, and change it."""
-    model = nn.Sequential(block(2, nn.ReLU(), nn.MaxPool2d(2)), head(54))
-    model[0][0].register_forward_hook(lambda module, inputs, y: y.view(y.shape) + 0.1)
-    model[0][2].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
-    return model
-
-
-def with_its_own_forward() -> nn.Module:
-    model = nn.Sequential(block(2, nn.ReLU(), nn.MaxPool2d(2)), head(54))
-    model[0][2].forward = lambda x: F.leaky_relu(x, 0.3)
-    return model
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "pooled": lambda: nn.Sequential(
-        block(2, nn.ReLU(), nn.MaxPool2d(2)), block(6, nn.ReLU(), nn.MaxPool2d(2)), head(6)
-    ),
-    "without statistics": lambda: nn.Sequential(
-        block(2, nn.ReLU(), track_running_stats=False), nn.MaxPool2d(3), head(24)
-    ),
-    "without weights": lambda: nn.Sequential(block(2, nn.ReLU(), affine=False), head(216)),
-    "averaging statistics": lambda: nn.Sequential(block(2, nn.Tanh(), momentum=None), head(216)),
-    "evaluating": lambda: nn.Sequential(
-        block(2, nn.ReLU(), nn.MaxPool2d(2)).eval(), nn.Conv2d(6, 4, 2, stride=2), head(4)
-    ),
-    "frozen": lambda: nn.Sequential(block(2, nn.ReLU()).requires_grad_(False), head(216)),
-    "channels-last inside": lambda: nn.Sequential(
-        block(2, nn.ReLU()), nn.Conv2d(6, 4, 3, groups=2, padding="same"), nn.GELU(), head(144)
-    ),
-    "in place": in_place,
-    "hooked": hooked,
-    "its own forward": with_its_own_forward,
-    "functions": ByFunctions,
-    "alone": Alone,
-    "attends": Attends,
-    "learn2learn's": lambda: nn.Sequential(
-        l2l.vision.models.ConvBase(6, 2, max_pool=True, layers=2), head(6)
-    ),
-    "residual": lambda: nn.Sequential(Residual(), head(54)),
-}
+LR = 0.3
 
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """All calls are large enough."""
     monkeypatch.setattr(calls, "LEAST", dict.fromkeys(calls.LEAST, 0))
-
-
-def made(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS[name]().double()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
-    if name == "evaluating":
-        model[0][1].running_mean.uniform_(-1, 1)
-    return model
 
 
 def episode(seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -192,15 +62,20 @@ def by_higher(model: nn.Module) -> list[Tensor]:
     return [p.grad for p in learned if p.grad is not None]
 
 
-def native_nodes(y: Tensor) -> set[str]:
-    """The kernels' nodes in the graph of a result."""
-    found, waiting = set(), [y.grad_fn]
+def graph(y: Tensor) -> set[Any]:
+    """The nodes of a result's graph."""
+    found, waiting = set[Any](), [y.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in found:
             found.add(node)
             waiting += [n for n, _ in node.next_functions]
-    names = {type(node).__name__ for node in found}
+    return found
+
+
+def native_nodes(y: Tensor) -> set[str]:
+    """The kernels' nodes among them."""
+    names = {type(node).__name__ for node in graph(y)}
     return names & {"Conv2dBackward", "NormBackward", "ActBackward", "AttentionBackward"}
 
 
@@ -223,13 +98,41 @@ def test_a_loop_on_the_kernels_is_the_loop_on_pytorch(
         assert a.stride() == b.stride()
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n != "frozen"])
+def test_convolutions_that_are_not_normalised_stay_with_pytorch() -> None:
+    """One of the two copies that a convolution costs alone is more than it saves."""
+    plain = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
+    learner = l2l.algorithms.MAML(plain.double(), LR).clone()
+    x = episode()[0]
+    assert not native_nodes(learner.module[:1](x))
+    y = learner(x)
+    assert native_nodes(y) == {"Conv2dBackward", "NormBackward"}
+    nodes = [type(n).__name__ for n in graph(y)]
+    assert nodes.count("Conv2dBackward") == nodes.count("ConvolutionBackward0") == 1
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("frozen", "evaluating")])
 def test_the_kernels_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = l2l.algorithms.MAML(made(name), LR).clone()
     x = episode()[0]
     assert native_nodes(learner(x))
     monkeypatch.setenv("FASTMAML_BACKEND", "reference")
     assert not native_nodes(learner(x))
+
+
+def test_layouts_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of inputs and weights of any layout."""
+    model = made("pooled")[0]
+    found = []
+    for backend in ("", "reference"):
+        monkeypatch.setenv("FASTMAML_BACKEND", backend)
+        for last in (False, True):
+            layout = torch.channels_last if last else torch.contiguous_format
+            learner = l2l.algorithms.MAML(model.to(memory_format=layout), LR).clone()
+            for x in (episode()[0], episode()[0].to(memory_format=torch.channels_last)):
+                found.append(learner(x))
+    for a, b in zip(found[:4], found[4:], strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.stride() == b.stride()
 
 
 def test_a_block_is_two_calls() -> None:
@@ -299,6 +202,19 @@ def test_an_error_is_pytorchs() -> None:
         learner(torch.randn(2, 3, 6, 6).double())
     with pytest.raises(RuntimeError, match="too small"):
         learner(torch.randn(2, 2, 1, 1).double())
+
+
+def test_other_arguments_are_pytorchs_to_refuse() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.conv.weight, speed=1)
+
+    with pytest.raises(TypeError, match="conv2d"):
+        l2l.algorithms.MAML(Wrong().double(), LR).clone()(episode()[0])
 
 
 def test_a_learner_under_vmap_is_one_alone() -> None:

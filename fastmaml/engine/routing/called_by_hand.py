@@ -33,6 +33,7 @@ from fastmaml.engine.routing.decompositions import ALWAYS, weight_norm
 from fastmaml.engine.routing.in_a_row import rows_of
 from fastmaml.engine.routing.mode import Routing, unhidden, without_cudnn
 from fastmaml.engine.routing.one_task import OneTaskCalls, has_kernels
+from fastmaml.engine.routing.one_task_calls import routed
 from fastmaml.engine.routing.region_layers import layers_of_regions
 from fastmaml.engine.routing.torch_regions import inside, refuse_reentrant, set_aside
 
@@ -57,7 +58,7 @@ def called(
     if not torch.is_grad_enabled() or _watched():
         return function(*args, **kwargs)
     original = is_original(module)
-    calls = None if original or not has_kernels() else OneTaskCalls()
+    calls = None if original or not has_kernels() else OneTaskCalls(module)
     with ExitStack() as inside_of:
         inside_of.enter_context(layers_of_regions(module, _kept))
         if calls is not None:
@@ -108,7 +109,7 @@ class ByHand(TorchFunctionMode):
         return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        result = NotImplemented if self.calls is None else self.calls(func, args, kwargs)
+        result = NotImplemented if self.calls is None else routed(self.calls, func, args, kwargs)
         if result is not NotImplemented:
             return result
         stand_in = _STAND_INS.get(func) if self.second_order else None

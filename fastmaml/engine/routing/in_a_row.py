@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -18,17 +18,12 @@ from fastmaml.engine.routing.region_layers import runs_its_own
 from fastmaml.engine.routing.torch_regions import inside
 
 
-@runtime_checkable
-class Row(Protocol):
-    """A module whose ``forward`` does nothing but call these, one after the other."""
-
-    def modules_in_a_row(self) -> list[nn.Module]:
-        """They, in order."""
-
-
 @contextlib.contextmanager
 def rows_of(model: nn.Module, calls: OneTaskCalls, harmless: Callable[..., Any]) -> Iterator[None]:
     """Where rows of modules go to the kernels as a whole.
+
+    Such a row is an `nn.Sequential`, or a module with a method ``modules_in_a_row()`` that lists
+    what its ``forward`` calls, one after the other.
 
     Args:
         model: whose modules they are.
@@ -37,7 +32,7 @@ def rows_of(model: nn.Module, calls: OneTaskCalls, harmless: Callable[..., Any])
     """
     changed = []
     try:
-        if not torch_module._has_any_global_hook():
+        if calls.normalises and not torch_module._has_any_global_hook():
             for owner in model.modules():
                 row = _row(owner)
                 if any(type(m) is nn.BatchNorm2d for m in row):
@@ -55,7 +50,8 @@ def rows_of(model: nn.Module, calls: OneTaskCalls, harmless: Callable[..., Any])
 def _row(owner: nn.Module) -> list[nn.Module]:
     if type(owner).forward is nn.Sequential.forward:
         return list(owner._modules.values())  # type: ignore[arg-type]  # it would call None
-    return owner.modules_in_a_row() if isinstance(owner, Row) else []
+    given = getattr(type(owner), "modules_in_a_row", None)
+    return [] if given is None else list(given(owner))
 
 
 @final
@@ -76,6 +72,8 @@ class _InARow:
         if inside() or len(args) != 1 or kwargs:
             return self.forward(*args, **kwargs)
         (x,) = args
+        if not self.calls.worth(self.row[0], x):
+            return self.forward(x)
         waiting: list[Any] = list(reversed(self.row))
         while waiting:
             module = waiting.pop()

@@ -82,6 +82,10 @@ class ConvBlock(nn.Module):
         result: Tensor = self.max_pool(self.relu(self.normalize(self.conv(x))))
         return result
 
+    def modules_in_a_row(self) -> list[nn.Module]:
+        """What `forward` calls, one after the other, and nobody else sees (`routing.in_a_row`)."""
+        return [self.conv, self.normalize, self.relu, self.max_pool]
+
 
 class ConvBase(nn.Sequential):
     """Several `ConvBlock` with 3x3 convolutions.
