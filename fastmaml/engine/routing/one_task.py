@@ -88,7 +88,7 @@ class OneTaskCalls:
         self._ahead: tuple[bool, bool] | None = None
 
     @staticmethod
-    def least(kind: str, follows: bool) -> int:
+    def least(kind: str, follows: bool = False) -> int:
         """How large a call is at least; `follows` says that its input is a result of theirs."""
         return LEAST["follows" if follows else kind]
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmaml.engine.routing.one_task import LEAST, OneTaskCalls
+from fastmaml.engine.routing.one_task import OneTaskCalls
 from fastmaml.ops import one_task
 from fastmaml.ops.one_task import Normalisation
 
@@ -147,7 +147,7 @@ def _layer_norm(
     shape = tuple(normalized_shape)
     if not shape or not _tensors(input, weight, bias) or input.shape[-len(shape) :] != shape:
         return NotImplemented
-    if input.numel() < LEAST["task_layer_norm"]:
+    if input.numel() < calls.least("task_layer_norm"):
         return NotImplemented
     given = [v for v in (weight, bias) if v is not None]
     if any(v.shape != shape for v in given) or not input.is_contiguous():
@@ -170,7 +170,7 @@ def _silu(calls: OneTaskCalls, input: Any, inplace: bool = False) -> Any:
 
 
 def _activated(calls: OneTaskCalls, input: Any, kind: str) -> Any:
-    if not _tensors(input) or input.numel() < LEAST[kind] or not input.is_contiguous():
+    if not _tensors(input) or input.numel() < calls.least(kind) or not input.is_contiguous():
         return NotImplemented
     if not calls.take("task_act", input):
         return NotImplemented
@@ -194,7 +194,7 @@ def _attention(
         return NotImplemented
     batch, heads, rows, size = query.shape
     keys, mask = key.shape[2], attn_mask
-    if query.numel() * keys < LEAST["task_attention"]:
+    if query.numel() * keys < calls.least("task_attention"):
         return NotImplemented
     if key.shape != (batch, heads, keys, size) or value.shape[:3] != key.shape[:3]:
         return NotImplemented
