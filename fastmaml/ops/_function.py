@@ -23,6 +23,17 @@ class TaskFunction(Function):
         super().__init_subclass__()
         # PyTorch asks for it at every call, and would find it out each time.
         cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+        cls._alone = _without_transforms(cls)
+
+    _alone: type[Function]
+    """The same for `OneTask`, which no transform sees: half as long on its way."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        """The function's result; the first argument are the kernels."""
+        if getattr(arguments[0], "is_of_one_task", False):
+            return cls._alone.apply(*arguments)
+        return super().apply(*arguments)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -38,6 +49,18 @@ class TaskFunction(Function):
             return unfold(outputs, size, tasks)
         pairs = [(None, None) if o is None else unfold(o, size, tasks) for o in outputs]
         return tuple(o for o, _ in pairs), tuple(dim for _, dim in pairs)
+
+
+def _without_transforms(function: type[TaskFunction]) -> type[Function]:
+    """An autograd function of the older kind, without rules for transforms."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        found = function.forward(*arguments)
+        function.setup_context(ctx, arguments, found)
+        return found
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (Function,), members)
 
 
 def fold(x: Tensor, dim: int | None, size: int) -> Tensor:

@@ -35,6 +35,8 @@ class OneTask:
         more: the last of these, which the ops' derivatives do not read.
     """
 
+    is_of_one_task: Final = True
+
     def __init__(
         self,
         found: Kernels,

@@ -7,7 +7,7 @@ BatchNorm, a ReLU and a max-pooling are then two calls of kernels, with nothing 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -19,21 +19,23 @@ from fastmaml.engine.routing.torch_regions import inside
 
 
 @contextlib.contextmanager
-def rows_of(model: nn.Module, calls: OneTaskCalls, harmless: Callable[..., Any]) -> Iterator[None]:
+def rows_of(
+    modules: Iterable[nn.Module], calls: OneTaskCalls, harmless: Callable[..., Any]
+) -> Iterator[None]:
     """Where rows of modules go to the kernels as a whole.
 
     Such a row is an `nn.Sequential`, or a module with a method ``modules_in_a_row()`` that lists
     what its ``forward`` calls, one after the other.
 
     Args:
-        model: whose modules they are.
+        modules: all of a model's.
         calls: of this pass.
         harmless: the one hook that they may have.
     """
     changed = []
     try:
         if calls.normalises and not torch_module._has_any_global_hook():
-            for owner in model.modules():
+            for owner in modules:
                 row = _row(owner)
                 if any(type(m) is nn.BatchNorm2d for m in row):
                     changed.append((owner, vars(owner).get("forward")))

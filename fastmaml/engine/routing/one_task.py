@@ -8,6 +8,7 @@ result its channels-last twin is kept, which the next call takes unless the resu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
@@ -38,18 +39,22 @@ and BatchNorm sooner where they follow one of theirs, with whose layout PyTorch'
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
-def has_kernels() -> bool:
-    """Whether calls may go to the kernels: nothing else watches which functions run."""
+def calls_of(modules: Iterable[nn.Module]) -> OneTaskCalls | None:
+    """The calls of a pass of a model with these modules, if any may go to the kernels.
+
+    None may where something else watches which functions run.
+    """
     modes = _get_current_function_mode_stack()
-    return (
+    free = (
         all(type(mode) is DeviceContext for mode in modes)
         and torch._C._len_torch_dispatch_stack() == 0
         and functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and ops.default_backend("cpu") != "reference"
     )
+    backend = ops.default_backend("cpu") if free else "reference"
+    return None if backend == "reference" else OneTaskCalls(backend, modules)
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,16 @@ class Last:
 
 @final
 class OneTaskCalls:
-    """The calls of one forward pass, while `has_kernels`.
+    """The calls of one forward pass.
 
     Args:
-        model: that runs. Where its convolutions are not normalised, they stay with PyTorch.
+        backend: of the kernels.
+        modules: of the model. If its convolutions are not normalised, they stay with PyTorch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.backend = ops.default_backend("cpu")
-        kinds = [type(m) for m in model.modules() if type(m) is nn.Conv2d or _normalises(m)]
+    def __init__(self, backend: str, modules: Iterable[nn.Module]) -> None:
+        self.backend = backend
+        kinds = [type(m) for m in modules if type(m) is nn.Conv2d or _normalises(m)]
         norms = kinds.count(nn.BatchNorm2d)
         self.normalises = norms > 0
         self.convolves = norms > 0 and 2 * norms >= len(kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, final
 
@@ -16,18 +16,18 @@ Checkpoint = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def layers_of_regions(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
+def layers_of_regions(modules: Iterable[nn.Module], checkpoint: Checkpoint) -> Iterator[None]:
     """Where modules inside of `torch.utils.checkpoint` run through a function.
 
     What else such a region does is kept: whether it can run again is not known of a function.
 
     Args:
-        model: whose modules they are.
+        modules: all of a model's.
         checkpoint: ``checkpoint(layer, *args)`` runs one, and keeps its inputs only, or all.
     """
     changed = []
     try:
-        for module in model.modules():
+        for module in modules:
             if "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
                 vars(module)["forward"] = _InRegions(module.forward, checkpoint)
                 changed.append(module)

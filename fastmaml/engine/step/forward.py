@@ -262,7 +262,7 @@ class TaskForward:
             checkpoint = self.host.checkpointing(checkpoint, self.frozen)
             stack.enter_context(self.host.inside(checkpoint, self.frozen))
         if self.regions:
-            stack.enter_context(layers_of_regions(self.model, checkpoint))
+            stack.enter_context(layers_of_regions(self.model.modules(), checkpoint))
         followers: list[Follower] = [routing]
         if kept is not None:
             followers.insert(0, stack.enter_context(SharedPass(kept, routing, same)))
