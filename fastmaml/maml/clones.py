@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmaml.engine.base.turns import Turns, in_turn
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import is_sharded
-from fastmaml.engine.routing.called_by_hand import attribute, called, is_original
+from fastmaml.engine.routing.called_by_hand import attribute, called_on, is_original
 from fastmaml.engine.routing.cloning import clone_module, replace_parameters
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml.given_later import GivenLater
@@ -126,7 +126,8 @@ class Clones(GivenLater):
         """The model, or a method of it; of a clone as is needed for what moves."""
         if is_original(self.module):
             return function(*args, **kwargs)
-        return called(self.module, not self._first_order, function, *args, **kwargs)
+        second_order = not self._first_order
+        return called_on(self.backend, self.module, second_order, function, *args, **kwargs)
 
     @property
     def _first_order(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+import fastmaml as fm
 from fastmaml import ops
 from fastmaml.compat import higher
 from fastmaml.compat import learn2learn as l2l
@@ -149,6 +150,25 @@ def test_a_block_is_two_calls() -> None:
         patch.setattr(one_task, "_of_one", counting)
         learner(episode()[0])
     assert len(counted) == 4, counted
+
+
+@pytest.mark.parametrize(("backend", "native"), [(None, True), ("cpp", True), ("reference", False)])
+def test_a_clone_obeys_its_backend(backend: Any, native: bool) -> None:
+    learner = fm.MAML(made("pooled"), LR, backend=backend).clone()
+    assert bool(native_nodes(learner(episode()[0]))) is native
+
+
+def test_verify_holds_the_kernels_against_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loop of one task after another is on PyTorch's operations."""
+    maml = fm.MAML(made("without statistics"), LR)
+
+    @maml.per_task
+    def run(learner: Any, x: Tensor, y: Tensor, query: Tensor, labels: Tensor) -> Tensor:
+        learner.adapt(F.cross_entropy(learner(x), y))
+        return F.cross_entropy(learner(query), labels)
+
+    monkeypatch.setattr(one_task, "_of_one", None)  # what would be called
+    assert fm.verify(run, *(x[None] for x in episode())).agrees
 
 
 def test_small_calls_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,22 @@ T = TypeVar("T")
 def called(
     module: nn.Module, second_order: bool, function: Callable[..., T], *args: Any, **kwargs: Any
 ) -> T:
+    """`called_on` the best kernels that there are."""
+    return called_on(None, module, second_order, function, *args, **kwargs)
+
+
+def called_on(
+    backend: str | None,
+    module: nn.Module,
+    second_order: bool,
+    function: Callable[..., T],
+    *args: Any,
+    **kwargs: Any,
+) -> T:
     """``function(*args, **kwargs)``, which runs a learner's module, or a method of it.
 
     Args:
+        backend: of the kernels, "reference" for none; None for the best that there is.
         module: whose parameters may be exchanged before its derivatives are wanted.
         second_order: whether inner gradients by parameters that are results of autograd are to be
             differentiated.
@@ -61,7 +74,7 @@ def called(
     if function is module and not inside() and all(map(_is_plain, modules)):
         return function(*args, **kwargs)
     original = is_original(module)
-    calls = None if original else calls_of(modules)
+    calls = None if original else calls_of(modules, backend)
     mode = ByHand(second_order and not original, calls)
     rows = nullcontext() if calls is None else rows_of(modules, calls, _refuse_alone)
     with layers_of_regions(modules, _kept), rows, mode:

@@ -39,10 +39,14 @@ and BatchNorm sooner where they follow one of theirs, with whose layout PyTorch'
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
-def calls_of(modules: Iterable[nn.Module]) -> OneTaskCalls | None:
+def calls_of(modules: Iterable[nn.Module], backend: str | None) -> OneTaskCalls | None:
     """The calls of a pass of a model with these modules, if any may go to the kernels.
 
     None may where something else watches which functions run.
+
+    Args:
+        modules: all of the model's.
+        backend: None for the best that there is on the CPU.
     """
     modes = _get_current_function_mode_stack()
     free = (
@@ -53,7 +57,7 @@ def calls_of(modules: Iterable[nn.Module]) -> OneTaskCalls | None:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-    backend = ops.default_backend("cpu") if free else "reference"
+    backend = (backend or ops.default_backend("cpu")) if free else "reference"
     return None if backend == "reference" else OneTaskCalls(backend, modules)
 
 

@@ -187,6 +187,7 @@ class TaskFunction(Verified):
             one = mapped(data[task], lambda x: x.squeeze(0))
             arguments, keywords = one.of_task(one.leaves)
             clone = self.maml.clone(allow_unused=True, allow_nograd=True)  # as per_task does
+            clone.backend = "reference"
             learner = PlainLearner(clone)
             found = self.function.function(learner, *arguments, **keywords)
             yield found[0] if isinstance(found, tuple) and len(found) == 2 else found
