@@ -106,7 +106,8 @@ class OneTaskCalls:
         """Whether the kernels have it for these tensors, of which one is to be derived by."""
         given = [x for x in tensors if x is not None]
         return (
-            any(x.requires_grad for x in given)
+            torch.is_grad_enabled()
+            and any(x.requires_grad for x in given)
             and all(type(x) in _PLAIN and x.is_cpu for x in given)
             and ops.covers(op, self.backend, given)
         )

@@ -23,6 +23,8 @@ from fastmaml.ops.one_task import Normalisation
 def routed(calls: OneTaskCalls, func: Any, args: Any, kwargs: Any) -> Any:
     """The result of a call, or NotImplemented."""
     handler = _HANDLERS.get(func)
+    if func in _WRITES_UNCOUNTED:
+        calls.last = None
     if handler is None or (calls.last is None and handler in _FOLLOWING):
         return NotImplemented
     try:
@@ -252,5 +254,18 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.silu: _silu,
     F.scaled_dot_product_attention: _attention,
 }
+_WRITES_UNCOUNTED = frozenset(
+    (
+        Tensor.data.__get__,  # type: ignore[attr-defined]
+        Tensor.numpy,
+        Tensor.__array__,
+        Tensor.__dlpack__,
+        Tensor.data_ptr,
+        Tensor.storage,
+        Tensor.untyped_storage,
+    )
+)
+"""Doors to a tensor's memory, or that of what it is a view of, where no version counts writes."""
+
 _FOLLOWING = (_relu, _relu_, _max_pool2d)
 """What only follows on a result of the kernels."""
