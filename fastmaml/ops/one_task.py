@@ -73,6 +73,25 @@ class _ChannelsFirst(Function):
         return g
 
 
+@final
+class _DenseGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.contiguous()
+
+
+def dense_gradient(x: Tensor) -> Tensor:
+    """`x`, whose gradient a user may look at in any way: the kernels' are channels-last."""
+    if not x.requires_grad or x.numel() == 0 or not x.is_contiguous():
+        return x
+    y: Tensor = _DenseGradient.apply(x)
+    return y
+
+
 def channels_first(x: Tensor) -> Tensor:
     """A copy of what one of these ops made, in PyTorch's usual layout."""
     if x.numel() < _LARGE or not x.is_cpu:

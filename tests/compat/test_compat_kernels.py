@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from kernel_models import MODELS, WAYS, made
+from kernel_models import MODELS, WAYS, block, head, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -100,18 +101,21 @@ def test_a_loop_on_the_kernels_is_the_loop_on_pytorch(
 
 
 def test_convolutions_that_are_not_normalised_stay_with_pytorch() -> None:
-    """One of the two copies that a convolution costs alone is more than it saves."""
+    """What the kernel's layout costs alone is more than it saves."""
     plain = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
-    learner = l2l.algorithms.MAML(plain.double(), LR).clone()
-    x = episode()[0]
-    assert not native_nodes(learner.module[:1](x))
-    y = learner(x)
-    assert native_nodes(y) == {"Conv2dBackward", "NormBackward"}
+    y = l2l.algorithms.MAML(plain.double(), LR).clone()(episode()[0])
     nodes = [type(n).__name__ for n in graph(y)]
     assert nodes.count("Conv2dBackward") == nodes.count("ConvolutionBackward0") == 1
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("frozen", "evaluating")])
+AS_FUNCTIONS = ("functions", "alone", "behind", "residual")
+"""Whose results are seen one by one."""
+
+OTHERS = ("frozen", "evaluating", "backwards", "inherits", "its own forward", "hooked")
+OTHERS += ("a row with its own forward",)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in AS_FUNCTIONS + OTHERS])
 def test_the_kernels_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = l2l.algorithms.MAML(made(name), LR).clone()
     x = episode()[0]
@@ -134,6 +138,59 @@ def test_layouts_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     for a, b in zip(found[:4], found[4:], strict=True):
         torch.testing.assert_close(a, b)
         assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("name", AS_FUNCTIONS)
+def test_results_that_are_seen_are_pytorchs(name: str) -> None:
+    """Hooks, `retain_grad` and derivatives by them are as ever."""
+    learner = l2l.algorithms.MAML(made(name), LR).clone()
+    assert not native_nodes(learner(episode()[0]))
+
+
+def test_autocast_inside_of_a_forward_is_obeyed() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = block(2, nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu"):
+                return self.row(x)
+
+    y = l2l.algorithms.MAML(Cast(), LR).clone()(episode()[0].float())
+    assert y.dtype == torch.bfloat16
+    assert not native_nodes(y)
+
+
+def test_gradients_are_dense() -> None:
+    """A user flattens them by view."""
+    learner = l2l.algorithms.MAML(made("pooled"), LR).clone()
+    x = episode()[0].requires_grad_()
+    loss = learner(x).square().sum()
+    for g in torch.autograd.grad(loss, [x, *learner.parameters()], create_graph=True):
+        assert g.is_contiguous()
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4, 0.0])
+def test_running_variances_keep_their_digits(spread: float) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(6, momentum=1.0, eps=1e-3), nn.ReLU())
+    x = spread * torch.randn(4, 6, 5, 5) + 0.1
+    l2l.algorithms.MAML(model, LR).clone()(x)
+    expected = x.double().var((0, 2, 3))
+    torch.testing.assert_close(model[0].running_var.double(), expected, rtol=1e-5, atol=1e-14)
+
+
+def test_a_clone_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as PyTorch's own modules go: running statistics aside."""
+    model = nn.Sequential(block(2, nn.ReLU(), track_running_stats=False), head(216)).double()
+    learner = l2l.algorithms.MAML(model, LR).clone()
+    inputs = [torch.randn(3 + i, 2, 6, 6).double() for i in range(8)]
+    expected = [learner(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for y, z in zip(pool.map(learner, inputs), expected, strict=True):
+                torch.testing.assert_close(y, z)
+    assert all("forward" not in vars(m) for m in learner.module.modules())
 
 
 def test_a_block_is_two_calls() -> None:
@@ -180,7 +237,7 @@ def test_small_calls_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_on_pytorch_and_one_on_the_kernels() -> None:
     """PyTorch's BatchNorm saves the running statistics that a later batch writes to."""
     for size in (6, 60):
-        calls.LEAST["task_batch_norm"] = 1500  # which is undone with the rest
+        calls.LEAST["rows"] = 1500  # which is undone with the rest
         model = made("pooled")
         learner = l2l.algorithms.MAML(model, LR).clone()
         x, y, _, _ = episode()
@@ -254,7 +311,7 @@ def curvature(model: nn.Module) -> Tensor:
     return torch.stack([g.square().sum() for g in first]).sum()
 
 
-@pytest.mark.parametrize("name", ["pooled", "in place", "functions", "attends"])
+@pytest.mark.parametrize("name", ["pooled", "in place", "attends"])
 def test_third_derivatives(name: str) -> None:
     """Against central differences: PyTorch's own, through BatchNorm, are off (seen in 2.13)."""
     model, step = made(name), 1e-6

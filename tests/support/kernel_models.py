@@ -76,6 +76,38 @@ class Behind(nn.Module):
         return self.out(y.flatten(1)) + shift[:, :WAYS]
 
 
+class Scaled(l2l.vision.models.cnn4.ConvBlock):
+    """It inherits what its parent's ``forward`` calls, and has one of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2 + 1
+
+
+class Backwards(nn.Sequential):
+    """Its modules in another order."""
+
+    def __iter__(self) -> Any:
+        return iter([*self._modules.values()][::-1])
+
+
+class Inside(nn.Module):
+    """A row in regions where the kernels have no business, and once where they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = block(2, nn.ReLU(), nn.MaxPool2d(2), track_running_stats=False)
+        self.out = head(54)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = self.row(x)
+        with torch.inference_mode():
+            self.row(x.clone())
+        flat = torch.vmap(lambda y: self.row[3](self.row[2](y)))(x)
+        along = torch.func.grad(lambda y: self.row(y).square().sum())(x)
+        return self.out(self.row(x) + fixed + flat.mean() + along.mean())
+
+
 class Residual(nn.Module):
     """Two convolutions beside one, each normalised, as ResNets have them."""
 
@@ -126,6 +158,13 @@ def with_its_own_forward() -> nn.Module:
     return model
 
 
+def a_row_with_its_own_forward() -> nn.Module:
+    model = nn.Sequential(block(2, nn.ReLU(), nn.MaxPool2d(2)), head(54))
+    row = model[0]
+    row.forward = lambda x: nn.Sequential.forward(row, x) * 3
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "pooled": lambda: nn.Sequential(
         block(2, nn.ReLU(), nn.MaxPool2d(2)), block(6, nn.ReLU(), nn.MaxPool2d(2)), head(6)
@@ -148,6 +187,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "in place": in_place,
     "hooked": hooked,
     "its own forward": with_its_own_forward,
+    "a row with its own forward": a_row_with_its_own_forward,
+    "backwards": lambda: nn.Sequential(
+        Backwards(nn.ReLU(), nn.BatchNorm2d(6), nn.Conv2d(2, 6, 3, padding=1)), head(216)
+    ),
+    "inherits": lambda: nn.Sequential(Scaled(2, 6, 3), head(54)),
+    "inside": Inside,
     "functions": ByFunctions,
     "alone": Alone,
     "behind": Behind,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmaml.engine.routing.called_by_hand import only_within, written_out
+from fastmaml.engine.routing.in_a_row import in_rows
 
 _INTERNAL = frozenset(n for n, v in vars(nn.Module()).items() if isinstance(v, dict | set))
 """What torch notes down in every module (hooks, children): never shared by two."""
@@ -80,6 +81,7 @@ def private_copy(module: nn.Module, device: Device = None) -> tuple[PrivateCopy,
     result.write(clones)
     written_out(result.module)
     only_within(result.module)
+    in_rows(result.module)
     return result, clones
 
 

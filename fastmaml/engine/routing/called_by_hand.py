@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar, final
@@ -30,7 +29,6 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fastmaml.engine.routing.bias_alone import PLACES, bias_alone, without_bias
 from fastmaml.engine.routing.decompositions import ALWAYS, weight_norm
-from fastmaml.engine.routing.in_a_row import rows_of
 from fastmaml.engine.routing.mode import Routing, unhidden, without_cudnn
 from fastmaml.engine.routing.one_task import OneTaskCalls, calls_of
 from fastmaml.engine.routing.one_task_calls import routed
@@ -74,10 +72,9 @@ def called_on(
     if function is module and not inside() and all(map(_is_plain, modules)):
         return function(*args, **kwargs)
     original = is_original(module)
-    calls = None if original else calls_of(modules, backend)
+    calls = None if original else calls_of(backend, _refuse_alone)
     mode = ByHand(second_order and not original, calls)
-    rows = nullcontext() if calls is None else rows_of(modules, calls, _refuse_alone)
-    with layers_of_regions(modules, _kept), rows, mode:
+    with layers_of_regions(modules, _kept), mode:
         return function(*args, **kwargs)
 
 
@@ -125,7 +122,7 @@ class ByHand(TorchFunctionMode):
 
     def __init__(self, second_order: bool, calls: OneTaskCalls | None = None) -> None:
         super().__init__()
-        self.second_order, self.calls = second_order, calls
+        self.second_order, self.kernel_calls = second_order, calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -138,9 +135,10 @@ class ByHand(TorchFunctionMode):
         return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        result = NotImplemented if self.calls is None else routed(self.calls, func, args, kwargs)
-        if result is not NotImplemented:
-            return result
+        if self.kernel_calls is not None:
+            result = routed(self.kernel_calls, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
         stand_in = _STAND_INS.get(func) if self.second_order else None
         return func(*args, **kwargs) if stand_in is None else stand_in(self, func, args, kwargs)
 

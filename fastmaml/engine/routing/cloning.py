@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from fastmaml.engine.routing.called_by_hand import only_within, written_out
+from fastmaml.engine.routing.in_a_row import in_rows
 
 
 def clone_module(module: nn.Module) -> nn.Module:
@@ -19,6 +20,7 @@ def clone_module(module: nn.Module) -> nn.Module:
     clone = _with_parameters(module, {p: p.clone() for p in module.parameters()}, {})
     written_out(clone)
     only_within(clone)
+    in_rows(clone)
     return clone
 
 

@@ -1,15 +1,12 @@
-"""Which calls of a learner that is called by hand reach the kernels.
+"""Which calls of a learner that is called by hand may reach the kernels.
 
 Each runs as it comes, so that the kernels have to pay for themselves call by call: where that was
-measured, on the CPU, from some size on. All results have the layout that PyTorch's have. Between
-convolution, normalisation, ReLU and pooling the kernels keep images channels-last: beside the last
-result its channels-last twin is kept, which the next call takes unless the result was written to.
+measured, on the CPU, from some size on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
@@ -20,13 +17,10 @@ from torch.utils._device import DeviceContext
 
 from fastmaml import ops
 from fastmaml.engine.base import functorch
-from fastmaml.ops import one_task
-from fastmaml.ops.one_task import Normalisation
 
 LEAST: Final = {
-    "task_conv2d": 1 << 15,
-    "task_batch_norm": 1 << 15,
-    "follows": 1 << 10,
+    "rows": 1 << 15,
+    "rows, later": 1 << 10,
     "task_layer_norm": 1 << 16,
     "gelu": 1 << 16,
     "gelu_tanh": 1 << 16,
@@ -34,48 +28,21 @@ LEAST: Final = {
     "task_attention": 1 << 21,
 }
 """From so many results on (of attention: multiplications) the kernels are the faster; convolution
-and BatchNorm sooner where they follow one of theirs, with whose layout PyTorch's take longer."""
+and BatchNorm sooner where they follow one of theirs, whose layout PyTorch's would not have."""
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
-def calls_of(modules: Iterable[nn.Module], backend: str | None) -> OneTaskCalls | None:
-    """The calls of a pass of a model with these modules, if any may go to the kernels.
-
-    None may where something else watches which functions run.
+def calls_of(backend: str | None, harmless: Callable[..., Any]) -> OneTaskCalls | None:
+    """The calls of a pass that may go to the kernels; None where something watches functions.
 
     Args:
-        modules: all of the model's.
         backend: None for the best that there is on the CPU.
+        harmless: see `OneTaskCalls`.
     """
-    modes = _get_current_function_mode_stack()
-    free = (
-        all(type(mode) is DeviceContext for mode in modes)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
-    backend = (backend or ops.default_backend("cpu")) if free else "reference"
-    return None if backend == "reference" else OneTaskCalls(backend, modules)
-
-
-@dataclass(frozen=True)
-class Last:
-    """The last result.
-
-    Attributes:
-        result: as the model has it.
-        version: of it, which counts what is written to it.
-        twin: the same, channels-last.
-        how: it was normalised.
-    """
-
-    result: Tensor
-    version: int
-    twin: Tensor
-    how: Normalisation | None = None
+    watched = any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+    backend = "reference" if watched else backend or ops.default_backend("cpu")
+    return None if backend == "reference" else OneTaskCalls(backend, harmless)
 
 
 @final
@@ -84,108 +51,53 @@ class OneTaskCalls:
 
     Args:
         backend: of the kernels.
-        modules: of the model. If its convolutions are not normalised, they stay with PyTorch.
+        harmless: the one hook that modules may have whose calls are made one.
+
+    Attributes:
+        ahead: of the convolution or BatchNorm that runs next, which nobody else sees: of the first
+            an empty tuple, of the second whether a ReLU follows, and whether max-pooling does.
     """
 
-    def __init__(self, backend: str, modules: Iterable[nn.Module]) -> None:
-        self.backend = backend
-        kinds = [type(m) for m in modules if type(m) is nn.Conv2d or _normalises(m)]
-        norms = kinds.count(nn.BatchNorm2d)
-        self.normalises = norms > 0
-        self.convolves = norms > 0 and 2 * norms >= len(kinds)
-        self.last: Last | None = None
-        self.unseen_next = False
-        self._ahead: tuple[bool, bool] | None = None
+    def __init__(self, backend: str, harmless: Callable[..., Any]) -> None:
+        self.backend, self.harmless = backend, harmless
+        self.ahead: tuple[()] | tuple[bool, bool] | None = None
 
     @staticmethod
-    def least(kind: str, follows: bool = False) -> int:
-        """How large a call is at least; `follows` says that its input is a result of theirs."""
-        return LEAST["follows" if follows else kind]
+    def least(kind: str) -> int:
+        """How large a call is at least."""
+        return LEAST[kind]
+
+    @staticmethod
+    def free() -> bool:
+        """Whether a graph is recorded, and nothing else is done with operations."""
+        return (
+            torch.is_grad_enabled()
+            and torch._C._len_torch_dispatch_stack() == 0
+            and functorch.maybe_current_level() is None
+            and forward_ad._current_level < 0
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
 
     def take(self, op: str, *tensors: Tensor | None) -> bool:
         """Whether the kernels have it for these tensors, of which one is to be derived by."""
         given = [x for x in tensors if x is not None]
         return (
-            torch.is_grad_enabled()
-            and any(x.requires_grad for x in given)
-            and all(type(x) in _PLAIN and x.is_cpu for x in given)
+            any(x.requires_grad for x in given)
+            and all(map(_usual, given))
             and ops.covers(op, self.backend, given)
+            and self.free()
         )
 
-    def worth(self, layer: nn.Module, x: Any) -> bool:
-        """Whether to look closely at a row of modules that begins so."""
-        if self.last is not None or type(x) is not Tensor or x.ndim != 4:
-            return True
-        channels = layer.out_channels if isinstance(layer, nn.Conv2d) else x.shape[1]
-        return len(x) * channels * x.shape[2] * x.shape[3] >= LEAST["task_conv2d"]
-
-    def unseen(self, layer: nn.Module, x: Any) -> Any:
-        """The result of a convolution that only `normalised` is given: it may be channels-last."""
-        self.unseen_next = True
-        try:
-            return layer(x)
-        finally:
-            self.unseen_next = False
-
-    def normalised(self, layer: nn.Module, x: Any, relu: bool, pool: bool) -> tuple[Any, bool]:
-        """The result of a BatchNorm, and whether what follows it was done as well.
-
-        Args:
-            layer: the BatchNorm.
-            x: its input.
-            relu: whether a ReLU follows, and nobody sees what is between.
-            pool: whether max-pooling follows that.
-        """
-        self._ahead, last = (relu, pool), self.last
+    def made(self, layer: nn.Module, x: Any, *ahead: bool) -> tuple[Any, bool]:
+        """A layer's result, and whether the kernels made it: then it is channels-last."""
+        self.ahead = ahead  # type: ignore[assignment]  # of two lengths
         try:
             result = layer(x)
-            done = self._ahead is None
+            return result, self.ahead is None
         finally:
-            self._ahead = None
-        of_theirs = last is not None and last.twin is x
-        return result.contiguous() if of_theirs and not done else result, done
-
-    def has_twin(self, x: Tensor) -> bool:
-        """Whether it is the last result."""
-        return self.last is not None and _is_last(x, self.last)
-
-    def twin(self, x: Tensor) -> Tensor:
-        """The channels-last twin of the last result, or what is given."""
-        last = self.last
-        return last.twin if last is not None and _is_last(x, last) else x
-
-    def how(self, x: Any) -> Normalisation | None:
-        """How `x` was normalised, if it is the last result and was."""
-        last = self.last
-        return last.how if last is not None and _is_last(x, last) else None
-
-    def made(self, twin: Tensor, how: Normalisation | None = None) -> Tensor:
-        """The result of which this is the twin."""
-        result = twin if self.unseen_next else one_task.channels_first(twin)
-        self.last = Last(result, result._version, twin, how)
-        return result
-
-    def again(self, how: Normalisation, over: Tensor | None = None) -> Tensor:
-        """The last result, normalised anew, with what follows; `over`: that was written over it."""
-        twin = one_task.batch_norm(self.backend, how)[0]
-        if over is None:
-            return self.made(twin, how)
-        self.last = Last(over, over._version, twin, how)
-        return over
-
-    def first(self, how: Normalisation) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch normalised, with all that was asked for ahead; its mean and 1/std."""
-        if self._ahead is not None:
-            relu, pool = self._ahead
-            if not pool or min(how.x.shape[2:]) > 1:
-                how, self._ahead = replace(how, relu=relu, pool=pool), None
-        y, mean, scale = one_task.batch_norm(self.backend, how)
-        return self.made(y, how), mean, scale
+            self.ahead = None
 
 
-def _normalises(module: nn.Module) -> bool:
-    return type(module) is nn.BatchNorm2d and (module.training or module.running_mean is None)
-
-
-def _is_last(x: Any, last: Last) -> bool:
-    return last.result is x and x._version == last.version
+def _usual(x: Tensor) -> bool:
+    return type(x) in _PLAIN and x.is_cpu and x.layout == torch.strided and not x.is_nested

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from fastmaml.ops.one_task import Normalisation
 def routed(calls: OneTaskCalls, func: Any, args: Any, kwargs: Any) -> Any:
     """The result of a call, or NotImplemented."""
     handler = _HANDLERS.get(func)
-    if func in _WRITES_UNCOUNTED:
-        calls.last = None
-    if handler is None or (calls.last is None and handler in _FOLLOWING):
+    if handler is None:
         return NotImplemented
     try:
         return handler(calls, *args, **kwargs)
@@ -45,29 +42,21 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    if not _tensors(input, weight, bias) or not input.ndim == weight.ndim == 4:
+    if calls.ahead != () or not _tensors(input, weight, bias):
         return NotImplemented
-    follows = calls.has_twin(input)
-    results = input[:, :1].numel() * len(weight)  # as if it left the size alone
-    if not (calls.convolves or calls.unseen_next) or results < calls.least("task_conv2d", follows):
+    if groups != 1 or isinstance(padding, str) or not input.ndim == weight.ndim == 4:
         return NotImplemented
-    if groups != 1 or isinstance(padding, str) or input.shape[1] != weight.shape[1]:
+    if input.shape[1] != weight.shape[1] or not _vectors(len(weight), bias):
         return NotImplemented
-    if not (follows or input.is_contiguous()) or not weight.is_contiguous():
-        return NotImplemented  # PyTorch's result has the layout of either
     steps, pads, gaps = map(_pair, (stride, padding, dilation))
-    size = [
-        (n + 2 * pad - gap * (kernel - 1) - 1) // step + 1
-        for n, kernel, step, pad, gap in zip(
-            input.shape[2:], weight.shape[2:], steps, pads, gaps, strict=True
-        )
-    ]
-    if min(size) < 1 or not _vectors(len(weight), bias):
+    reach = zip(input.shape[2:], weight.shape[2:], pads, gaps, strict=True)
+    if any(n + 2 * pad < gap * (kernel - 1) + 1 for n, kernel, pad, gap in reach):
         return NotImplemented
-    if not calls.take("task_conv2d", input, weight, bias):
+    if not weight.is_contiguous() or not calls.take("task_conv2d", input, weight, bias):
         return NotImplemented
-    x = calls.twin(input)
-    return calls.made(one_task.conv2d(calls.backend, x, weight, bias, steps, pads, gaps))
+    calls.ahead = None
+    x, w = map(one_task.dense_gradient, (input, weight))
+    return one_task.conv2d(calls.backend, x, w, bias, steps, pads, gaps)
 
 
 def _batch_norm(
@@ -82,60 +71,34 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     kept = running_mean, running_var
-    if not training or not _tensors(input, weight, bias, *kept) or input.ndim != 4:
+    if not calls.ahead or not training or not _tensors(input, weight, bias, *kept):
         return NotImplemented
-    follows = calls.has_twin(input)
-    if input.numel() < calls.least("task_batch_norm", follows):
-        return NotImplemented
-    if not (follows or input.is_contiguous()):
-        return NotImplemented  # PyTorch's result has its layout
     channels = input.shape[1]
     count = input.numel() // channels if channels else 0
-    if count < 2 or not _vectors(channels, weight, bias, *kept):
+    if count < 2 or eps <= 0 or not _vectors(channels, weight, bias, *kept):
         return NotImplemented
     if (weight is None and bias is not None) or not _alike(input, kept):
         return NotImplemented
     if not calls.take("task_batch_norm", input, weight, bias):
         return NotImplemented
-    y, mean, scale = calls.first(Normalisation(calls.twin(input), weight, bias, eps))
+    (relu, pool), calls.ahead = calls.ahead, None
+    of = Normalisation(one_task.dense_gradient(input), weight, bias, eps, relu, pool)
+    y, mean, scale = one_task.batch_norm(calls.backend, of)
     # As data, which counts no version: PyTorch's own BatchNorm, which saves them, does not either.
     with torch.no_grad():
         if running_mean is not None:
             running_mean.data.lerp_(mean, momentum)
         if running_var is not None:
-            variance = (scale.square().reciprocal() - eps) * (count / (count - 1))
-            running_var.data.lerp_(variance, momentum)
+            running_var.data.lerp_(_variance(input, scale, eps, count), momentum)
     return y
 
 
-def _relu(calls: OneTaskCalls, input: Any, inplace: bool = False) -> Any:
-    how = calls.how(input)
-    if how is None or how.relu or how.pool:
-        return NotImplemented
-    return calls.again(replace(how, relu=True), torch.relu_(input) if inplace else None)
-
-
-def _relu_(calls: OneTaskCalls, input: Any) -> Any:
-    return _relu(calls, input, inplace=True)
-
-
-def _max_pool2d(
-    calls: OneTaskCalls,
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    how = calls.how(input)
-    if how is None or how.pool or return_indices or ceil_mode or min(input.shape[2:]) < 2:
-        return NotImplemented
-    steps = kernel_size if stride in (None, [], ()) else stride
-    if [*map(_pair, (kernel_size, steps, padding, dilation))] != [(2, 2), (2, 2), (0, 0), (1, 1)]:
-        return NotImplemented
-    return calls.again(replace(how, pool=True))
+def _variance(x: Tensor, scale: Tensor, eps: float, count: int) -> Tensor:
+    """The unbiased variance of the channels; from 1/std where that loses nothing of it."""
+    found = scale.square().reciprocal() - eps
+    if bool((found >= eps).all()):
+        return found * (count / (count - 1))
+    return x.transpose(0, 1).flatten(1).var(1)
 
 
 def _layer_norm(
@@ -147,7 +110,9 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if not shape or not _tensors(input, weight, bias) or input.shape[-len(shape) :] != shape:
+    if not shape or not _tensors(input, weight, bias) or input.is_nested:
+        return NotImplemented
+    if input.shape[-len(shape) :] != shape or not input.numel():
         return NotImplemented
     if input.numel() < calls.least("task_layer_norm"):
         return NotImplemented
@@ -172,7 +137,12 @@ def _silu(calls: OneTaskCalls, input: Any, inplace: bool = False) -> Any:
 
 
 def _activated(calls: OneTaskCalls, input: Any, kind: str) -> Any:
-    if not _tensors(input) or input.numel() < calls.least(kind) or not input.is_contiguous():
+    if (
+        not _tensors(input)
+        or input.is_nested
+        or input.numel() < calls.least(kind)
+        or not input.is_contiguous()
+    ):
         return NotImplemented
     if not calls.take("task_act", input):
         return NotImplemented
@@ -201,18 +171,20 @@ def _attention(
     if key.shape != (batch, heads, keys, size) or value.shape[:3] != key.shape[:3]:
         return NotImplemented
     if mask is not None:
-        if mask.requires_grad or is_causal or mask.ndim > 4:
+        if mask.requires_grad or is_causal or not 2 <= mask.ndim <= 4:
+            return NotImplemented
+        if mask.dtype not in (torch.bool, query.dtype) or not mask.is_cpu:
             return NotImplemented
         sizes = zip(reversed(mask.shape), (keys, rows, heads, batch), strict=False)
         if any(m not in (1, n) for m, n in sizes):
             return NotImplemented
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-        mask = mask.to(query.dtype)
     if not calls.take("task_attention", query, key, value):
         return NotImplemented
     factor = size**-0.5 if scale is None else scale
-    found = one_task.attention(calls.backend, query, key, value, mask, is_causal, factor)
+    q, k, v = map(one_task.dense_gradient, (query, key, value))
+    found = one_task.attention(calls.backend, q, k, v, mask, is_causal, factor)
     return found.contiguous()
 
 
@@ -243,29 +215,8 @@ def _alike(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.conv2d: _conv2d,
     F.batch_norm: _batch_norm,
-    F.relu: _relu,
-    torch.relu: _relu,
-    Tensor.relu: _relu,
-    torch.relu_: _relu_,
-    Tensor.relu_: _relu_,
-    F.max_pool2d: _max_pool2d,
     F.layer_norm: _layer_norm,
     F.gelu: _gelu,
     F.silu: _silu,
     F.scaled_dot_product_attention: _attention,
 }
-_WRITES_UNCOUNTED = frozenset(
-    (
-        Tensor.data.__get__,  # type: ignore[attr-defined]
-        Tensor.numpy,
-        Tensor.__array__,
-        Tensor.__dlpack__,
-        Tensor.data_ptr,
-        Tensor.storage,
-        Tensor.untyped_storage,
-    )
-)
-"""Doors to a tensor's memory, or that of what it is a view of, where no version counts writes."""
-
-_FOLLOWING = (_relu, _relu_, _max_pool2d)
-"""What only follows on a result of the kernels."""

@@ -34,7 +34,7 @@ def layers_of_regions(modules: Iterable[nn.Module], checkpoint: Checkpoint) -> I
         yield
     finally:
         for module in changed:
-            del vars(module)["forward"]
+            vars(module).pop("forward", None)  # another thread's pass may have been quicker
 
 
 def runs_its_own(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastmaml.engine.routing.called_by_hand import only_within, written_out
 from fastmaml.engine.routing.cloning import replace_parameters
+from fastmaml.engine.routing.in_a_row import in_rows
 
 Memo = dict[Any, Any]
 T = TypeVar("T")
@@ -33,6 +34,7 @@ def clone_module(module: T, memo: Memo | None = None) -> T:
     replace_parameters(clone, {})  # recurrent modules keep a second list of their weights
     written_out(clone)
     only_within(clone)
+    in_rows(clone)
     return clone  # type: ignore[return-value]  # it has the class of the original
 
 
