@@ -1,13 +1,15 @@
 """``python -m fastmaml.compat SCRIPT ARGS``: a script that imports learn2learn or higher, as it is.
 
 ``python -m fastmaml.compat -m MODULE ARGS`` runs a module. The script sees what it would see under
-``python SCRIPT ARGS``: ``sys.argv``, ``sys.path[0]``, ``__name__``, ``__file__``, its exit code.
+``python SCRIPT ARGS``: ``sys.argv``, ``sys.path[0]``, ``__name__``, ``__file__``, its exit code; but
+for ``sys.argv[0]``, which is the whole path.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import pkgutil
 import runpy
 import sys
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> None:
         del sys.path[0]  # the folder at hand, which is there for -m
         if pkgutil.get_importer(str(script)) is None:  # a folder or an archive puts itself first
             sys.path.insert(0, str(script.resolve().parent))
-    runpy.run_path(str(script), run_name="__main__")
+    runpy.run_path(os.path.abspath(script), run_name="__main__")  # as Python has it in __file__
 
 
 def _need_module(name: str) -> None:

@@ -8,18 +8,19 @@ registries and ``isinstance`` are the same through both names.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import DistributionFinder
+from pathlib import Path
 from types import ModuleType
 
 from fastmaml.compat.releases import Release
 
 HOME = "fastmaml.compat."
+_FOLDER = Path(__file__).parent
 RELEASES = {"learn2learn": "0.2.0", "higher": "0.2.1"}
 """The names that can be taken, and the releases whose interfaces stand behind them."""
 
@@ -84,13 +85,12 @@ class _Finder(DistributionFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name and not fullname.startswith(f"{self.name}."):
             return None
-        ours = importlib.util.find_spec(HOME + fullname)
+        # Nothing is imported here, as `importlib.util.find_spec` would: one lock of all imports is
+        # held, for which another thread that is importing waits.
+        folder = _FOLDER.joinpath(*fullname.split(".")[:-1])
+        ours = PathFinder.find_spec(HOME + fullname, [str(folder)])
         if ours is None:
-            raise ModuleNotFoundError(
-                f"No module named {fullname!r}: fastmaml's drop-in for {self.name}, which "
-                f"fastmaml.compat.install() put in its place, has no such module",
-                name=fullname,
-            )
+            return None
         spec = ModuleSpec(fullname, _SecondName(), origin=ours.origin)
         spec.submodule_search_locations = ours.submodule_search_locations
         return spec
@@ -112,12 +112,16 @@ class _SecondName(Loader):
         # it has made, so that ours keeps its __name__, __spec__ and __path__.
         assert module.__spec__ is not None
         alias = module.__spec__.name
-        sys.modules[alias] = importlib.import_module(HOME + alias)
+        # Package by package: each waits until another thread that is importing it is done.
+        parts = alias.split(".")
+        for end in range(1, len(parts) + 1):
+            found = importlib.import_module(HOME + ".".join(parts[:end]))
+        sys.modules[alias] = found
 
 
 def _known(names: Sequence[str]) -> Sequence[str]:
     for name in names:
-        if name not in RELEASES:
+        if not isinstance(name, str) or name not in RELEASES:
             raise ValueError(
                 f"there is no drop-in for {name!r}: install() takes {' and '.join(RELEASES)}, and "
                 "both if none is named."

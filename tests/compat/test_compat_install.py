@@ -135,8 +135,9 @@ assert sys.meta_path == once
 assert importlib.metadata.packages_distributions()["learn2learn"] == ["learn2learn"]
 assert importlib.metadata.requires("higher") is None and importlib.metadata.files("higher") is None
 
-for name in "learn2learn.nothing.more", "higher.nothing":
-    assert "fastmaml's drop-in for" in said(ModuleNotFoundError, importlib.import_module, name)
+for name in "learn2learn.nothing", "higher.nothing":
+    assert name in said(ModuleNotFoundError, importlib.import_module, name)
+assert importlib.util.find_spec("higher.nothing") is None, "as one asks for what may be there"
 said(ImportError, exec, "from higher import nothing")
 assert "learn2learn and higher" in said(ValueError, compat.install, "torchmeta")
 
@@ -203,9 +204,29 @@ def test_a_script_and_a_package_that_import_the_libraries_themselves(folder: Pat
     (folder / "few_shot").rename(folder / "scripts" / "few_shot")
     done = python(folder, "-m", "fastmaml.compat", "scripts/train.py", "3", "--only", "-m")
     assert done.returncode == 3, done.stderr
-    script = "scripts/train.py"
-    seen = f"__main__ {script} {[script, '3', '--only', '-m']} {folder / 'scripts'} None\n"
+    file = str(folder / "scripts" / "train.py")
+    seen = f"__main__ {file} {[file, '3', '--only', '-m']} {folder / 'scripts'} None\n"
     assert done.stdout == seen
+
+
+def test_threads_that_import_at_once(folder: Path) -> None:
+    """None waits for the other for ever, and each gets the whole module."""
+    (folder / "threads.py").write_text(
+        "import importlib, threading\n"
+        "from fastmaml.compat import install\n"
+        "install()\n"
+        "names = ['higher.optim', 'higher', 'learn2learn.data', 'learn2learn', 'higher.utils']\n"
+        "names += ['learn2learn.vision.models', 'learn2learn.optim.transforms', 'higher.patch']\n"
+        "found = {}\n"
+        "def load(name):\n"
+        "    found[name] = importlib.import_module(name)\n"
+        "threads = [threading.Thread(target=load, args=(n,), daemon=True) for n in names]\n"
+        "for t in threads: t.start()\n"
+        "for t in threads: t.join(120)\n"
+        "assert all(found[n] is importlib.import_module('fastmaml.compat.' + n) for n in names)\n"
+    )
+    done = python(folder, "threads.py")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_module(folder: Path) -> None:

@@ -314,3 +314,19 @@ def test_random_functions_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"two runs of run\(\.\.\.\) give the losses"):
         fm.verify(run, *data())
+
+
+def test_the_data_stay_as_they_are() -> None:
+    """A loop that writes to them writes to copies."""
+    torch.manual_seed(0)
+    maml = fm.MAML(nn.Linear(3, 2).double(), 0.1, loss=F.mse_loss)
+    x, y = torch.randn(2, 4, 5, 3).double(), torch.randn(2, 4, 5, 2).double()
+    episodes = fm.Episodes(fm.Batch(x[0], y[0]), fm.Batch(x[1], y[1]))
+    before = x.clone()
+
+    def loop(model: nn.Module, episodes: fm.Episodes) -> Tensor:
+        episodes.support.inputs.sub_(5.0)
+        return sum(model(q).square().mean() for q in episodes.query.inputs)
+
+    assert not fm.verify(maml, episodes, loop).agrees
+    assert torch.equal(x, before)

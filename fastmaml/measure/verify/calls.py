@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -199,9 +200,11 @@ def _copied(maml: MAML, dtype: torch.dtype | None) -> MAML:
 
 
 def _converted(tree: Any, dtype: torch.dtype | None) -> Any:
-    """The same with floating-point tensors in `dtype`."""
-    if dtype is None:
-        return tree
+    """A copy with floating-point tensors in `dtype`; None for their own."""
     if isinstance(tree, Episodes):
-        return tree.to(dtype)
-    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
+        return tree.map(lambda x: _converted(x, dtype))
+    return tree_map_only(Tensor, partial(_copied_tensor, dtype=dtype), tree)
+
+
+def _copied_tensor(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.to(dtype, copy=True) if dtype is not None and x.is_floating_point() else x.clone()

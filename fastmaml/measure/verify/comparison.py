@@ -46,7 +46,7 @@ def notes(
     missing = [n for n, g in theirs.gradient.items() if g is None and ours.gradient[n] is not None]
     if max(d.relative for d in _differences(first_order, theirs)) <= found.tolerance:
         yield "the reference is the first-order meta-gradient: is create_graph=True missing there?"
-    elif (factor := _factor(ours, theirs, found.tolerance)) is not None:
+    elif (factor := _factor(ours, theirs, found.tolerance)) is not None and not _is_one(factor):
         why = ": does it add up tasks instead of averaging them?" if factor > 1 else ""
         yield f"the reference is {factor:.6g} times this meta-gradient ({tasks} tasks){why}"
     elif missing:
@@ -62,7 +62,7 @@ def notes(
             "float32 (.float(), a cast, a tensor of its own)? Then take that out, or give "
             "tolerance=1e-5, or dtype=None"
         )
-    elif found.loss is None or found.loss.relative > found.tolerance:
+    elif found.loss is None or not found.loss.relative <= found.tolerance:
         yield "compare lr, steps, the loss function, its mean over tasks, and train() and eval()"
     else:
         yield "the losses agree, and so the inner steps: the difference is in their derivatives"
@@ -83,6 +83,11 @@ def _factor(ours: Run, theirs: Run, tolerance: float) -> float | None:
     scaled = Run(None, {name: a * factor for name, a, _ in pairs})
     same = all(d.relative <= tolerance for d in _differences(scaled, theirs))
     return factor if same else None
+
+
+def _is_one(factor: float) -> bool:
+    """Whether the gradients are the same: then it is the loss that differs. NaN is no factor."""
+    return not abs(factor - 1) > 1e-6
 
 
 def _differences(ours: Run, theirs: Run) -> tuple[Difference, ...]:

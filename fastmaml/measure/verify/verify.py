@@ -84,7 +84,8 @@ def _in_one_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if dtype is None or not re.search(r"dtype|scalar type|Double|Float", str(error)):
+        about = re.search(r"dtype|scalar type|Double|Float", str(error))
+        if dtype is None or about is None or "inplace operation" in str(error):
             raise
         raise ValueError(
             f"verify converts model, data and rates to {str(dtype).removeprefix('torch.')}, and "

@@ -86,9 +86,10 @@ class Quickdraw(Images):
 def _head(file: Path) -> tuple[int, int]:
     """Where the drawings of a file begin, in bytes, and how many there are."""
     drawings = need("numpy").load(file, mmap_mode="r")
-    if drawings.dtype != "uint8" or drawings.shape[1:] != (SIDE * SIDE,):
+    rows = drawings.flags.c_contiguous
+    if drawings.dtype != "uint8" or drawings.shape[1:] != (SIDE * SIDE,) or not rows:
         raise ValueError(
             f"{file} is an array of {drawings.dtype} {list(drawings.shape)}, not of uint8 "
-            f"[drawings, {SIDE * SIDE}]: fetch it from {ADDRESS}."
+            f"[drawings, {SIDE * SIDE}] row by row: fetch it from {ADDRESS}."
         )
     return drawings.offset, len(drawings)
