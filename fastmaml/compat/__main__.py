@@ -1,8 +1,8 @@
 """``python -m fastmaml.compat SCRIPT ARGS``: a script that imports learn2learn or higher, as it is.
 
 ``python -m fastmaml.compat -m MODULE ARGS`` runs a module. The script sees what it would see under
-``python SCRIPT ARGS``: ``sys.argv``, ``sys.path[0]``, ``__name__``, ``__file__``, its exit code. Only
-``sys.argv[0]`` is the whole path.
+``python SCRIPT ARGS``: ``sys.argv`` (whose first entry is the whole path), ``sys.path[0]``,
+``__name__``, ``__file__``, its exit code.
 """
 
 from __future__ import annotations
