@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -329,6 +330,19 @@ def test_third_derivatives(name: str) -> None:
         return float(curvature(moved).detach())
 
     assert slope == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-6)
+
+
+def test_a_clone_is_copied_and_pickled_as_what_it_is() -> None:
+    model = made("pooled")
+    clone = l2l.clone_module(model)
+    l2l.detach_module(clone, keep_requires_grad=True)
+    x = episode()[0]
+    for copied in (copy.deepcopy(clone), pickle.loads(pickle.dumps(clone))):
+        assert [type(m) for m in copied.modules()] == [type(m) for m in model.modules()]
+        torch.testing.assert_close(copied(x), model(x))
+    assert isinstance(clone, nn.Sequential)
+    assert str(clone) == str(model)
+    assert len(clone[:1]) == 1
 
 
 def test_a_graph_can_be_used_again() -> None:

@@ -62,6 +62,13 @@ class _Row(nn.Module):
             return super().forward(*args, **kwargs)
         return _Run(calls, _flat(self, calls)).of(args[0])
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copied and pickled as one of the class that it had."""
+        found = super().__reduce_ex__(protocol)
+        if isinstance(found, str) or not found[1] or found[1][0] is not type(self):
+            return found
+        return (found[0], (type(self).__bases__[1], *found[1][1:]), *found[2:])
+
 
 def _calls() -> OneTaskCalls | None:
     """Those of the pass of a learner that this thread is in, if nobody watches it from inside."""
