@@ -8,6 +8,7 @@ between (a hook, a ``forward`` of one's own), the modules are called as they are
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from typing import Any
 
@@ -65,9 +66,11 @@ class _Row(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copied and pickled as one of the class that it had."""
         found = super().__reduce_ex__(protocol)
-        if isinstance(found, str) or not found[1] or found[1][0] is not type(self):
+        if isinstance(found, str) or found[1][:1] != (type(self),):
             return found
-        return (found[0], (type(self).__bases__[1], *found[1][1:]), *found[2:])
+        # Not `copyreg.__newobj__`, which pickle holds against the object's class.
+        made = copyreg._reconstructor  # type: ignore[attr-defined]
+        return (made, (type(self).__bases__[1], object, None), *found[2:])
 
 
 def _calls() -> OneTaskCalls | None:
