@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmaml.engine.routing.one_task import OneTaskCalls
+from fastmaml.engine.routing.to_ops import pair, sized
 from fastmaml.ops import one_task
 from fastmaml.ops.one_task import Normalisation
 
@@ -46,9 +47,9 @@ def _conv2d(
         return NotImplemented
     if groups != 1 or isinstance(padding, str) or not input.ndim == weight.ndim == 4:
         return NotImplemented
-    if input.shape[1] != weight.shape[1] or not _vectors(len(weight), bias):
+    if input.shape[1] != weight.shape[1] or not sized(len(weight), bias):
         return NotImplemented
-    steps, pads, gaps = map(_pair, (stride, padding, dilation))
+    steps, pads, gaps = map(pair, (stride, padding, dilation))
     reach = zip(input.shape[2:], weight.shape[2:], pads, gaps, strict=True)
     if any(n + 2 * pad < gap * (kernel - 1) + 1 for n, kernel, pad, gap in reach):
         return NotImplemented
@@ -75,7 +76,7 @@ def _batch_norm(
         return NotImplemented
     channels = input.shape[1]
     count = input.numel() // channels if channels else 0
-    if count < 2 or eps <= 0 or not _vectors(channels, weight, bias, *kept):
+    if count < 2 or eps <= 0 or not sized(channels, weight, bias, *kept):
         return NotImplemented
     if (weight is None and bias is not None) or not _alike(input, kept):
         return NotImplemented
@@ -188,20 +189,9 @@ def _attention(
     return found.contiguous()
 
 
-def _pair(x: Any) -> tuple[int, int]:
-    if isinstance(x, int):
-        return x, x
-    return (x[0], x[0]) if len(x) == 1 else (x[0], x[1])
-
-
 def _tensors(first: Any, *others: Any) -> bool:
     """Whether the first is a tensor, and the others are, or None."""
     return isinstance(first, Tensor) and all(isinstance(x, Tensor | None) for x in others)
-
-
-def _vectors(size: int, *vectors: Tensor | None) -> bool:
-    """Whether those that are there have this many elements."""
-    return all(v is None or v.shape == (size,) for v in vectors)
 
 
 def _alike(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:

@@ -82,7 +82,7 @@ def _device(args: Any) -> str:
 
 def _linear(mode: OpRouting, input: Any, weight: Any, bias: Any = None) -> Any:
     fits = mode.covers("task_linear", input, weight, bias) and weight.ndim == 2 and input.ndim > 0
-    if not fits or input.shape[-1] != weight.shape[1] or not _sized(weight.shape[0], bias):
+    if not fits or input.shape[-1] != weight.shape[1] or not sized(weight.shape[0], bias):
         return NotImplemented
     return _affine(mode, x=input, w=weight, b=bias, activation=None)
 
@@ -113,11 +113,11 @@ def _conv2d(
     fits = mode.covers("task_conv2d", input, weight, bias) and input.ndim == 4 and groups == 1
     if not fits or isinstance(padding, str) or weight.ndim != 4:
         return NotImplemented
-    if input.shape[1] != weight.shape[1] or not _sized(weight.shape[0], bias):
+    if input.shape[1] != weight.shape[1] or not sized(weight.shape[0], bias):
         return NotImplemented
-    window = _pair(dilation)
+    window = pair(dilation)
     for size, kernel, pad, gap in zip(
-        input.shape[2:], weight.shape[2:], _pair(padding), window, strict=True
+        input.shape[2:], weight.shape[2:], pair(padding), window, strict=True
     ):
         if size + 2 * pad < gap * (kernel - 1) + 1:
             return NotImplemented
@@ -125,19 +125,20 @@ def _conv2d(
         input[None],
         weight[None],
         None if bias is None else bias[None],
-        stride=_pair(stride),
-        padding=_pair(padding),
-        dilation=_pair(dilation),
+        stride=pair(stride),
+        padding=pair(padding),
+        dilation=pair(dilation),
         backend=mode.backend,
     ).squeeze(0)
 
 
-def _sized(size: int, *vectors: Tensor | None) -> bool:
+def sized(size: int, *vectors: Tensor | None) -> bool:
     """Whether those that are there have this many elements."""
     return all(v is None or v.shape == (size,) for v in vectors)
 
 
-def _pair(x: Any) -> tuple[int, int]:
+def pair(x: Any) -> tuple[int, int]:
+    """Vertical and horizontal, of one number for both or of one or two."""
     if isinstance(x, int):
         return x, x
     return (x[0], x[0]) if len(x) == 1 else (x[0], x[1])
@@ -156,7 +157,7 @@ def _batch_norm(
 ) -> Any:
     own = mode.own_statistics or (training and running_mean is None)
     fits = own and mode.covers("task_batch_norm", input, weight, bias)
-    if not fits or input.ndim not in (2, 3, 4) or not _sized(input.shape[1], weight, bias):
+    if not fits or input.ndim not in (2, 3, 4) or not sized(input.shape[1], weight, bias):
         return NotImplemented
     if input.numel() == input.shape[1]:
         return NotImplemented  # one value a channel: PyTorch says what is wrong with that
@@ -197,8 +198,8 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    window = _pair(kernel_size), _pair(kernel_size if stride in (None, []) else stride)
-    plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not ceil_mode
+    window = pair(kernel_size), pair(kernel_size if stride in (None, []) else stride)
+    plain = pair(padding) == (0, 0) and pair(dilation) == (1, 1) and not ceil_mode
     if window != ((2, 2), (2, 2)) or not plain or return_indices or input.ndim != 4:
         return NotImplemented
     if min(input.shape[-2:]) < 2:
