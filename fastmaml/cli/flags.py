@@ -48,13 +48,14 @@ class Train:
         if self.quick:
             capped = QUICK.keys() & values.keys()
             values |= {name: min(values[name], QUICK[name]) for name in capped}
+            values["patience"] = None  # of ten iterations none is waited for
         return kind(**values)
 
 
 QUICK = {
     **{"iterations": 10, "tasks": 2, "test_episodes": 8, "validation_episodes": 4},
     **{"evaluate_every": 0, "max_length": 48, "support": 8, "query": 8, "queries": 5},
-    **{"test_query": 16, "trajectories": 5},
+    **{"test_query": 16, "trajectories": 5, "warmup": 2},
 }
 """With --quick, no setting is larger than this."""
 

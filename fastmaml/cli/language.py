@@ -9,7 +9,7 @@ import torch
 
 from fastmaml.cli.errors import user_errors
 from fastmaml.cli.language_flags import Adapt, Export
-from fastmaml.cli.runs import checkpoint_in, config_of, load_into
+from fastmaml.cli.runs import config_of, load_into, tested_in
 from fastmaml.cli.target import replacing, require_free
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml import MAML
@@ -125,7 +125,7 @@ def _loaded(path: Path, device: str, change: tuple[str, ...]) -> tuple[Any, MAML
     from fastmaml.training import checkpoint, recipes
     from fastmaml.training.recipes.build import recipe
 
-    path = checkpoint_in(path)
+    path = tested_in(path)
     saved = checkpoint.load(path)
     config = config_of(path, saved.config).updated({"device": device}, "--device")
     config = config.updated(assignments(change), "--change")
@@ -138,7 +138,7 @@ def _loaded(path: Path, device: str, change: tuple[str, ...]) -> tuple[Any, MAML
     if "inner_lr" in assignments(change) and config.rule in ("lslr", "meta-sgd"):
         raise ValueError(f"--change inner_lr=...: the run learned its rates (rule={config.rule}).")
     maml = recipes.build_maml(config)
-    loaded = saved.state["maml"]  # of quantized weights a fingerprint, which is checked
+    loaded = saved.weights  # of quantized weights a fingerprint, which is checked
     named = {n: p for n, p in maml.named_parameters() if n in loaded and not p.requires_grad}
     frozen = {n: p.clone() for n, p in named.items()}
     load_into(maml, loaded, path)

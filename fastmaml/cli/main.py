@@ -13,10 +13,11 @@ from fastmaml.cli.errors import BadInputError, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import Profile, ProfileModule
-from fastmaml.cli.runs import checkpoint_in, config_of, load_into
+from fastmaml.cli.runs import checkpoint_in, config_of, load_into, tested_in
 from fastmaml.training.config import RunConfig, read_toml
 from fastmaml.training.config.toml import assignments
 from fastmaml.training.presets import PRESETS
+from fastmaml.training.ranks import Ranks, joined, writes
 
 _Measuring = TypeVar("_Measuring", Profile, Bench)
 
@@ -54,35 +55,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return language.run(command)
         return _info()
     except BadInputError as error:
-        print(f"fastmaml: {error}", file=sys.stderr)
+        if writes():
+            print(f"fastmaml: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
+    """In this process, or as one of those that torchrun started."""
+    from fastmaml.training.recipes import resolve_device
+
+    with user_errors():
+        device = resolve_device(config.device)
+    with joined(device.type == "cuda"):
+        return _fit(config, checkpoint, Ranks.here(device))
+
+
+def _fit(config: RunConfig, checkpoint: Path | None, ranks: Ranks) -> int:
     from fastmaml.cli.advice import on_cpu
     from fastmaml.engine.base.errors import NonFiniteLoss
     from fastmaml.training.interrupts import Interrupted
     from fastmaml.training.recipes import build_trainer
     from fastmaml.training.recipes.hub import stage
 
-    with user_errors():  # once it runs, an error keeps its traceback
+    with user_errors(), ranks.together():  # once it runs, an error keeps its traceback
         trainer = build_trainer(config)
         if checkpoint is not None:
             trainer.resume(checkpoint)
+        trainer.require_ready()
     if advice := on_cpu(config, trainer.maml):
         stage(advice)
-    again = f"fastmaml train {config.dataset} --resume {trainer.folder}"
+    launch = f"torchrun --nproc-per-node {ranks.world} -m " if ranks.several else ""
+    again = f"{launch}fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
         trainer.fit()
     except Interrupted as stop:
-        print(f"Stopped after iteration {trainer.iteration}. Go on with: {again}", file=sys.stderr)
-        return 128 + stop.signal
+        said = f"Stopped after iteration {trainer.iteration}. Go on with: {again}"
+        code = 128 + stop.signal
     except NonFiniteLoss as error:
-        print(
-            f"fastmaml: {error}\nIteration {trainer.iteration} was saved: {again}", file=sys.stderr
-        )
-        return FAILED
-    return 0
+        said = f"fastmaml: {error}\nIteration {trainer.iteration} was saved: {again}"
+        code = FAILED
+    else:
+        return 0
+    if ranks.first:
+        print(said, file=sys.stderr)
+    return code
 
 
 def _evaluate(command: Evaluate) -> int:
@@ -92,7 +108,7 @@ def _evaluate(command: Evaluate) -> int:
     from fastmaml.training.progress import progress_bar
 
     with user_errors():
-        path = checkpoint_in(command.checkpoint)
+        path = tested_in(command.checkpoint)
         saved = checkpoint.load(path)
         config = config_of(path, saved.config).updated({"device": command.device}, "--device")
         change = assignments(command.change)
@@ -103,12 +119,12 @@ def _evaluate(command: Evaluate) -> int:
             )
         config = config.updated(change, "--change")
         maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
-        load_into(maml, saved.state["maml"], path)
+        load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)
     console = Console()
     with progress_bar(console, f"{command.split} episodes", 0, count) as show:
         found = evaluate(count, steps, lambda done: show(done, ""))
-    title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
+    title = f"{config.full_title}, iteration {saved.iteration}, {command.split} episodes"
     run_folder.show_evaluation(console, found, title)
     return 0
 
@@ -186,7 +202,7 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
     with user_errors():
         base, checkpoint = PRESETS[command.dataset], None
         if command.resume is not None:
-            given = command.resume[0] if command.resume else Path(command.out)
+            given = command.resume[0] if command.resume else command.folder
             checkpoint = checkpoint_in(given, ", or train without --resume")
             base = config_of(checkpoint, load(checkpoint).config)
             base = base.updated({"out": str(checkpoint.parent)}, "--resume")

@@ -32,6 +32,28 @@ def checkpoint_in(path: Path, otherwise: str = "") -> Path:
     return found
 
 
+def tested_in(path: Path) -> Path:
+    """The checkpoint itself, or of a run's folder that with the weights which its test is of.
+
+    Args:
+        path: of either.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    from fastmaml.training import checkpoint
+    from fastmaml.training.run_folder import BEST
+
+    last = checkpoint_in(path)
+    if not path.is_dir():
+        return last
+    saved = checkpoint.load(last)
+    best = saved.state.get("best", {"value": None})
+    on_best = saved.config.get("test_on") == "best" and best["value"] is not None
+    return path / BEST if on_best and best["iteration"] != saved.iteration else last
+
+
 def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:
     """The configuration that a checkpoint holds.
 

@@ -36,6 +36,12 @@ class Checkpoint:
     iteration: int
     state: dict[str, Any]
 
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Those to test and use: of what is averaged while it trains (``ema``), the averages."""
+        found: dict[str, Any] = self.state["maml"] | self.state.get("averages", {})
+        return found
+
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in one step, in place of the one that was there."""
@@ -95,6 +101,16 @@ def load(path: Path) -> Checkpoint:
     header = json.loads(metadata["fastmaml"])
     state = _unpack(header["state"], tensors)
     return Checkpoint(header["config"], header["iteration"], state)
+
+
+def require_storable(tree: Any, what: str) -> None:
+    """Raise ValueError where a checkpoint cannot hold it.
+
+    Args:
+        tree: would be a part of the state.
+        what: it is called in the error.
+    """
+    _pack(tree, what, {})
 
 
 def _pack(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -11,6 +11,7 @@ import torch
 from fastmaml.episodes.batch import Episodes
 from fastmaml.training.measured import Measured, measure, summarised
 from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
+from fastmaml.training.ranks import Ranks
 from fastmaml.training.summary import Evaluation, OverNames
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def evaluate(
     after_batch: Callable[[int], None] = lambda done: None,
     *,
     metrics: Metrics | Choice | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Adapt to `count` episodes and measure on their query sets, without graphs.
 
@@ -43,12 +45,15 @@ def evaluate(
         metrics: what else to measure, as `Evaluation.scores` has it: names such as "f1,accuracy",
             or objects; see `fastmaml.training.metrics`. Each is averaged over the tasks that it is
             of. Or a dict of these by the name of a data set, for `NamedEpisodes`.
+        ranks: processes with the same episodes, which divide the tasks of every meta-batch where
+            that goes evenly; None for this one alone.
 
     Raises:
         ValueError: the episodes end too soon; or a metric is unknown, or of none of the tasks.
         ImportError: what computes a metric is missing.
     """
     choice = chosen(metrics, of_next_tokens(maml))
+    ranks = Ranks() if ranks is None else ranks
     parts: list[Measured] = []
     done = 0
     with evaluating(maml):
@@ -56,7 +61,7 @@ def evaluate(
             batch = next(episodes, None)
             if batch is None:
                 raise ValueError(f"the episodes to evaluate on ended after {done} of {count}.")
-            parts += measure(maml, batch, steps, choice)
+            parts += ranks.divided(batch, lambda own: measure(maml, own, steps, choice))
             done = min(done + len(batch), count)
             after_batch(done)
     return summarised(parts[:count], choice)

@@ -32,14 +32,16 @@ class InterruptGuard:
         notice: called with the signal's name when it arrives.
         at_once: whether to raise `Interrupted` there and then, as Ctrl-C does without a guard, by
             the signal's number: where what is going on can be given up.
+        once: whether a second signal acts at once; else it says what the first one did.
     """
 
     def __init__(
         self,
         notice: Callable[[str], None] = lambda name: None,
         at_once: Callable[[int], bool] = lambda number: False,
+        once: bool = True,
     ) -> None:
-        self._notice, self._at_once = notice, at_once
+        self._notice, self._at_once, self._once = notice, at_once, once
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -58,6 +60,11 @@ class InterruptGuard:
         self._restore()
 
     @property
+    def received(self) -> int | None:
+        """The number of the signal that has arrived."""
+        return self._received
+
+    @property
     def exit_code(self) -> int:
         """Of a program that was interrupted: 128 and the signal's number, SIGINT's if unknown."""
         return 128 + (self._received or signal.SIGINT)
@@ -68,8 +75,11 @@ class InterruptGuard:
             raise Interrupted(self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and not self._once:
+            return  # torchrun passes on what a process may have got already
         self._received = number
-        self._restore()
+        if self._once:
+            self._restore()
         watching = sys.gettrace()
         sys.settrace(None)  # who watches the model's code would take what follows for a part of it
         try:

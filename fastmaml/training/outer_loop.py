@@ -4,54 +4,56 @@ from __future__ import annotations
 
 import signal
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from fastmaml._environment import describe_device, versions
 from fastmaml.engine.base.errors import NonFiniteLoss
-from fastmaml.integrations.quantized.state import learned_state, load_learned
 from fastmaml.maml import MAML
 from fastmaml.training import checkpoint
-from fastmaml.training.checkpoint import Checkpoint
+from fastmaml.training.best import LOWER, figure
+from fastmaml.training.callbacks import Callback
 from fastmaml.training.config import LoopConfig
+from fastmaml.training.config.checks import logger_names
 from fastmaml.training.evaluation import Evaluation
 from fastmaml.training.interrupts import Interrupted, InterruptGuard
-from fastmaml.training.run_folder import CHECKPOINT, RunReport, note
-from fastmaml.training.schedules import cosine
+from fastmaml.training.loop_state import LoopState
+from fastmaml.training.rates import Scheduler
+from fastmaml.training.reports import Report, Silent
+from fastmaml.training.run_folder import BEST, RunReport, note
 from fastmaml.training.summary import trained
 
 
-class OuterLoop(ABC):
-    """What trainers have in common: `fit`, `save` and `resume`.
+class OuterLoop(LoopState):
+    """What trainers have in common: `fit`, `stop`, `save` and `resume`.
 
     Args:
         maml: what is trained.
         config: of the outer loop; it is kept in the checkpoint, which only the same can resume.
         optimizer: of ``maml.parameters()``; None for the one that `config` describes.
         screen: whether to print.
+        scheduler: of its learning rate; None for the one that `config` describes.
+        callbacks: what is told how the run goes.
     """
 
     def __init__(
-        self, maml: MAML, config: LoopConfig, optimizer: Optimizer | None, screen: bool
+        self,
+        maml: MAML,
+        config: LoopConfig,
+        optimizer: Optimizer | None,
+        screen: bool,
+        scheduler: Scheduler | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.maml, self.config, self.screen = maml, config, screen
-        self.optimizer = _optimizer(maml, self.config) if optimizer is None else optimizer
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.device = next(maml.parameters()).device
-        self.folder = Path(self.config.out)
-        self.iteration = 0
-        self._resumed: Path | None = None
-        self._undo: Callable[[], None] | None = None
+        super().__init__(maml, config, optimizer, scheduler, callbacks)
+        self.screen = screen
+        self._lower = LOWER
+        self._scores = frozenset({"accuracy", "loss", "return"})
         self._given_up: int | None = None
-        self._stepped = False
-        self._seconds, self._since = 0.0, time.perf_counter()
+        self._stepped = self._stop = False
 
     @abstractmethod
     def step(self) -> dict[str, Any]:
@@ -69,74 +71,161 @@ class OuterLoop(ABC):
             after_batch: is called with the number of episodes done.
         """
 
+    @property
     @abstractmethod
-    def _source_state(self) -> Any:
-        """Where what is trained on stands; None where that cannot be said."""
+    def _validates(self) -> bool:
+        """Whether there is something to validate on."""
 
-    @abstractmethod
-    def _load_source(self, state: Any) -> None:
-        """Let it go on from there."""
-
-    @abstractmethod
-    def _require_source(self, path: Path, state: Any) -> None:
-        """Raise ValueError where it cannot go on from there."""
-
-    def _finished(self, report: RunReport, found: Evaluation) -> list[str]:
+    def _finished(self, report: Report, found: Evaluation) -> list[str]:
         """Write more files of the run, and name them."""
         return []
 
+    def stop(self) -> None:
+        """End the run after this iteration, as if it were the last: it is saved and tested."""
+        self._stop = True
+
     def fit(self) -> Evaluation:
         """Train up to ``config.iterations``, then test.
+
+        The learner then has the weights that were tested: of the best validation, or of the last
+        iteration, by ``config.test_on``; `save` and `fit` go on from what was trained.
 
         Returns:
             The test's result. Without test episodes: the accuracy or loss of the tasks of the last
             hundred iterations, on their query sets while they were trained on.
 
         Raises:
+            ValueError: something that the configuration asks for cannot be done, said before
+                training.
             Interrupted: by Ctrl-C, after the iteration was finished and saved; by SIGTERM, after
                 which there may be seconds only, and by Ctrl-C before the first iteration of this
                 process is finished, within it, where it can be run anew: the state before it is
-                saved.
+                saved. Several processes finish the iteration.
             NonFiniteLoss: a loss or meta-gradient is not finite; the state before it was saved.
         """
-        continued = self._resumed is not None and self._resumed.parent == self.folder
-        last = self.iteration if continued else None
-        report = RunReport(self.folder, last, self.config.plots, self.screen)
+        self.require_ready()
+        self._put_back()
+        self._same_random()
         self._since = time.perf_counter()
-        self._undo, self._given_up, self._stepped = None, None, False
-        with report, InterruptGuard(report.stopping, self._can_give_up) as guard:
+        self._undo, self._given_up, self._stepped, self._stop = None, None, False, False
+        report, found = self._report(), None
+        guard = InterruptGuard(report.stopping, self._can_give_up, once=not self.ranks.several)
+        with report, guard:
+            started: list[Callback] = []
             try:
+                for one in self.callbacks:
+                    one.on_start(self)
+                    started.append(one)
                 self._train(report, guard)
-                found = self._test(report, guard)
-                return trained(report.lines, self.maml.steps) if found is None else found
+                tested = self._test(report, guard)
+                found = trained(report.lines, self.maml.steps) if tested is None else tested
+                return found
             except NonFiniteLoss:
                 self.save()
                 raise
             except KeyboardInterrupt as error:
                 raise self._stopped(error) from None
+            finally:
+                for one in started:
+                    one.on_end(self, found)
 
-    def _train(self, report: RunReport, guard: InterruptGuard) -> None:
+    def require_ready(self) -> None:
+        """Raise ValueError where the run could not do what it was asked for; `fit` does so, too."""
+        config = self.config
+        validated = self._validates and config.evaluate_every > 0
+        for what, asked in {
+            f"patience={config.patience}": config.patience is not None,
+            f"best_by={config.best_by!r}": config.best_by is not None,
+            "the scheduler ReduceLROnPlateau": self.rates.on_plateau,
+        }.items():
+            if asked and not validated:
+                raise ValueError(
+                    f"{what} goes by validations, and there are none: give validation episodes "
+                    "and evaluate_every."
+                )
+        if config.best_by not in {None, *self._scores}:
+            raise ValueError(
+                f"best_by={config.best_by!r}: it is none of the scores "
+                f"{', '.join(sorted(self._scores))}; measure it, too (metrics=), or leave it."
+            )
+        if config.checkpoint_every:
+            try:
+                self._require_source(self.folder, self._source_state())
+            except ValueError as error:
+                raise ValueError(f"{error} Give checkpoint_every=0 to train without.") from None
+
+    def _report(self) -> Report:
+        """What the run tells; of several processes only the first one does."""
+        continued = self._resumed is not None and self._resumed.parent == self.folder
+        last = self.iteration if continued else None
+        report: Report = Silent(())
+        with self.ranks.together():
+            if self.ranks.first:
+                config = self.config
+                board = "tensorboard" in logger_names(config.loggers)
+                report = RunReport(self.folder, last, config.plots, self.screen, board)
+                self._bring_best()
+        lines = self.ranks.of_first(report.lines)
+        return report if self.ranks.first else Silent(lines)
+
+    def _train(self, report: Report, guard: InterruptGuard) -> None:
         """Run the outer loop up to the configured number of iterations."""
         config = self.config
         with report.bar("meta-training", self.iteration, config.iterations) as show:
             if self.iteration == 0 and not report.lines and config.evaluate_every:
                 report.stage(show, 0, "first validation: planning and recording")
+                line: dict[str, Any] = {"iteration": 0, "seconds": 0.0}
                 with self._discardable(draws=False):
-                    first = self._validate()
-                report.line({"iteration": 0, "seconds": 0.0, **first})
-            if self.iteration < config.iterations:
+                    line |= self._validated()
+                self._compare(line)
+                report.line(line)
+            if self._goes_on():
                 report.stage(show, self.iteration, "first iteration: planning and recording")
-            while self.iteration < config.iterations:
+            while self._goes_on():
                 line = self.step()
                 self._stepped = True
+                for one in self.callbacks:
+                    one.on_iteration(self, line)
                 if self._due(config.evaluate_every):
-                    line |= self._validate()
+                    line |= self._validated()
+                better = self._compare(line)
                 report.line(line)
                 show(self.iteration, note(line))
-                if self._due(config.checkpoint_every):
+                if better or self._due(config.checkpoint_every):
                     self.save()
-                guard.check()
+                self._check(guard)
         self.save()
+
+    def _goes_on(self) -> bool:
+        """Whether there is an iteration to come."""
+        patience = self.config.patience
+        waited = patience is not None and self.best.waited >= patience
+        return self.iteration < self.config.iterations and not waited and not self._stop
+
+    def _validated(self) -> dict[str, Any]:
+        """The validation, of averaged weights where there are any."""
+        with self._averaged():
+            return self._validate()
+
+    def _compare(self, line: dict[str, Any]) -> bool:
+        """Tell of a validation; whether it is the best so far, of those after an iteration."""
+        if "validation" not in line:
+            return False
+        value, lower = figure(line["validation"], self.config.best_by, self._lower)
+        self.rates.require_direction(lower)
+        for one in self.callbacks:
+            one.on_validation(self, line)
+        if self.iteration == 0:
+            return False
+        self.rates.validated(value)
+        return self.best.seen(self.iteration, value, lower)
+
+    def _check(self, guard: InterruptGuard) -> None:
+        """Stop where a signal has arrived, or a callback asked for it, in whichever process."""
+        received, stop = self.ranks.highest(guard.received or 0, self._stop)
+        self._stop = bool(stop)
+        if received:
+            raise Interrupted(received)
 
     def _stopped(self, error: KeyboardInterrupt) -> KeyboardInterrupt:
         """Put back and save what was before, as is right for it; what to raise."""
@@ -151,147 +240,69 @@ class OuterLoop(ABC):
     def _can_give_up(self, number: int) -> bool:
         """Whether a signal may stop what is going on: the state before it is kept."""
         urgent = number == signal.SIGTERM or not self._stepped  # the first one takes longest
-        if urgent and self._undo is not None:
+        if urgent and self._undo is not None and not self.ranks.several:
             self._given_up = number
         return self._given_up is not None
 
-    @contextmanager
-    def _discardable(self, draws: bool = True) -> Iterator[None]:
-        """Inside, parameters do not change, so that an iteration can be given up, and run anew.
-
-        Args:
-            draws: whether episodes are drawn to train on, which must then be drawn again.
-        """
-        source = self._source_state()
-        if draws:
-            try:
-                self._require_source(self.folder, source)
-            except ValueError:  # it cannot be run anew: a signal waits for its end
-                yield
-                return
-        random = _random_state(self.device)
-        buffers = [(x, x.clone()) for x in self.maml.buffers()]
-
-        def undo() -> None:
-            if draws:
-                self._load_source(source)
-            self._load_random(random)
-            for x, before in buffers:
-                x.copy_(before)
-
-        self._undo = undo  # by `fit`, as a signal may arrive when this is left, too
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self._undo = None
-            raise
-        self._undo = None
-
-    def _load_random(self, state: dict[str, torch.Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-
-    def save(self, path: Path | None = None) -> None:
-        """Write a checkpoint, by default ``last.safetensors`` in the run's folder."""
-        state = {
-            "maml": learned_state(self.maml),
-            "optimizer": self.optimizer.state_dict(),
-            "episodes": self._source_state(),
-            "random": _random_state(self.device),
-            "device": self.device.type,
-            "seconds": self.seconds,
-        }
-        saved = Checkpoint(self.config.as_dict(), self.iteration, state)
-        checkpoint.save(path or self.folder / CHECKPOINT, saved)
-
-    def resume(self, path: Path) -> None:
-        """Take the state of a checkpoint; `fit` then goes on from there.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a damaged file, or one of another configuration or kind of device.
-        """
-        saved = checkpoint.load(path)
-        self._check_resumable(path, saved)
-        load_learned(self.maml, saved.state["maml"])
-        self.optimizer.load_state_dict(saved.state["optimizer"])
-        self._load_source(saved.state["episodes"])
-        self._load_random(saved.state["random"])
-        self.iteration, self._seconds = saved.iteration, saved.state["seconds"]
-        self._since, self._resumed = time.perf_counter(), path
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent so far, of the resumed run too."""
-        return self._seconds + time.perf_counter() - self._since
-
-    def _check_resumable(self, path: Path, saved: Checkpoint) -> None:
-        different = self.config.differences(saved.config)
-        if different:
-            raise ValueError(
-                f"{path} is of another run: {'; '.join(different)}. Resume with the values of the "
-                "checkpoint, or train anew without --resume."
-            )
-        if saved.iteration > self.config.iterations:
-            raise ValueError(
-                f"{path} is at iteration {saved.iteration}, past iterations="
-                f"{self.config.iterations}: raise iterations to go on."
-            )
-        if saved.state["device"] != self.device.type:
-            raise ValueError(
-                f"{path} was saved on {saved.state['device']} and cannot be resumed on "
-                f"{self.device.type}, where other episodes would follow: choose the same device."
-            )
-        self._require_source(path, saved.state["episodes"])
-
     def _schedule(self) -> None:
         """Set the outer learning rate of this iteration."""
-        if self.config.schedule == "cosine":
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * cosine(self.iteration, self.config.iterations)
+        self.rates.before_step(self.optimizer, self.iteration)
+
+    def _advance(self) -> None:
+        """Count an iteration, after the optimizer's step."""
+        self.iteration += 1
+        self.rates.after_step()
+        if self._averages is not None:
+            self._averages.update(self.maml, self.iteration)
 
     def _due(self, every: int) -> bool:
         return bool(every) and (
             self.iteration % every == 0 or self.iteration == self.config.iterations
         )
 
-    def _test(self, report: RunReport, guard: InterruptGuard) -> Evaluation | None:
-        count = self.config.test_episodes
-        with report.bar("final test", 0, count) as show:
+    def _choose_weights(self) -> int:
+        """Give the learner the weights to test; the iteration that they are of."""
+        best = self.best
+        chosen = self.config.test_on == "best" and best.value is not None
+        if chosen and best.iteration != self.iteration:
+            self._put(checkpoint.load(self.folder / BEST).weights)
+            return best.iteration
+        if self._averages is not None:
+            self._put(self._averages.state_dict())
+        return self.iteration
 
-            def after_batch(done: int) -> None:
-                show(done)
-                guard.check()
+    def _test(self, report: Report, guard: InterruptGuard) -> Evaluation | None:
+        count, title = self.config.test_episodes, self.config.full_title
+        tested = self._choose_weights()
+        try:
+            with report.bar("final test", 0, count) as show:
 
-            found = self._tested(after_batch)
+                def after_batch(done: int) -> None:
+                    show(done)
+                    self._check(guard)
+
+                found = self._tested(after_batch)
+        except BaseException:
+            self._put_back()
+            raise
         if found is None:
             return None
         result = {
-            "title": self.config.title,
+            "title": title,
             "test": found.as_dict(),
             "iterations": self.iteration,
+            "tested": {"iteration": tested, "on": self._tested_on()},
             "seconds": round(self.seconds, 1),
             "device": describe_device(self.device),
             "versions": versions(),
             "config": self.config.as_dict(),
         }
-        report.finish(found, result, self.config.title, self._finished(report, found))
+        if tested != self.iteration:
+            report.say(f"Tested: the best validation, after iteration {tested}.")
+        with self.ranks.together():
+            report.finish(found, result, title, self._finished(report, found))
         return found
 
-
-def _optimizer(maml: MAML, config: LoopConfig) -> Optimizer:
-    parameters, decay = maml.parameters(), config.weight_decay
-    if config.optimizer == "sgd":
-        return SGD(parameters, config.meta_lr, momentum=0.9, weight_decay=decay)
-    kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
-    return kind(parameters, config.meta_lr, weight_decay=decay)
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    def _tested_on(self) -> str:
+        """Which weights the final test is of."""
+        return "last" if self.best.value is None else self.config.test_on

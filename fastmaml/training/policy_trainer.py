@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -13,10 +13,11 @@ from fastmaml.maml import MAML
 from fastmaml.rl.environments.base import Environment
 from fastmaml.rl.evaluation import adaptation, returns_by_step
 from fastmaml.rl.learner import MetaPolicy
+from fastmaml.training.callbacks import Callback
 from fastmaml.training.config import PolicyConfig
 from fastmaml.training.evaluation import Evaluation, evaluating
 from fastmaml.training.outer_loop import OuterLoop
-from fastmaml.training.run_folder import RunReport
+from fastmaml.training.reports import Report
 from fastmaml.training.summary import averaged
 
 _AT_ONCE = 20
@@ -40,6 +41,10 @@ class PolicyTrainer(OuterLoop):
         config: of the run.
         optimizer: of ``learner.maml.parameters()``; None for the one that `config` describes.
         screen: whether to print.
+        callbacks: objects of `fastmaml.training.callbacks.Callback`, told how the run goes.
+
+    Raises:
+        ValueError: there are several processes: policies are trained in one.
     """
 
     def __init__(
@@ -52,9 +57,14 @@ class PolicyTrainer(OuterLoop):
         config: PolicyConfig | None = None,
         optimizer: Optimizer | None = None,
         screen: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.policy_config = PolicyConfig() if config is None else config
-        super().__init__(learner.maml, self.policy_config, optimizer, screen)
+        super().__init__(learner.maml, self.policy_config, optimizer, screen, None, callbacks)
+        if self.ranks.several:
+            raise ValueError(
+                f"{self.ranks.world} processes: policies are trained in one, without torchrun."
+            )
         self.learner, self.train = learner, train
         self.validation, self.test = validation, test
         self._untrained = learner.copy()
@@ -62,13 +72,14 @@ class PolicyTrainer(OuterLoop):
     def step(self) -> dict[str, Any]:
         """One iteration: trajectories before and after adaptation, and what is learned of them."""
         config, learner = self.policy_config, self.learner
+        self._put_back()
         tasks = _on(self.train.sample_tasks(config.tasks), self.maml)
         *found, after = adaptation(
             learner, self.train, tasks, config.trajectories, learner.steps, config.horizon
         )
         self._schedule()
         figures = learner.update(found, after, self.optimizer)
-        self.iteration += 1
+        self._advance()
         return {
             "iteration": self.iteration,
             "seconds": round(self.seconds, 3),
@@ -77,6 +88,10 @@ class PolicyTrainer(OuterLoop):
             **figures,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
+
+    @property
+    def _validates(self) -> bool:
+        return self.validation is not None
 
     def _validate(self) -> dict[str, Any]:
         if self.validation is None:
@@ -108,7 +123,7 @@ class PolicyTrainer(OuterLoop):
         finally:
             environment.load_state_dict(start)
 
-    def _finished(self, report: RunReport, found: Evaluation) -> list[str]:
+    def _finished(self, report: Report, found: Evaluation) -> list[str]:
         """A picture of paths in the plane, where the environment is one."""
         environment, config = self.test, self.policy_config
         if environment is None or not report.plots or not environment.planar:
@@ -120,7 +135,7 @@ class PolicyTrainer(OuterLoop):
             given = config.trajectories, found.steps, config.horizon
             shown = adaptation(self.learner, environment, tasks, *given)
         try:
-            plot_paths(self.folder / "paths.png", shown, tasks, config.title)
+            plot_paths(self.folder / "paths.png", shown, tasks, config.full_title)
         except ImportError:  # that matplotlib is missing was said for curves.png
             return []
         return ["paths.png"]

@@ -46,7 +46,6 @@ _BODIES = _POLICIES | {
 PRESETS: dict[str, RunConfig] = {
     "digits": TrainConfig(
         dataset="digits",
-        out="runs/digits",
         iterations=400,
         schedule="cosine",
         shots=5,
@@ -59,7 +58,6 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "omniglot": TrainConfig(
         dataset="omniglot",
-        out="runs/omniglot",
         iterations=2400,
         meta_lr=2e-3,
         schedule="cosine",
@@ -73,7 +71,6 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "sinusoid": TrainConfig(
         dataset="sinusoid",
-        out="runs/sinusoid",
         iterations=70_000,
         ways=1,
         shots=10,
@@ -87,7 +84,6 @@ PRESETS: dict[str, RunConfig] = {
         threads=1,
     ),
     "intents": IntentsConfig(
-        out="runs/intents",
         iterations=400,
         meta_lr=1e-5,
         optimizer="adamw",
@@ -104,7 +100,6 @@ PRESETS: dict[str, RunConfig] = {
         test_episodes=400,
     ),
     "glue": GlueConfig(
-        out="runs/glue",
         iterations=400,
         meta_lr=1e-5,
         optimizer="adamw",
@@ -120,7 +115,6 @@ PRESETS: dict[str, RunConfig] = {
         test_episodes=120,
     ),
     "instructions": InstructionsConfig(
-        out="runs/instructions",
         model="HuggingFaceTB/SmolLM2-135M",
         iterations=400,
         meta_lr=3e-4,
@@ -138,25 +132,21 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "navigation": PolicyConfig(
         dataset="navigation",
-        out="runs/navigation",
         **_POLICIES | {"iterations": 60},  # type: ignore[arg-type]
     ),
     "corners": PolicyConfig(
         dataset="corners",
-        out="runs/corners",
         **_POLICIES | {"trace": 1.0},  # type: ignore[arg-type]
     ),
     **{
         name: PolicyConfig(
             dataset=name,
-            out=f"runs/{name}",
             **_BODIES,  # type: ignore[arg-type]
         )
         for name in ("cheetah-dir", "cheetah-vel", "ant-dir", "ant-vel")
     },
     "rl": PolicyConfig(
         dataset="rl",
-        out="runs/rl",
         **_POLICIES,  # type: ignore[arg-type]
     ),
 }

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from fastmaml._files import write_whole
 from fastmaml.training.progress import progress_bar
+from fastmaml.training.reports import Report
 from fastmaml.training.shown import show_evaluation, validation_line
 from fastmaml.training.summary import Evaluation
 
-CHECKPOINT = "last.safetensors"
-_OF_A_RUN = (CHECKPOINT, "metrics.jsonl", "result.json", "curves.png", "paths.png", "tensorboard")
+CHECKPOINT, BEST = "last.safetensors", "best.safetensors"
+_OF_A_RUN = (
+    CHECKPOINT,
+    BEST,
+    "metrics.jsonl",
+    "result.json",
+    "curves.png",
+    "paths.png",
+    "tensorboard",
+)
 _PLOT_EXTRA = 'pip install "fastmaml[plot]"'
 
 
-class RunReport:
+@final
+class RunReport(Report):
     """The folder of a run and the screen.
 
     Args:
@@ -28,10 +38,16 @@ class RunReport:
             subfolder ``earlier-N``.
         plots: whether to write TensorBoard files and the PNG.
         screen: whether to print.
+        board: whether to write TensorBoard files where there are no plots, too.
     """
 
     def __init__(
-        self, folder: Path, iteration: int | None, plots: bool, screen: bool = True
+        self,
+        folder: Path,
+        iteration: int | None,
+        plots: bool,
+        screen: bool = True,
+        board: bool = False,
     ) -> None:
         from rich.console import Console
 
@@ -43,7 +59,7 @@ class RunReport:
         self._lines = _truncated(folder / "metrics.jsonl", iteration or 0)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._plots = plots
-        self._board = self._open_board(iteration or 0) if plots else None
+        self._board = self._open_board(iteration or 0) if plots or board else None
 
     def line(self, values: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, and its numbers to TensorBoard."""
@@ -52,7 +68,7 @@ class RunReport:
             self.say(validation_line(values))
         self._metrics.write(json.dumps(values) + "\n")
         if self._board is not None:
-            for name, value in _numbers(values):
+            for name, value in numbers(values):
                 self._board.add_scalar(name, value, values["iteration"])
 
     def say(self, text: str) -> None:
@@ -168,9 +184,15 @@ def _truncated(path: Path, iteration: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a line but that of the iteration, by names such as ``validation/accuracy``.
+
+    Args:
+        values: the line.
+        prefix: of the names.
+    """
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{name}/")
+            yield from numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and name != "iteration":
             yield f"{prefix}{name}", float(value)

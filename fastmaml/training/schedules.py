@@ -1,4 +1,4 @@
-"""What changes in the course of training: MAML++'s annealing and the cosine schedule.
+"""What changes in the course of training: MAML++'s annealing, and the outer learning rate.
 
 Each is a pure function of the iteration, so nothing of it needs saving in a checkpoint.
 """
@@ -9,6 +9,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from fastmaml.training.config import LoopConfig
 
 FLOOR = 0.03
 """The share of 1/steps below which the weight of a non-final step does not fall."""
@@ -37,3 +39,24 @@ def multi_step_weights(steps: int, iteration: int, until: int) -> Tensor | None:
 def cosine(iteration: int, iterations: int) -> float:
     """The factor of a cosine schedule (Loshchilov and Hutter, 2017): from 1 down to 0."""
     return (1 + math.cos(math.pi * min(iteration / iterations, 1.0))) / 2
+
+
+def factor(config: LoopConfig, iteration: int) -> float:
+    """What the outer learning rate is multiplied with.
+
+    In the warm-up (iteration + 1)/warmup; after it the schedule, over the iterations that remain.
+
+    Args:
+        config: of the outer loop.
+        iteration: iterations done so far.
+    """
+    if iteration < config.warmup:
+        return (iteration + 1) / config.warmup
+    done, total = iteration - config.warmup, config.iterations - config.warmup
+    if config.schedule == "cosine":
+        return cosine(done, total)
+    if config.schedule == "linear":
+        return 1 - min(done / total, 1.0)
+    if config.schedule == "step" and config.step_every is not None:
+        return float(config.step_factor ** (done // config.step_every))
+    return 1.0

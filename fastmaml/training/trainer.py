@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -12,10 +12,14 @@ from torch.optim import Optimizer
 from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
+from fastmaml.training.autocast import autocast
+from fastmaml.training.callbacks import Callback
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.meta_gradient import meta_gradient
 from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.outer_loop import OuterLoop
+from fastmaml.training.rates import Scheduler
 from fastmaml.training.schedules import multi_step_weights
 
 
@@ -24,12 +28,15 @@ class MetaTrainer(OuterLoop):
     """Meta-trains `maml`: progress, evaluation on unseen tasks, checkpoints, metrics and plots.
 
     On the CPU a run that was interrupted and resumed ends with the same parameters, bit for bit,
-    as one that was not; how often it evaluates or saves does not change them either.
+    as one that was not; how often it evaluates or saves does not change them either. Under
+    torchrun, or where `torch.distributed` has a default group, every process draws the same
+    meta-batches and computes its share of their tasks: the numbers are those of one process.
 
     Args:
         maml: what to train.
         train: an endless iterable of `Episodes`. To be resumed it needs ``state_dict()`` and
-            ``load_state_dict()``, as everything in `fastmaml.episodes` has.
+            ``load_state_dict()``, as everything in `fastmaml.episodes` has; without them,
+            ``config.checkpoint_every`` has to be 0.
         config: of the outer loop; it is kept in the checkpoint, which only the same can resume.
         optimizer: of ``maml.parameters()``; None for the one that `config` describes.
         validation: episodes of unseen classes, evaluated every ``config.evaluate_every``
@@ -39,6 +46,13 @@ class MetaTrainer(OuterLoop):
             `fastmaml.training.evaluation.evaluate`. Each has to be of some task of the validation
             and of the test: where these differ in kind, name the data sets that a metric is of.
         screen: whether to print.
+        scheduler: of `torch.optim.lr_scheduler`, of the optimizer's learning rate, in the place of
+            the configuration's: one of `optimizer`, or a function that makes one of the optimizer.
+            It goes on with every iteration, ``ReduceLROnPlateau`` with every validation.
+        callbacks: objects of `fastmaml.training.callbacks.Callback`, told how the run goes.
+
+    Raises:
+        ValueError: something that cannot be done as asked.
 
     Examples:
         >>> trainer = MetaTrainer(maml, fm.episodes.digits(), test=fm.episodes.digits("test"))
@@ -56,35 +70,59 @@ class MetaTrainer(OuterLoop):
         test: Iterable[Episodes] | None = None,
         metrics: Metrics | Choice | None = None,
         screen: bool = True,
+        scheduler: Scheduler | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        super().__init__(maml, LoopConfig() if config is None else config, optimizer, screen)
+        config = LoopConfig() if config is None else config
+        super().__init__(maml, config, optimizer, screen, scheduler, callbacks)
         self.train = train
         self.validation = None if validation is None else _Repeated(validation)
         self.test = None if test is None else _Repeated(test)
         self.metrics = chosen(metrics, of_next_tokens(maml))
+        self._lower |= self.metrics.lower
+        self._scores |= set(self.metrics.names)
         self._episodes = iter(train)
+        self._compared = not self.ranks.several
+        if self.ranks.several:
+            self.ranks.require_divisible(getattr(config, "tasks", self.ranks.world))
 
     def step(self) -> dict[str, Any]:
         """One iteration: a meta-batch, its meta-gradient, and a step of the optimizer."""
         config, maml = self.config, self.maml
+        self._put_back()
         first_order = FirstOrder() if self.iteration < config.first_order_until else None
         weights = multi_step_weights(maml.steps, self.iteration, config.multi_step_until)
+        self.optimizer.zero_grad()
         with self._discardable():
-            out = maml(self._next(), gradient=first_order, step_weights=weights)
-            self.optimizer.zero_grad()
-            out.loss.backward()
+            batches = [self._next() for _ in range(config.accumulate)]
+            self._compare_draws(batches[0])
+            how = {"gradient": first_order, "step_weights": weights}
+            with autocast(config, self.device):
+                found = meta_gradient(maml, batches, self.ranks, **how)
         norm = clip_grad_norm_(maml.parameters(), config.clip or float("inf"))
         self._schedule()
+        rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.iteration += 1
+        self._advance()
         return {
             "iteration": self.iteration,
             "seconds": round(self.seconds, 3),
-            "loss": out.loss.item(),
-            "accuracy": None if out.accuracy is None else out.accuracy.item(),
+            **found,
             "gradient_norm": norm.item(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": rate,
         }
+
+    def _compare_draws(self, batch: Episodes) -> None:
+        """Raise ValueError where processes, which divide a meta-batch, did not draw the same."""
+        if self._compared:
+            return
+        sums = [x.double().sum().item() for batch in batch.sets().values() for x in batch.tensors()]
+        if any(other != sums for other in self.ranks.gathered(sums)):
+            raise ValueError(
+                "the processes drew different meta-batches: each takes its share of the tasks of "
+                "a whole one, so give the training episodes the same seed in all of them."
+            )
+        self._compared = True
 
     def _source_state(self) -> Any:
         return _state(self.train)
@@ -109,6 +147,10 @@ class MetaTrainer(OuterLoop):
             )
         return episodes
 
+    @property
+    def _validates(self) -> bool:
+        return self.validation is not None
+
     def _validate(self) -> dict[str, Any]:
         if self.validation is None:
             return {}
@@ -123,7 +165,8 @@ class MetaTrainer(OuterLoop):
     def _evaluate(self, episodes: _Repeated, count: int, *after_batch: Any) -> Evaluation:
         steps = self.maml.steps if self.config.eval_steps is None else self.config.eval_steps
         given = iter(episodes), count, steps, *after_batch
-        return evaluate(self.maml, *given, metrics=self.metrics)
+        with autocast(self.config, self.device):
+            return evaluate(self.maml, *given, metrics=self.metrics, ranks=self.ranks)
 
 
 class _Repeated:

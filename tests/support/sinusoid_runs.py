@@ -56,23 +56,35 @@ class Watched:
         self.count = state["count"]
 
 
-def trainer(out: Path, train: Any = None, seed: int = 0, **changes: Any) -> MetaTrainer:
+def trainer(
+    out: Path,
+    train: Any = None,
+    seed: int = 0,
+    *,
+    scheduler: Any = None,
+    callbacks: Any = (),
+    executor: Any = None,
+    **changes: Any,
+) -> MetaTrainer:
     """A small network with dropout, two inner steps and learned rates."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
     rates = nn.Parameter(torch.tensor(0.05))
     return MetaTrainer(
-        MAML(model, lr=rates, steps=2, loss=mean_square),
+        MAML(model, lr=rates, steps=2, loss=mean_square, executor=executor),
         Watched() if train is None else train,
         config=dataclasses.replace(CONFIG, out=str(out), **changes),
         validation=episodes.sinusoid(4, 4, 4, seed=1),
         test=episodes.sinusoid(4, 4, 4, seed=2),
         screen=False,
+        scheduler=scheduler,
+        callbacks=callbacks,
     )
 
 
 def final_state(trainer: MetaTrainer) -> list[Tensor]:
-    """Parameters and optimizer state."""
+    """Parameters and optimizer state of what is trained, not of what was tested."""
+    trainer._put_back()
     kept = [*trainer.maml.state_dict().values()]
     for state in trainer.optimizer.state_dict()["state"].values():
         kept += state.values()

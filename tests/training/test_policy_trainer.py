@@ -52,6 +52,7 @@ def trainer(out: Path, **changes: Any) -> PolicyTrainer:
 
 
 def state(run: PolicyTrainer) -> list[Tensor]:
+    run._put_back()  # what is trained, not what was tested
     kept = [*run.maml.state_dict().values()]
     for each in run.optimizer.state_dict()["state"].values():
         kept += each.values()

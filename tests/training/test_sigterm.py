@@ -37,9 +37,9 @@ class Terminated:
         return mean_square(output, target)
 
 
-def terminated(out: Path, at: int) -> tuple[MetaTrainer, Terminated]:
+def terminated(out: Path, at: int, **changes: Any) -> tuple[MetaTrainer, Terminated]:
     """A run whose loss is one that counts its calls, which a recording would not make."""
-    loss, run = Terminated(at), trainer(out)
+    loss, run = Terminated(at), trainer(out, **changes)
     settings = dataclasses.replace(run.maml.settings, loss=loss, executor="eager")
     run.maml = MAML.of(run.maml.module, settings)
     run.optimizer = torch.optim.Adam(run.maml.parameters(), 0.01)
@@ -95,7 +95,7 @@ class WithoutState:
 
 
 def test_what_cannot_be_run_anew_is_finished(tmp_path: Path) -> None:
-    run, loss = terminated(tmp_path, 1)
+    run, loss = terminated(tmp_path, 1, checkpoint_every=0)
     run.train = WithoutState(run.train)  # type: ignore[assignment]
     with pytest.raises(Interrupted):
         run.fit()

@@ -33,6 +33,13 @@ def crash() -> None:
     raise OSError("the disk is gone")
 
 
+def best_until(folder: Path, iteration: int) -> int:
+    """The iteration of the best validation."""
+    found = [(x["validation"]["loss"], x["iteration"]) for x in lines(folder) if "validation" in x]
+    found = [x for x in found if x[1]]
+    return min(x for x in found if x[1] <= iteration)[1]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> MetaTrainer:
     """The run that nothing interrupts."""
@@ -58,6 +65,7 @@ def test_resumed_is_as_uninterrupted(
         trainer(tmp_path, Watched(at, event)).fit()
     if error is OSError:
         assert lines(tmp_path)[-1]["iteration"] == 6
+        resumed_at = max(resumed_at, best_until(tmp_path, 6))  # which was saved, too
     run = trainer(tmp_path, seed=5)
     torch.manual_seed(99)  # nothing may hang on what happened before
     run.resume(tmp_path / "last.safetensors")
@@ -133,16 +141,20 @@ def test_another_configuration_is_not_resumed(
 @pytest.mark.slow
 def test_episodes_without_state_are_not_resumed(tmp_path: Path) -> None:
     batches = iter(episodes.sinusoid(4, 4, 4))
-    trainer(tmp_path, batches).fit()
+    refused = r"have no state_dict\(\).*Give checkpoint_every=0"
+    with pytest.raises(ValueError, match=refused):
+        trainer(tmp_path / "refused", batches).fit()
+    assert not (tmp_path / "refused").exists()
+    trainer(tmp_path, batches, checkpoint_every=0).fit()
     with pytest.raises(ValueError, match=r"have no state_dict\(\)"):
-        trainer(tmp_path, batches).resume(tmp_path / "last.safetensors")
+        trainer(tmp_path, batches, checkpoint_every=0).resume(tmp_path / "last.safetensors")
 
 
 @pytest.mark.slow
 def test_episodes_that_end(tmp_path: Path) -> None:
     few = [episodes.sinusoid(4, 4, 4).sample()] * 3
     with pytest.raises(ValueError, match="ended after 3 of 10 iterations"):
-        trainer(tmp_path, few).fit()
+        trainer(tmp_path, few, checkpoint_every=0).fit()
     run = trainer(tmp_path)
     with pytest.raises(ValueError, match="ended after 12 of 20"):
         evaluate(run.maml, iter(few), 20, 1)

@@ -62,6 +62,12 @@ class PolicyConfig(RunConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)} means nothing for policies: leave it."
                 )
+        if self.accumulate != 1 or self.autocast != "none":
+            raise ValueError(
+                f"accumulate={self.accumulate}, autocast={self.autocast!r}: an iteration of "
+                "policies is one meta-batch of tasks in full precision; give more tasks, or leave "
+                "them."
+            )
         if self.scope != "all" and self.outer == "trpo":
             raise ValueError("outer='trpo' needs scope='all': give promp or vpg.")
         if self.outer == "trpo" and self.clip is not None:

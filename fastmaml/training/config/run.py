@@ -52,6 +52,13 @@ class RunConfig(LoopConfig):
     seed: int = 0
     """Seed of initialization, episodes and dropout."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.autocast != "none" and self.dtype == "float64":
+            raise ValueError(
+                f"autocast={self.autocast!r} leaves dtype='float64' as it is: give one of them."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):

@@ -36,6 +36,11 @@ class Metric(ABC):
         """The kinds of tasks that it is of, by default all; see `Answers.kind`."""
         return KINDS
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller number is a better one, as of a loss; not, by default."""
+        return False
+
     @abstractmethod
     def value(self, answers: Answers) -> float | None:
         """The number of one task, which is of one of `kinds`.

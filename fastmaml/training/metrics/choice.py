@@ -58,6 +58,12 @@ class Choice:
         return () if name is None else self.by_name.get(name, ())
 
     @property
+    def lower(self) -> frozenset[str]:
+        """The names of those of which less is better."""
+        groups = [self.everywhere] if self.by_name is None else self.by_name.values()
+        return frozenset(x.name for group in groups for x in group if x.lower_is_better)
+
+    @property
     def names(self) -> list[str]:
         """What they are called, each once."""
         groups = [self.everywhere] if self.by_name is None else self.by_name.values()

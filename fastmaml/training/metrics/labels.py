@@ -84,6 +84,7 @@ class Loss(Metric):
     """The query loss that the `MAML` computes, of tasks of any kind."""
 
     name = "loss"
+    lower_is_better = True
 
     def value(self, answers: Answers) -> float:
         """As it was computed."""

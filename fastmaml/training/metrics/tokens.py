@@ -50,6 +50,7 @@ class Perplexity(Metric):
     shifted: bool
     name = "perplexity"
     kinds = ("tokens",)
+    lower_is_better = True
 
     def value(self, answers: Answers) -> float | None:
         """None where no token is to be predicted."""

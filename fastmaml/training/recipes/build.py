@@ -8,6 +8,7 @@ import torch
 
 from fastmaml.episodes import Episodes
 from fastmaml.maml import MAML
+from fastmaml.training.autocast import autocast
 from fastmaml.training.config import (
     GlueConfig,
     InstructionsConfig,
@@ -121,9 +122,12 @@ def build_evaluator(
     metrics = recipe(config).metrics()
     maml = build_maml(config)
     source = build_episodes(config, split, seed)
-    return maml, lambda count, steps, *after: evaluate(
-        maml, iter(source), count, steps, *after, metrics=metrics
-    )
+
+    def measured(count: int, steps: int, *after: Callable[[int], None]) -> Evaluation:
+        with autocast(config, resolve_device(config.device)):
+            return evaluate(maml, iter(source), count, steps, *after, metrics=metrics)
+
+    return maml, measured
 
 
 def recipe(config: RunConfig) -> Recipe:

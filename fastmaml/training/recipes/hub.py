@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from fastmaml.episodes.tables import is_hub_name
+from fastmaml.training.ranks import writes
 
 
 def stage(what: str) -> None:
     """Say what is about to be done, which may take a while, as the progress bar comes later."""
-    print(f"fastmaml: {what}", file=sys.stderr, flush=True)
+    if writes():
+        print(f"fastmaml: {what}", file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -23,7 +25,7 @@ def tell(what: str, name: str) -> None:
     """
     offline = {os.environ.get(f"{x}_OFFLINE", "0").upper() for x in ("HF_HUB", "TRANSFORMERS")}
     asked = offline.isdisjoint({"1", "ON", "YES", "TRUE"})
-    if asked and is_hub_name(name) and not Path(name).expanduser().exists():
+    if writes() and asked and is_hub_name(name) and not Path(name).expanduser().exists():
         print(
             f"fastmaml: looking for the {what} {name!r} on the Hugging Face hub (without the "
             "internet, HF_HUB_OFFLINE=1 looks at once in what was fetched before).",

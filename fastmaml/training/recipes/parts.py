@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from fastmaml import rules
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.names import NUMBERED, OFFLOADING, named
 from fastmaml.training.config import RunConfig
+from fastmaml.training.ranks import launched
 
 
 def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one.
 
     Raises:
-        ValueError: the device is unknown or absent.
+        ValueError: the device is unknown or absent, or would be that of several processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launched():
+        name = _of_rank(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -28,6 +33,16 @@ def resolve_device(name: str) -> torch.device:
             "--device cpu always works."
         ) from None
     return device
+
+
+def _of_rank(name: str) -> str:
+    """The device of this process, of those that torchrun started."""
+    if name.startswith("cuda:"):
+        raise ValueError(
+            f"device={name!r} would put every process of torchrun onto one device: give cuda, of "
+            "which each takes its own, or cpu."
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" else name
 
 
 def rule_of(config: RunConfig) -> rules.Rule:
