@@ -23,7 +23,7 @@ from fastmaml.training.interrupts import Interrupted, InterruptGuard
 from fastmaml.training.loop_state import LoopState
 from fastmaml.training.rates import Scheduler
 from fastmaml.training.reports import Report, Silent
-from fastmaml.training.run_folder import BEST, RunReport, note
+from fastmaml.training.run_folder import BEST, CHECKPOINT, RunReport, note
 from fastmaml.training.summary import trained
 
 
@@ -109,7 +109,9 @@ class OuterLoop(LoopState):
         self._since = time.perf_counter()
         self._undo, self._given_up, self._stepped, self._stop = None, None, False, False
         report, found = self._report(), None
-        guard = InterruptGuard(report.stopping, self._can_give_up, once=not self.ranks.several)
+        several = self.ranks.several
+        notice = self._stopping_together(report) if several else report.stopping
+        guard = InterruptGuard(notice, self._can_give_up, once=not several)
         with report, guard:
             started: list[Callback] = []
             try:
@@ -165,6 +167,7 @@ class OuterLoop(LoopState):
                 board = "tensorboard" in logger_names(config.loggers)
                 report = RunReport(self.folder, last, config.plots, self.screen, board)
                 self._bring_best()
+        self._resumed = self.folder / CHECKPOINT  # another `fit` goes on here
         lines = self.ranks.of_first(report.lines)
         return report if self.ranks.first else Silent(lines)
 
@@ -226,6 +229,9 @@ class OuterLoop(LoopState):
         self._stop = bool(stop)
         if received:
             raise Interrupted(received)
+
+    def _stopping_together(self, report: Report) -> Callable[[str], None]:
+        return lambda name: report.say(f"{name}: all processes stop after this iteration.")
 
     def _stopped(self, error: KeyboardInterrupt) -> KeyboardInterrupt:
         """Put back and save what was before, as is right for it; what to raise."""
@@ -300,7 +306,8 @@ class OuterLoop(LoopState):
         if tested != self.iteration:
             report.say(f"Tested: the best validation, after iteration {tested}.")
         with self.ranks.together():
-            report.finish(found, result, title, self._finished(report, found))
+            best = [] if self.best.value is None else [BEST]
+            report.finish(found, result, title, [*best, *self._finished(report, found)])
         return found
 
     def _tested_on(self) -> str:

@@ -48,6 +48,28 @@ def test_the_best_validation_is_tested(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
+def test_another_fit_tests_again(tmp_path: Path) -> None:
+    run = trainer(tmp_path, executor="eager", **WORSE)
+    found = run.fit()
+    before = lines(tmp_path)
+    assert run.fit() == found
+    assert lines(tmp_path) == before
+    assert not (tmp_path / "earlier-1").exists()
+
+
+def test_what_a_checkpoint_does_not_know_has_its_default() -> None:
+    saved = LoopConfig().as_dict()
+    del saved["ema"], saved["accumulate"]
+    assert LoopConfig().differences(saved) == []
+    assert LoopConfig(ema=0.9).differences(saved) == ["ema is 0.9 now and 0.0 there"]
+    longer = LoopConfig(iterations=2000, schedule="linear")
+    saved = LoopConfig(schedule="linear").as_dict()
+    (found,) = longer.differences(saved)
+    assert found.endswith("1000 there (schedule='linear' ends with them)")
+    step = {"schedule": "step", "step_every": 5}
+    assert LoopConfig(iterations=9, **step).differences(LoopConfig(**step).as_dict()) == []
+
+
 def test_the_last_one_is_tested_where_that_is_asked_for(tmp_path: Path) -> None:
     run = trainer(tmp_path, executor="eager", **WORSE, test_on="last")
     run.fit()

@@ -88,6 +88,8 @@ class TrainConfig(RunConfig):
     """Channels of each convolution; hidden units of the sinusoid's network."""
     pool: Literal["stride", "max"] = "stride"
     """How the convolutional network shrinks the image."""
+    metrics: str | None = None
+    """What else is measured, divided by commas, such as f1,matthews (none: accuracy or loss)."""
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastmaml import episodes, models
 from fastmaml.heads import Head
 from fastmaml.training.config import TrainConfig
-from fastmaml.training.metrics import Choice
+from fastmaml.training.metrics import Choice, chosen, suited
 from fastmaml.training.recipes.base import Recipe
 
 
@@ -45,8 +45,12 @@ class Images(Recipe):
         return None
 
     def metrics(self) -> Choice:
-        """Nothing else."""
-        return Choice()
+        """Those that the configuration names, each of which has to be of such tasks."""
+        named = self.config.metrics
+        if named is not None:
+            sinusoid = self.config.dataset == "sinusoid"
+            suited(named, {"every task": "regression" if sinusoid else "classification"})
+        return chosen(named)
 
     @property
     def validated(self) -> bool:
