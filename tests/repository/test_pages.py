@@ -215,6 +215,10 @@ def check(program: str, *arguments: str) -> None:
     elif program == "pip":
         for extras in re.findall(r"\[(.*)\]", " ".join(arguments)):
             assert set(extras.split(",")) <= set(EXTRAS)
+    elif program == "torchrun" and "fastmaml" in arguments:
+        at = arguments.index("fastmaml")
+        assert arguments[at - 1] == "-m"
+        check(*arguments[at:])
     elif program in {"python", "torchrun"}:
         (script,) = (x for x in arguments if x.endswith(".py"))
         assert (ROOT / script).exists()
