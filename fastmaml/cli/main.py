@@ -163,8 +163,10 @@ def _info() -> int:
     from rich.table import Table
 
     from fastmaml import _environment as here
+    from fastmaml.ops import _not_built
     from fastmaml.engine.recording.executors import EXECUTORS
 
+    build = f"to build it: {_not_built.command()}"
     table = Table(show_header=False)
     for name, version in here.versions().items():
         table.add_row(name, version)
@@ -174,8 +176,11 @@ def _info() -> int:
     for kind, parts in (("backend", here.backends()), ("executor", EXECUTORS)):
         table.add_section()
         for name, state in parts.items():
-            table.add_row(f"{kind} {name}", state)
-    Console().print(table)
+            table.add_row(f"{kind} {name}", state.replace(build, "see below"))
+    console = Console(highlight=False)
+    console.print(table)
+    if any(build in state for state in here.backends().values()):
+        console.print(build[0].upper() + build[1:], soft_wrap=True, markup=False)
     return 0
 
 
