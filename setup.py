@@ -125,7 +125,8 @@ def ninja_file(output: Path, nvcc: str | None) -> str:
     sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/**/*.cpp")], "nvcc": []}
     cflags = (
         f"{optimise} -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fopenmp-simd -Wall "
-        f"-Wno-psabi -DTORCH_TARGET_VERSION=0x{major:02X}{minor:02X}000000000000 -I{shlex.quote(str(CSRC))}"
+        f"-Wno-psabi -DTORCH_TARGET_VERSION=0x{major:02X}{minor:02X}000000000000 "
+        f"-I{shlex.quote(str(CSRC))}"
     )
     ldflags = f"{checks} -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     cuflags = ""

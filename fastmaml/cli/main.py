@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.bench_plan import BenchPlan
-from fastmaml.cli.errors import BadInputError, user_errors
+from fastmaml.cli.errors import BadInputError, RunFailedError, run_errors, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import Profile, ProfileModule
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInputError as error:
         print(f"fastmaml: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RunFailedError as error:
+        print(f"fastmaml: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
@@ -73,7 +76,8 @@ def _train(config: RunConfig, checkpoint: Path | None) -> int:
         stage(advice)
     again = f"fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
-        trainer.fit()
+        with run_errors(again, trainer.folder):
+            trainer.fit()
     except Interrupted as stop:
         print(f"Stopped after iteration {trainer.iteration}. Go on with: {again}", file=sys.stderr)
         return 128 + stop.signal
@@ -106,7 +110,7 @@ def _evaluate(command: Evaluate) -> int:
         load_into(maml, saved.state["maml"], path)
         count, steps = _extent(command, config, maml.steps)
     console = Console()
-    with progress_bar(console, f"{command.split} episodes", 0, count) as show:
+    with run_errors(), progress_bar(console, f"{command.split} episodes", 0, count) as show:
         found = evaluate(count, steps, lambda done: show(done, ""))
     title = f"{config.title}, iteration {saved.iteration}, {command.split} episodes"
     run_folder.show_evaluation(console, found, title)
@@ -163,8 +167,8 @@ def _info() -> int:
     from rich.table import Table
 
     from fastmaml import _environment as here
-    from fastmaml.ops import _not_built
     from fastmaml.engine.recording.executors import EXECUTORS
+    from fastmaml.ops import _not_built
 
     build = f"to build it: {_not_built.command()}"
     table = Table(show_header=False)

@@ -40,7 +40,7 @@ def command() -> str:
 
 
 def _installed() -> tuple[importlib.metadata.Distribution | None, dict[str, Any]]:
-    """What was installed as this package, None where that is another or a tree; PEP 610's record."""
+    """What was installed as this package, None where that is another or a tree; its direct_url."""
     try:
         found = importlib.metadata.distribution("fastmaml")
     except importlib.metadata.PackageNotFoundError:
