@@ -21,7 +21,7 @@ MINUTES ?= 10
 # SUITES/higher/tests. learn2learn's package has its tests; higher's has none.
 SUITES ?=
 
-.PHONY: demo test test-all fuzz peers check docs format operators package bench bench-quick gpu gpu-rehearsal sanitize clean
+.PHONY: demo test test-all fuzz peers check docs format operators package wheels bench bench-quick gpu gpu-rehearsal sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/fastmaml train digits
@@ -71,10 +71,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The source distribution and a wheel made from it, in dist, which is imported where nothing but its
-# dependencies is; in environments of their own.
+# The source distribution and a wheel made from it, in dist, which is used where nothing but its
+# dependencies is: every command, a program, and some tests; in environments of their own.
 package:
 	PYTHON="$(PYTHON)" .ci/package
+
+# After `make package`: the wheels that a release publishes, for every Python, in dist. Wants Docker.
+wheels:
+	PYTHON="$(PYTHON)" .ci/wheels
 
 # What README and docs show, on this machine: about an hour on two quick cores that do nothing else.
 # Threads are the programs' defaults, which the committed results have: one where fastmaml's methods

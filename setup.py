@@ -1,10 +1,12 @@
 """Builds the native module ``fastmaml._C`` from csrc/; all metadata is in pyproject.toml.
 
-The CPU kernels need a C++20 compiler, ninja, pybind11 and the torch that is installed (hence
-``pip install --no-build-isolation``), the CUDA kernels nvcc. The environment chooses:
+The CPU kernels need a C++20 compiler, ninja, pybind11 and a torch, the CUDA kernels nvcc. The torch
+is the one of the environment that is installed into: an isolated build (``pip install .``) does not
+see it by import, and looks into that environment's folders. The environment's variables choose:
 
 - ``FASTMAML_BUILD``: ``auto`` (default: a failed build warns and leaves a working pure-PyTorch
-  install), ``0`` (build nothing), ``1`` (a failed build is an error).
+  install, which knows why: ``fastmaml/_not_built.txt``), ``0`` (build nothing), ``1`` (a failed
+  build is an error).
 - ``FASTMAML_CUDA``: the same for the CUDA kernels; ``auto`` builds them where nvcc is, for a torch
   that has CUDA.
 - ``FASTMAML_CUDA_ARCHS``: default ``80 86 89 90 100``, and PTX of the first for all others.
@@ -21,9 +23,11 @@ import os
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from setuptools import Distribution, Extension, find_packages, setup
@@ -32,6 +36,8 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+OLDEST_TORCH = (2, 11)
+"""Whose stable ABI has all that we call: one binary serves the later."""
 
 RULES = """\
 ninja_required_version = 1.8
@@ -60,20 +66,33 @@ def choice(name: str) -> str:
 
 
 def folder_of(package: str) -> Path:
-    """Where an installed package lies; nothing is imported."""
-    spec = importlib.util.find_spec(package)
+    """Where an installed package lies; nothing is imported.
+
+    Pip isolates a build by what is on the path, and runs it with the Python that it installs for.
+    """
+    places = [*map(sysconfig.get_path, ("purelib", "platlib")), *site.getsitepackages()]
+    if sys.prefix == sys.base_prefix:  # not in a virtual environment
+        places.append(site.getusersitepackages())
+    spec = importlib.util.find_spec(package) or PathFinder.find_spec(package, places)
     if spec is None or spec.origin is None:
-        raise CompileError(
-            f"{package} is not installed: pip install torch ninja pybind11, "
-            "then pip install --no-build-isolation"
-        )
+        raise CompileError(f"{package} was not there when fastmaml was installed.")
     return Path(spec.origin).parent
+
+
+def torch_folder() -> Path:
+    """Of a torch that has what the kernels call."""
+    folder = folder_of("torch")
+    found = re.search(r"^__version__ = .(\d+)\.(\d+)", (folder / "version.py").read_text(), re.M)
+    if found is None or tuple(map(int, found.groups())) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise CompileError(f"the torch in {folder} was older than {oldest}.")
+    return folder
 
 
 def nvcc_path() -> str | None:
     """The nvcc to build CUDA kernels with, or None for a CPU-only build."""
     wanted = choice("FASTMAML_CUDA")
-    version = (folder_of("torch") / "version.py").read_text()
+    version = (torch_folder() / "version.py").read_text()
     if wanted == "0" or (
         wanted == "auto" and re.search(r"^cuda\b.*= None$", version, re.MULTILINE)
     ):
@@ -96,17 +115,18 @@ def cuda_root(nvcc: str) -> Path:
 
 def ninja_file(output: Path, nvcc: str | None) -> str:
     """The whole build as a ninja file."""
-    torch, pybind = folder_of("torch"), folder_of("pybind11")
+    torch, pybind = torch_folder(), folder_of("pybind11")
+    major, minor = OLDEST_TORCH
     sanitize = os.environ.get("FASTMAML_SANITIZE")
     checks = f"-fsanitize={sanitize}" if sanitize else ""
     optimise = f"-g1 -O1 -fno-omit-frame-pointer {checks}" if sanitize else "-O3"
     # pybind11's own goes first: the copy that torch 2.11 brings refuses a build for the stable ABI.
     includes = [pybind / "include", torch / "include", Path(sysconfig.get_path("include"))]
     sources = {"cxx": [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/**/*.cpp")], "nvcc": []}
-    # 2.11 is the oldest torch whose stable ABI has all that we call: one binary serves the later.
     cflags = (
         f"{optimise} -std=c++20 -fPIC -fvisibility=hidden -fno-math-errno -fopenmp-simd -Wall "
-        f"-Wno-psabi -DTORCH_TARGET_VERSION=0x020B000000000000 -I{shlex.quote(str(CSRC))}"
+        f"-Wno-psabi -DTORCH_TARGET_VERSION=0x{major:02X}{minor:02X}000000000000 "
+        f"-I{shlex.quote(str(CSRC))}"
     )
     ldflags = f"{checks} -L{shlex.quote(str(torch / 'lib'))} -ltorch_cpu"
     cuflags = ""
@@ -148,8 +168,10 @@ class Build(build_ext):
     """Drives ninja; falls back to what can be built where nothing was asked for."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Builds the module where setuptools wants it, or warns and leaves it out."""
+        """Builds the module where setuptools wants it, or leaves the reason in its place."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        reason = output.with_name("_not_built.txt")
+        reason.unlink(missing_ok=True)
         try:
             nvcc = nvcc_path()
             try:
@@ -163,6 +185,8 @@ class Build(build_ext):
             output.unlink(missing_ok=True)
             if not ext.optional:
                 raise
+            output.parent.mkdir(parents=True, exist_ok=True)
+            reason.write_text(f"{error}\n", encoding="utf-8")
             self.warn(
                 f"{error} fastmaml is left without its native module and runs on PyTorch alone; "
                 "FASTMAML_BUILD=1 makes this an error, FASTMAML_BUILD=0 does not try."
@@ -171,6 +195,9 @@ class Build(build_ext):
     def ninja(self, output: Path, nvcc: str | None) -> None:
         """Writes build.ninja into the build folder and runs it there."""
         folder_of("ninja")
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(shlex.split(compiler)[0]) is None:
+            raise CompileError(f"there was no C++ compiler {compiler}: install one, or set CXX.")
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(output, nvcc))
@@ -178,7 +205,7 @@ class Build(build_ext):
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
         if subprocess.run(command).returncode != 0:
-            raise CompileError("Compiling csrc/ failed (the errors are above).")
+            raise CompileError("compiling csrc/ failed.")
 
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from fastmaml._files import require_folder
 from fastmaml.cli.bench_flags import BenchModule, Swept
-from fastmaml.cli.errors import BadInputError, own_user_errors
+from fastmaml.cli.errors import BadInputError, own_user_errors, user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.telling import telling
 from fastmaml.gradients import GradientMethod
@@ -61,6 +62,8 @@ def run(subject: BenchSubject, flags: Swept, test_episodes: int = 200) -> int:
 
     from fastmaml.measure.bench import bench
 
+    with user_errors():
+        require_folder(subject.folder, f"--out {subject.folder}")
     console, keep = Console(highlight=False), _Keeper(subject.folder)
     with InterruptGuard(at_once=lambda number: True) as guard:
         try:

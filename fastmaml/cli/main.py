@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastmaml.cli.bench_flags import Bench, BenchModule
 from fastmaml.cli.bench_plan import BenchPlan
-from fastmaml.cli.errors import BadInputError, user_errors
+from fastmaml.cli.errors import BadInputError, RunFailedError, run_errors, user_errors
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import Profile, ProfileModule
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if writes():
             print(f"fastmaml: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RunFailedError as error:
+        print(f"fastmaml: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _train(config: RunConfig, checkpoint: Path | None) -> int:
@@ -87,7 +90,8 @@ def _fit(config: RunConfig, checkpoint: Path | None, ranks: Ranks) -> int:
     launch = f"torchrun --nproc-per-node {ranks.world} -m " if ranks.several else ""
     again = f"{launch}fastmaml train {config.dataset} --resume {trainer.folder}"
     try:
-        trainer.fit()
+        with run_errors(again, trainer.folder):
+            trainer.fit()
     except Interrupted as stop:
         said = f"Stopped after iteration {trainer.iteration}. Go on with: {again}"
         code = 128 + stop.signal
@@ -122,7 +126,7 @@ def _evaluate(command: Evaluate) -> int:
         load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)
     console = Console()
-    with progress_bar(console, f"{command.split} episodes", 0, count) as show:
+    with run_errors(), progress_bar(console, f"{command.split} episodes", 0, count) as show:
         found = evaluate(count, steps, lambda done: show(done, ""))
     title = f"{config.full_title}, iteration {saved.iteration}, {command.split} episodes"
     run_folder.show_evaluation(console, found, title)
@@ -180,7 +184,9 @@ def _info() -> int:
 
     from fastmaml import _environment as here
     from fastmaml.engine.recording.executors import EXECUTORS
+    from fastmaml.ops import _not_built
 
+    build = f"to build it: {_not_built.command()}"
     table = Table(show_header=False)
     for name, version in here.versions().items():
         table.add_row(name, version)
@@ -190,8 +196,11 @@ def _info() -> int:
     for kind, parts in (("backend", here.backends()), ("executor", EXECUTORS)):
         table.add_section()
         for name, state in parts.items():
-            table.add_row(f"{kind} {name}", state)
-    Console().print(table)
+            table.add_row(f"{kind} {name}", state.replace(build, "see below"))
+    console = Console(highlight=False)
+    console.print(table)
+    if any(build in state for state in here.backends().values()):
+        console.print(build[0].upper() + build[1:], soft_wrap=True, markup=False)
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fastmaml.cli.errors import BadInputError, own_user_errors
+from fastmaml._files import require_folder
+from fastmaml.cli.errors import BadInputError, own_user_errors, user_errors
 from fastmaml.cli.factory import load_factory
 from fastmaml.cli.profile_flags import Profiled, ProfileModule
 from fastmaml.maml import MAML
@@ -58,6 +59,8 @@ def run(subject: ProfileSubject, flags: Profiled) -> int:
     from fastmaml.measure.profile import profile
     from fastmaml.measure.profile.table import show
 
+    with user_errors():
+        require_folder(subject.folder, f"--out {subject.folder}")
     console = Console(highlight=False)
     with InterruptGuard(at_once=lambda number: True) as guard:
         try:

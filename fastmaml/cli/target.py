@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from fastmaml._files import require_folder
 
 _CONFIGURATION = ("config.json", "adapter_config.json")
 _WEIGHTS = re.compile(
@@ -27,18 +28,8 @@ _BESIDE = frozenset(
 
 def require_free(to: Path, overwrite: bool) -> None:
     """Raise a ValueError where a model must not, or cannot, be written to that folder."""
-    if to.is_symlink() and not to.exists():
-        raise ValueError(f"--to {to} is a link to nothing: give a folder.")
-    there = next(path for path in (to, *to.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(
-            f"--to {to} is a file: give a folder."
-            if there == to
-            else f"--to {to}: {there} is a file. Give a folder."
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--to {to}: {there} cannot be written to. Give another folder.")
-    if there != to or not any(to.iterdir()):
+    require_folder(to, f"--to {to}")
+    if not to.exists() or not any(to.iterdir()):
         return
     if not overwrite:
         raise ValueError(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import torch
 
+from fastmaml.ops import _not_built
+
 FAMILIES: dict[str, tuple[str, ...]] = {
     "task_linear": ("task_linear", "task_linear_dgrad", "task_linear_wgrad"),
     "task_conv2d": ("task_conv2d", "task_conv2d_dgrad", "task_conv2d_wgrad"),
@@ -86,7 +88,7 @@ def kernels(backend: str) -> Kernels:
     known = backend in _FINDERS or backend == "shapes"
     found = _found(backend) if known else f"no such backend; choose from {BACKENDS}"
     if isinstance(found, str):
-        raise ValueError(f"backend={backend!r}: {found}.")
+        raise ValueError(f"backend={backend!r}: {found}")
     return found
 
 
@@ -136,7 +138,7 @@ def _asked(backend: str, kind: str) -> str:
 @functools.cache
 def _tell(kind: str, reasons: str) -> None:
     """Say once in a process that plain PyTorch stands in for the kernels."""
-    _LOGGER.warning("fastmaml runs on plain PyTorch on %s. %s.", kind, reasons)
+    _LOGGER.warning("fastmaml runs on plain PyTorch on %s. %s", kind, reasons)
 
 
 def _said(found: Kernels | str) -> str:
@@ -164,7 +166,7 @@ def _extension() -> str | None:
     """Load the native module; why it cannot be, if it cannot."""
     spec = importlib.util.find_spec("fastmaml._C")
     if spec is None or spec.origin is None:
-        return "the native module fastmaml._C was not built (install with FASTMAML_BUILD=1)"
+        return f"the native module fastmaml._C was not built{_not_built.why()}"
     try:
         torch.ops.load_library(spec.origin)
     except (OSError, RuntimeError) as error:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
-from fastmaml._files import write_whole
+from fastmaml._files import remove_leftovers, require_folder, write_whole
 from fastmaml.training.progress import progress_bar
 from fastmaml.training.reports import Report
+from fastmaml.training.run_lock import RunFolderError, RunLock
 from fastmaml.training.shown import show_evaluation, validation_line
 from fastmaml.training.summary import Evaluation
 
@@ -39,6 +40,10 @@ class RunReport(Report):
         plots: whether to write TensorBoard files and the PNG.
         screen: whether to print.
         board: whether to write TensorBoard files where there are no plots, too.
+
+    Raises:
+        RunFolderError: it is a file or write-protected, another run writes to it, or what would be
+            moved is not of a run.
     """
 
     def __init__(
@@ -53,13 +58,21 @@ class RunReport(Report):
 
         self.folder = folder
         self.console = Console(quiet=not screen, highlight=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        if iteration is None:
-            self._set_aside()
-        self._lines = _truncated(folder / "metrics.jsonl", iteration or 0)
-        self._metrics = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._plots = plots
-        self._board = self._open_board(iteration or 0) if plots or board else None
+        try:
+            require_folder(folder, f"out={folder}")
+        except ValueError as error:
+            raise RunFolderError(error) from None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(folder)
+        try:
+            self._make_ready(iteration)
+            self._lines = _truncated(folder / "metrics.jsonl", iteration or 0)
+            self._metrics = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+            self._board = self._open_board(iteration or 0) if plots or board else None
+        except BaseException:
+            self._lock.release()
+            raise
 
     def line(self, values: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, and its numbers to TensorBoard."""
@@ -118,10 +131,13 @@ class RunReport(Report):
     def __enter__(self) -> RunReport:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            for file in (self._metrics, self._board):
+                if file is not None:
+                    _close(file, quietly=kind is not None)
+        finally:
+            self._lock.release()
 
     @property
     def plots(self) -> bool:
@@ -146,10 +162,24 @@ class RunReport(Report):
             return None
         return SummaryWriter(self.folder / "tensorboard", purge_step=iteration + 1)
 
+    def _make_ready(self, iteration: int | None) -> None:
+        """Remove what killed runs left, and move what finished ones left."""
+        if self._lock.unlocked is None:
+            for name in _OF_A_RUN:
+                remove_leftovers(self.folder / name, of_all=True)
+        else:
+            self.say(
+                f"{self.folder} cannot be locked ({self._lock.unlocked}): take care that no other "
+                "run writes to it."
+            )
+        if iteration is None:
+            self._set_aside()
+
     def _set_aside(self) -> None:
         found = [self.folder / name for name in _OF_A_RUN if (self.folder / name).exists()]
         if not found:
             return
+        _require_own(self.folder, found)
         number = 1
         while (self.folder / f"earlier-{number}").exists():
             number += 1
@@ -158,6 +188,47 @@ class RunReport(Report):
         for path in found:
             path.rename(aside / path.name)
         self.say(f"The earlier run in {self.folder} was moved to {aside}.")
+
+
+def _close(file: Any, quietly: bool) -> None:
+    """Close a file; a full disk says so here again, which is told where nothing was before."""
+    try:
+        file.close()
+    except OSError:
+        if not quietly:
+            raise
+
+
+def _require_own(folder: Path, found: Sequence[Path]) -> None:
+    """Raise RunFolderError where files have the names of a run's, and are not of one."""
+    foreign = ", ".join(path.name for path in found if not _is_of_a_run(path))
+    if foreign:
+        raise RunFolderError(
+            f"out={folder} has {foreign}, which a run would write, and which no run of fastmaml's "
+            "wrote, or is damaged: give another folder, or move that away."
+        )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run may have written it; of pictures and TensorBoard's files nobody can say."""
+    try:
+        if path.suffix == ".jsonl":
+            with path.open("rb") as file:
+                return "iteration" in json.loads(file.readline() or b'{"iteration": 0}')
+        if path.suffix == ".json":
+            return "config" in json.loads(path.read_bytes())
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                return "fastmaml" in json.loads(file.read(_header(file)))["__metadata__"]
+    except (ValueError, TypeError, KeyError, IsADirectoryError):
+        return False
+    return True
+
+
+def _header(file: BinaryIO) -> int:
+    """The length of a safetensors file's header, of JSON; 0 where it is longer than they are."""
+    length = int.from_bytes(file.read(8), "little")
+    return length if length < 100_000_000 else 0
 
 
 def note(line: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ else:
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 FORMS.remove(ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml")
+PUBLISH = "pypa/gh-action-pypi-publish@release/v1"
 HOOKS = ROOT / ".pre-commit-config.yaml"
 
 
@@ -63,11 +65,15 @@ def test_workflows_have_jobs_and_no_more_rights_than_to_read(path: Path) -> None
     for name, job in found["jobs"].items():
         assert job["runs-on"] == "ubuntu-latest", name
         assert 0 < job["timeout-minutes"] <= 180, name
+        publishes = job.get("environment") == "pypi"
+        assert job.get("permissions") == ({"id-token": "write"} if publishes else None), name
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), name
             if "uses" in step:
-                assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]), step
-        assert job["steps"][0]["uses"].startswith("actions/checkout@")
+                known = r"actions/[\w-]+@v\d+" + (f"|{re.escape(PUBLISH)}" if publishes else "")
+                assert re.fullmatch(known, step["uses"]), step
+        first = "download-artifact" if publishes else "checkout"  # what publishes runs no code
+        assert job["steps"][0]["uses"].startswith(f"actions/{first}@")
     assert commands(found)
 
 
@@ -79,13 +85,21 @@ def test_workflows_run_commands_that_there_are(path: Path) -> None:
         if program == "make":
             assert first in targets(), line
         else:
-            assert program == "bash", line
-            assert os.access(ROOT / first, os.X_OK), line
+            own = first if program == "bash" else program
+            assert own.startswith(".ci/"), line
+            assert os.access(ROOT / own, os.X_OK), line
 
 
 def test_what_runs_here_is_run_there() -> None:
     lines = [line for path in WORKFLOWS for line in commands(loaded(path))]
-    for what in ("make check", "make test", "make docs", "make package", "bash .ci/run"):
+    for what in (
+        "make check",
+        "make test",
+        "make docs",
+        "make package",
+        "make wheels",
+        "bash .ci/run",
+    ):
         assert any(line.startswith(what) for line in lines), what
 
 
@@ -95,6 +109,38 @@ def test_every_promised_python_is_tested() -> None:
     for name, job in (("ci", "tests"), ("wheels", "package")):
         jobs = loaded(ROOT / ".github" / "workflows" / f"{name}.yml")["jobs"]
         assert jobs[job]["strategy"]["matrix"]["python"] == versions
+
+
+def test_wheels_are_of_every_promised_python() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    assert settings["build"] == "cp3{10,11,12,13,14}-manylinux_x86_64"
+    said = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)}
+    assert said <= set(project()["classifiers"])
+
+
+def release(root: Path, tag: str) -> list[str]:
+    """The lines in which .ci/release refuses."""
+    (root / ".ci").mkdir(exist_ok=True)
+    program = shutil.copy(ROOT / ".ci" / "release", root / ".ci" / "release")
+    done = subprocess.run([sys.executable, program, tag], capture_output=True, text=True)
+    assert done.returncode == bool(done.stderr), done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the release runs on 3.11, with tomllib")
+def test_a_release_needs_an_address_a_version_and_a_date(tmp_path: Path) -> None:
+    (tmp_path / "fastmaml").mkdir()
+    (tmp_path / "fastmaml" / "_version.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.3 (unreleased)\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "fastmaml"\n')
+    version, address, date = release(tmp_path, "v1.2.4")
+    assert "the tag is v1.2.4, and fastmaml/_version.py says 1.2.3" in version
+    assert "[project.urls], Source" in address
+    assert "## 1.2.3 (YYYY-MM-DD)" in date
+    assert release(tmp_path, "v1.2.3") == [address, date]
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.3 (2027-01-31)\n")
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nSource = "https://a.b/c/blob/main"\n')
+    assert release(tmp_path, "v1.2.3") == []
 
 
 def test_wheels_are_made_again_where_what_they_hold_changes() -> None:

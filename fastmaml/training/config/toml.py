@@ -25,6 +25,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"--config {path}: there is no such file. Give the path of a TOML file "
             "with lines such as `ways = 5`."
         ) from None
+    except IsADirectoryError:
+        raise ValueError(f"--config {path} is a folder: give a TOML file.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a TOML file: {error}.") from None
 
