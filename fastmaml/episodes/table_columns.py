@@ -14,13 +14,15 @@ from fastmaml.episodes.tables import from_dataset
 
 
 def columns_of(data: Any) -> NamedColumns:
-    """The columns of a file, a data frame, a `datasets.Dataset` or a dict.
+    """The columns of a file, a data frame, a `datasets.Dataset` or a dict; or those given.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: pyarrow is needed (parquet).
         ValueError: a damaged file, columns of different lengths, or what is no table.
     """
+    if isinstance(data, NamedColumns):
+        return data
     if isinstance(data, str | os.PathLike):
         path = Path(data).expanduser()
         if not path.is_file():

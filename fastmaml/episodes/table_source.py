@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.episodes.checks import check_positive
 from fastmaml.episodes.sampler import draw
 from fastmaml.episodes.source import EpisodeSource
 from fastmaml.episodes.table_draws import Draw, buckets, drawn
@@ -85,9 +86,13 @@ class Table(EpisodeSource):
         chosen = among[draw(torch.tensor(len(among)), self.tasks, self.generator)]
         return self.of_tasks(chosen, self.generator)
 
-    def all(self) -> EachTask:
-        """Every task once, in the same random order and with the same rows each time."""
-        return EachTask(self, self._seed)
+    def all(self, tasks: int | None = None) -> EachTask:
+        """Every task once, in the same random order and with the same rows each time.
+
+        Args:
+            tasks: tasks a meta-batch, at most; None for as many as the source has.
+        """
+        return EachTask(self, self._seed, self.tasks if tasks is None else tasks)
 
     def of_tasks(self, chosen: Tensor, generator: torch.Generator) -> Episodes:
         """Episodes of these tasks.
@@ -131,12 +136,17 @@ class Table(EpisodeSource):
             return Batch(inputs, values)
         return Batch(inputs, {"values": values, "counts": counts.to(self.device)})
 
-    def groups(self, order: Tensor) -> list[Tensor]:
-        """The tasks of meta-batches that have each once: of equal sizes, if none is filled up."""
+    def groups(self, order: Tensor, tasks: int) -> list[Tensor]:
+        """The tasks of meta-batches that have each once: of equal sizes, if none is filled up.
+
+        Args:
+            order: int64, numbers of tasks.
+            tasks: tasks a meta-batch, at most.
+        """
         if self.unequal == "mask":
-            return list(order.split(self.tasks))
+            return list(order.split(tasks))
         counts = self._counts[order]
-        found = [order[counts == size].split(self.tasks) for size in counts.unique()]
+        found = [order[counts == size].split(tasks) for size in counts.unique()]
         return [group for groups in found for group in groups]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -178,13 +188,15 @@ class EachTask:
         total: the number of tasks.
     """
 
-    def __init__(self, source: Table, seed: int) -> None:
-        self.source, self.seed, self.total = source, seed, len(source.names)
+    def __init__(self, source: Table, seed: int, tasks: int) -> None:
+        check_positive(tasks=tasks)
+        self.source, self.seed, self.tasks = source, seed, tasks
+        self.total = len(source.names)
 
     def __iter__(self) -> Iterator[Episodes]:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(self.total, generator=generator)
-        for chosen in self.source.groups(order):
+        for chosen in self.source.groups(order, self.tasks):
             yield self.source.of_tasks(chosen, generator)
 
     def __repr__(self) -> str:

@@ -69,6 +69,10 @@ class OuterLoop(ABC):
             after_batch: is called with the number of episodes done.
         """
 
+    def _test_episodes(self) -> int:
+        """How many episodes the final test has."""
+        return self.config.test_episodes
+
     @abstractmethod
     def _source_state(self) -> Any:
         """Where what is trained on stands; None where that cannot be said."""
@@ -216,9 +220,9 @@ class OuterLoop(ABC):
         """
         saved = checkpoint.load(path)
         self._check_resumable(path, saved)
+        self._load_source(saved.state["episodes"])  # first, as it may be that of other data
         load_learned(self.maml, saved.state["maml"])
         self.optimizer.load_state_dict(saved.state["optimizer"])
-        self._load_source(saved.state["episodes"])
         self._load_random(saved.state["random"])
         self.iteration, self._seconds = saved.iteration, saved.state["seconds"]
         self._since, self._resumed = time.perf_counter(), path
@@ -259,8 +263,7 @@ class OuterLoop(ABC):
         )
 
     def _test(self, report: RunReport, guard: InterruptGuard) -> Evaluation | None:
-        count = self.config.test_episodes
-        with report.bar("final test", 0, count) as show:
+        with report.bar("final test", 0, self._test_episodes()) as show:
 
             def after_batch(done: int) -> None:
                 show(done)

@@ -13,7 +13,7 @@ from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml import MAML
 from fastmaml.training.config import LoopConfig
-from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.evaluation import Evaluation, evaluate, extent
 from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.schedules import multi_step_weights
@@ -34,7 +34,8 @@ class MetaTrainer(OuterLoop):
         optimizer: of ``maml.parameters()``; None for the one that `config` describes.
         validation: episodes of unseen classes, evaluated every ``config.evaluate_every``
             iterations, the same ones each time.
-        test: episodes of other unseen classes, for the end.
+        test: episodes of other unseen classes, for the end. Of finite sets, such as
+            `fastmaml.episodes.Table.all` gives, no more than all are evaluated.
         metrics: what else validation and test measure, such as "f1,matthews"; as of
             `fastmaml.training.evaluation.evaluate`. Each has to be of some task of the validation
             and of the test: where these differ in kind, name the data sets that a metric is of.
@@ -115,6 +116,9 @@ class MetaTrainer(OuterLoop):
         found = self._evaluate(self.validation, self.config.validation_episodes)
         return {"validation": found.as_dict()}
 
+    def _test_episodes(self) -> int:
+        return extent(self.test, self.config.test_episodes)
+
     def _tested(self, after_batch: Callable[[int], None]) -> Evaluation | None:
         if self.test is None:
             return None
@@ -122,8 +126,7 @@ class MetaTrainer(OuterLoop):
 
     def _evaluate(self, episodes: _Repeated, count: int, *after_batch: Any) -> Evaluation:
         steps = self.maml.steps if self.config.eval_steps is None else self.config.eval_steps
-        given = iter(episodes), count, steps, *after_batch
-        return evaluate(self.maml, *given, metrics=self.metrics)
+        return evaluate(self.maml, episodes, count, steps, *after_batch, metrics=self.metrics)
 
 
 class _Repeated:
@@ -131,6 +134,7 @@ class _Repeated:
 
     def __init__(self, episodes: Iterable[Episodes]) -> None:
         self.episodes, self.start = episodes, _state(episodes)
+        self.total = getattr(episodes, "total", None)  # of a finite set
 
     def __iter__(self) -> Iterator[Episodes]:
         if self.start is not None:
