@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-MOST_BUCKETS = 8
+MOST_BUCKETS = 6
 """Of a size each is recorded by itself."""
 
 

@@ -38,6 +38,17 @@ class Table(EpisodeSource):
         scaling: what columns became numbers by.
         left_out: tasks with too few rows.
         dropped: rows with missing values that were left out of the whole table.
+
+    Args:
+        rows: of the split's tasks.
+        scaling: what their columns became numbers by.
+        sizes: how a task's rows are divided.
+        tasks: tasks a meta-batch.
+        unequal: what happens where tasks have different numbers of rows; see `table`.
+        labels: whether classes mean the same in all tasks.
+        outputs: how many numbers a model has to give of a row.
+        seed: of the source's own generator.
+        device: where episodes are made.
     """
 
     def __init__(
@@ -186,6 +197,11 @@ class EachTask:
 
     Attributes:
         total: the number of tasks.
+
+    Args:
+        source: whose tasks they are.
+        seed: of their order and of the rows that are drawn.
+        tasks: tasks a meta-batch, at most.
     """
 
     def __init__(self, source: Table, seed: int, tasks: int) -> None:

@@ -40,9 +40,14 @@ def kind_of(targets: Columns, kind: Kind | Literal["auto"], origin: str) -> Kind
     texts = [name for name, values in targets.items() if is_text(values)]
     if texts and len(targets) == 1:
         return "classification"
+    if texts:
+        raise ValueError(
+            f"the targets {names} of {origin} are several, and {texts[0]!r} holds texts: give one "
+            "column of classes, or several of numbers."
+        )
     values = {number(x) for column in targets.values() for x in column}
     few = len(values) <= (2 if len(targets) > 1 else FEW)
-    if texts or (few and all(x is not None and x.is_integer() for x in values)):
+    if few and all(x is not None and x.is_integer() for x in values):
         shown = ", ".join(sorted({name_of(x) for v in targets.values() for x in v})[:FEW])
         other = "classification" if len(targets) == 1 else "multi-label"
         raise ValueError(

@@ -377,6 +377,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"target": ["score", "z"], "kind": "multi-label"},
         "in the column 'score', and kind='multi-label' has 0 and 1 alone",
     ),
+    "several texts": (
+        users,
+        {"target": ["score", "day"]},
+        "the targets score, day of the dict are several, and 'day' holds texts",
+    ),
     "free text": (
         lambda: users() | {"day": [f"note {i}" for i in range(len(users()["user"]))]},
         {},
