@@ -97,6 +97,7 @@ bench: $(STAMP)
 	$(BENCH).memory_growth
 	$(BENCH).partial_scopes --rounds 5
 	$(BENCH).varying
+	$(BENCH).unequal
 	$(BENCH).decoders --threads 2
 	$(BENCH).policies
 	$(BENCH).profiles --rounds 3 $(if $(BERT),--model $(BERT))
@@ -118,6 +119,7 @@ bench-quick: $(STAMP)
 	$(BENCH).memory_growth --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png
 	$(BENCH).partial_scopes --quick --subjects conv4-head --steps 1 3
 	$(BENCH).varying --quick --subjects shots
+	$(BENCH).unequal --quick --subjects small
 	$(BENCH).policies --quick
 	$(BENCH).profiles --quick --subjects digits
 	$(BENCH).vs_first_order --quick --subjects mlp

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ __all__ = [
     "Targets",
     "causal",
     "classification",
+    "counted",
+    "counted_rows",
     "logits_of",
     "masked",
     "of_right_options",
@@ -21,6 +24,9 @@ __all__ = [
     "seq2seq",
     "token_classification",
 ]
+
+IGNORED = -100
+"""The label of what does not count, as PyTorch's losses of labels have it by default."""
 
 Targets = Tensor | Mapping[str, Tensor]
 """Labels, or those of a mixture of data sets; see `classification`."""
@@ -36,7 +42,7 @@ def classification(output: Any, targets: Targets) -> Tensor:
             with different numbers of classes, a dict of ``labels``, int64 ``[examples]``,
             ``values``, floating ``[examples]``, and ``classes``, int64 ``[1]``: with at least 2
             classes, the cross-entropy over that many first logits; with 1, the mean of
-            (logits[:, 0] - values)².
+            (logits[:, 0] - values)². Examples with the label -100 do not count.
 
     Returns:
         A scalar; nan, and its gradient too, where a task has more classes than there are logits.
@@ -119,27 +125,100 @@ def token_classification(output: Any, targets: Tensor) -> Tensor:
     return _per_token("token_classification", output, targets)
 
 
-def regression(output: Any, targets: Tensor) -> Tensor:
-    """The mean squared error of one task, of a model with one output an example.
+def regression(output: Any, targets: Targets) -> Tensor:
+    """The mean squared error of one task.
 
     Args:
-        output: ``[examples]`` or ``[examples, 1]``, or what holds it as ``logits``.
-        targets: floating ``[examples]`` or ``[examples, 1]``.
+        output: ``[examples]`` or ``[examples, values]``, or what holds it as ``logits``.
+        targets: floating, of the same shape but for dimensions of 1. Or, where the tasks of a
+            meta-batch have different numbers of examples, a dict of such ``values`` and
+            ``counts``, bool ``[examples]``, False where an example is there only to fill up: the
+            mean is over the others, as if the filled-up ones were not there.
 
     Returns:
-        A scalar.
+        A scalar; nan where no example counts.
 
     Raises:
         ValueError: the sizes differ, which broadcasting would hide.
     """
+    values, counts = counted_rows(targets)
     found = logits_of(output)
-    if found is None or len(found) != len(targets) or found.numel() != targets.numel():
+    if found is None or len(found) != len(values) or found.numel() != values.numel():
         got = type(output).__name__ if found is None else f"outputs of shape {list(found.shape)}"
+        wanted = values[0].numel() if len(values) else 1
         raise ValueError(
             f"fastmaml.losses.regression was given {got} and targets of shape "
-            f"{list(targets.shape)}: the model has to return one value an example."
+            f"{list(values.shape)}: the model has to return {_number(wanted)} an example."
         )
-    return (found.reshape(targets.shape) - targets).square().mean()
+    return _mean((found.reshape(values.shape) - values).square(), counts)
+
+
+@final
+@dataclass(frozen=True)
+class counted:  # noqa: N801 - it is called as the losses beside it
+    """A loss of one task in which examples that are there only to fill up do not count.
+
+    Made of a loss that gives a number for each example, such as PyTorch's functions with
+    ``reduction="none"``; for several 0/1 targets an example:
+
+        >>> loss = fm.losses.counted(F.binary_cross_entropy_with_logits)
+
+    The number of an example that does not count may be anything finite: neither it nor its
+    derivatives have a part in the result. Not for a model in which examples see one another, such
+    as one with BatchNorm: `MAML` refuses that.
+
+    Args:
+        loss: called as ``loss(output, values, reduction="none")``; returns ``[examples, ...]``.
+    """
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, output: Any, targets: Any) -> Tensor:
+        """The mean over the examples that count, and over what each of them has.
+
+        Args:
+            output: as the loss takes it.
+            targets: as the loss takes them; or a dict of such ``values`` and ``counts``, bool
+                ``[examples]``.
+
+        Returns:
+            A scalar; nan where no example counts.
+
+        Raises:
+            ValueError: the loss does not give a number for each example.
+        """
+        values, counts = counted_rows(targets)
+        each = self.loss(output, values, reduction="none")
+        if each.ndim == 0 or len(each) != len(values):
+            name = getattr(self.loss, "__name__", type(self.loss).__name__)
+            raise ValueError(
+                f"fastmaml.losses.counted({name}) got a result of shape {list(each.shape)} for "
+                f"{len(values)} examples: with reduction='none' it has to give each its own."
+            )
+        return _mean(each, counts)
+
+
+def counted_rows(targets: Any) -> tuple[Any, Tensor | None]:
+    """Targets without what says which examples count, and that: bool, or None for all.
+
+    Args:
+        targets: of one task or of several; a dict of ``values`` and ``counts``, or any others.
+    """
+    if isinstance(targets, Mapping) and targets.keys() == {"values", "counts"}:
+        return targets["values"], targets["counts"]
+    return targets, None
+
+
+def _mean(each: Tensor, counts: Tensor | None) -> Tensor:
+    """Of ``[examples, ...]``, over all or over the examples that count."""
+    if counts is None:
+        return each.mean()
+    rows = each.reshape(len(each), -1).mean(1)
+    return torch.where(counts, rows, 0.0).sum() / counts.sum()
+
+
+def _number(values: int) -> str:
+    return "one value" if values == 1 else f"{values} values"
 
 
 def own(output: Any, targets: Any) -> Tensor:

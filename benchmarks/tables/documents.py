@@ -184,6 +184,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/how_to/migrating.md": {
         "peers": measured("peers", peer_tables.peers, absent="Not run yet: `make peers`."),
     },
+    "docs/how_to/table.md": {"unequal": measured("unequal", evidence_tables.unequal)},
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),

@@ -17,6 +17,7 @@ from fastmaml.training.config import (
     InstructionsConfig,
     IntentsConfig,
     RunConfig,
+    TableConfig,
     TrainConfig,
 )
 
@@ -93,11 +94,19 @@ class BenchInstructions(Bench, InstructionsConfig):
     dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchTable(Bench, TableConfig):
+    """The flags of ``fastmaml bench table``."""
+
+    dataset: Suppress[str] = "table"  # type: ignore[assignment]
+
+
 KINDS: dict[type[RunConfig], type[Bench]] = {
     TrainConfig: BenchImages,
     IntentsConfig: BenchIntents,
     GlueConfig: BenchGlue,
     InstructionsConfig: BenchInstructions,
+    TableConfig: BenchTable,
 }
 """Of every kind of configuration, its flags."""
 

@@ -21,6 +21,7 @@ from fastmaml.training.config import (
     IntentsConfig,
     PolicyConfig,
     RunConfig,
+    TableConfig,
     TrainConfig,
 )
 
@@ -46,7 +47,7 @@ class Train:
         kind = next(config for config, train in KINDS.items() if isinstance(self, train))
         values = {f.name: getattr(self, f.name) for f in fields(kind)}
         if self.quick:
-            capped = QUICK.keys() & values.keys()
+            capped = [n for n in QUICK.keys() & values.keys() if isinstance(values[n], int)]
             values |= {name: min(values[name], QUICK[name]) for name in capped}
             values["patience"] = None  # of ten iterations none is waited for
         return kind(**values)
@@ -89,6 +90,13 @@ class TrainInstructions(Train, InstructionsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainTable(Train, TableConfig):
+    """The flags of ``fastmaml train table``."""
+
+    dataset: Suppress[str] = "table"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPolicy(Train, PolicyConfig):
     """The flags of ``fastmaml train`` for policies."""
 
@@ -100,6 +108,7 @@ KINDS: dict[type[RunConfig], type[Train]] = {
     IntentsConfig: TrainIntents,
     GlueConfig: TrainGlue,
     InstructionsConfig: TrainInstructions,
+    TableConfig: TrainTable,
     PolicyConfig: TrainPolicy,
 }
 """Of every kind of configuration, its flags."""

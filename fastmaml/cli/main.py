@@ -109,6 +109,7 @@ def _evaluate(command: Evaluate) -> int:
     from rich.console import Console
 
     from fastmaml.training import checkpoint, recipes, run_folder
+    from fastmaml.training.evaluation import extent
     from fastmaml.training.progress import progress_bar
 
     with user_errors():
@@ -122,9 +123,12 @@ def _evaluate(command: Evaluate) -> int:
                 "on some that it is tested on. Train with it, or test on other data."
             )
         config = config.updated(change, "--change")
-        maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
+        maml, evaluate = recipes.build_evaluator(
+            config, command.split, command.seed, saved.state["episodes"]
+        )
         load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)
+        count = extent(evaluate, count)
     console = Console()
     with run_errors(), progress_bar(console, f"{command.split} episodes", 0, count) as show:
         found = evaluate(count, steps, lambda done: show(done, ""))

@@ -14,6 +14,7 @@ from fastmaml.training.config import (
     InstructionsConfig,
     IntentsConfig,
     RunConfig,
+    TableConfig,
     TrainConfig,
 )
 
@@ -75,11 +76,19 @@ class ProfileInstructions(Profile, InstructionsConfig):
     dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileTable(Profile, TableConfig):
+    """The flags of ``fastmaml profile table``."""
+
+    dataset: Suppress[str] = "table"  # type: ignore[assignment]
+
+
 KINDS: dict[type[RunConfig], type[Profile]] = {
     TrainConfig: ProfileImages,
     IntentsConfig: ProfileIntents,
     GlueConfig: ProfileGlue,
     InstructionsConfig: ProfileInstructions,
+    TableConfig: ProfileTable,
 }
 """Of every kind of configuration, its flags."""
 

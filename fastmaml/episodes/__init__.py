@@ -13,11 +13,15 @@ from fastmaml.episodes.omniglot import omniglot
 from fastmaml.episodes.sampler import EpisodeSampler
 from fastmaml.episodes.sinusoid import sinusoid
 from fastmaml.episodes.source import EpisodeSource
+from fastmaml.episodes.table import table
+from fastmaml.episodes.table_scaling import Scaling
+from fastmaml.episodes.table_source import EachTask, Table
 from fastmaml.episodes.text import text
 from fastmaml.episodes.text_task import TextTask, text_task
 
 __all__ = [
     "Batch",
+    "EachTask",
     "EpisodeSampler",
     "EpisodeSource",
     "Episodes",
@@ -27,6 +31,8 @@ __all__ = [
     "Instructions",
     "Mixture",
     "NamedEpisodes",
+    "Scaling",
+    "Table",
     "TextTask",
     "answered",
     "digits",
@@ -35,6 +41,7 @@ __all__ = [
     "instructions",
     "omniglot",
     "sinusoid",
+    "table",
     "text",
     "text_task",
 ]

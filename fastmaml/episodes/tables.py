@@ -106,9 +106,9 @@ def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[NamedColumns]:
         if absent:
             raise ValueError(f"rows={rows}: the data set has the splits {', '.join(names)} only.")
         for split in rows or names:
-            yield _from_dataset(data[split], filtered=True)
+            yield from_dataset(data[split], filtered=True)
     elif isinstance(names, list):
-        yield _from_dataset(data, filtered=False)
+        yield from_dataset(data, filtered=False)
     else:
         raise ValueError(
             f"data is a {type(data).__name__}; give a file, a datasets.Dataset or DatasetDict (no "
@@ -116,7 +116,14 @@ def _parts(data: Any, rows: tuple[str, ...] | None) -> Iterator[NamedColumns]:
         )
 
 
-def _from_dataset(data: Any, filtered: bool) -> NamedColumns:
+def from_dataset(data: Any, filtered: bool) -> NamedColumns:
+    """The columns of a `datasets.Dataset`; classes that it has names for become these.
+
+    Args:
+        data: the data set.
+        filtered: whether it holds only the rows that are wanted.
+    """
+
     def column(name: str) -> list[Any]:
         values = list(data.with_format(None)[name])
         known = getattr(data.features[name], "names", None)  # of a ClassLabel; -1 is no label

@@ -12,7 +12,7 @@ from torch.utils._pytree import register_pytree_node
 
 from fastmaml.engine.base.trees import flatten, unflatten
 from fastmaml.engine.step.meta_step import MetaResult
-from fastmaml.losses import logits_of, masked
+from fastmaml.losses import IGNORED, logits_of, masked
 
 SAME_LOSS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Losses of the same meta-step are nearer than this, relative to the largest, on any device."""
@@ -43,8 +43,9 @@ class MetaOutput:
 
         They are where targets are integers ``[tasks, examples, ...]`` and outputs are one tensor
         ``[tasks, examples, classes, ...]`` of at least two classes, as cross-entropy takes them;
-        or hold it as ``logits``. For `losses.classification`'s targets of a mixture, that of each
-        task among its own classes, and nan for a regression or where there are fewer outputs.
+        or hold it as ``logits``. Examples with the label -100 are left out; a task that has no
+        others has nan. For `losses.classification`'s targets of a mixture, that of each task among
+        its own classes, and nan for a regression or where there are fewer outputs.
         """
         outputs, targets = logits_of(self.outputs), self.targets
         if outputs is not None and isinstance(targets, Mapping) and "classes" in targets:
@@ -57,8 +58,7 @@ class MetaOutput:
             return None
         if outputs is not self.outputs and outputs.ndim > 3 and outputs.shape[:-1] == targets.shape:
             return None  # models of transformers have the classes of tokens in the last dimension
-        right = outputs.detach().argmax(2) == targets
-        return right.flatten(1).float().mean(1)
+        return _share(outputs.detach().argmax(2) == targets, targets)
 
     @property
     def accuracy(self) -> Tensor | None:
@@ -72,9 +72,15 @@ class MetaOutput:
 def _within_own_classes(logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     """``[tasks]`` for tasks that differ in their number of classes."""
     classes = targets["classes"]
-    right = (masked(logits, classes).argmax(-1) == targets["labels"]).float().mean(-1)
+    right = _share(masked(logits, classes).argmax(-1) == targets["labels"], targets["labels"])
     own = classes.squeeze(-1)
     return torch.where((own == 1) | (own > logits.shape[-1]), torch.nan, right)
+
+
+def _share(right: Tensor, labels: Tensor) -> Tensor:
+    """``[tasks]``: how many are right of those whose label is not the one that is left out."""
+    counts = labels != IGNORED
+    return right.flatten(1).sum(1) / counts.flatten(1).sum(1)
 
 
 # Wrappers such as DistributedDataParallel look for tensors in what a module returns.

@@ -21,6 +21,7 @@ from fastmaml.engine.step.data import signature
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import find_head_layer
 from fastmaml.engine.step.label_checks import check_labels
+from fastmaml.engine.step.padding_checks import check_padding
 from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
@@ -178,6 +179,7 @@ def _key(
 def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
     """The planner's, with errors that say what is wrong with the data."""
     episodes: Any = call.data
+    check_padding(call.program.forward, episodes)
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
             found = make_plan(call, asked)

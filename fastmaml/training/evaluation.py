@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,13 +17,13 @@ from fastmaml.training.summary import Evaluation, OverNames
 if TYPE_CHECKING:
     from fastmaml.maml import MAML
 
-__all__ = ["Evaluation", "OverNames", "evaluate"]
+__all__ = ["Evaluation", "OverNames", "evaluate", "extent"]
 
 
 def evaluate(
     maml: MAML,
-    episodes: Iterator[Episodes],
-    count: int,
+    episodes: Iterable[Episodes],
+    count: int | None,
     steps: int,
     after_batch: Callable[[int], None] = lambda done: None,
     *,
@@ -38,8 +38,9 @@ def evaluate(
 
     Args:
         maml: what to evaluate; its parameters do not change.
-        episodes: meta-batches of unseen tasks.
-        count: how many episodes, from as many meta-batches as that takes.
+        episodes: meta-batches of unseen tasks: an iterable or an iterator.
+        count: how many episodes, from as many meta-batches as that takes. Of a finite set, such as
+            `fastmaml.episodes.Table.all` gives, no more than all are; None for all of it.
         steps: inner steps.
         after_batch: called with the number of episodes done, after each meta-batch.
         metrics: what else to measure, as `Evaluation.scores` has it: names such as "f1,accuracy",
@@ -49,22 +50,42 @@ def evaluate(
             that goes evenly; None for this one alone.
 
     Raises:
-        ValueError: the episodes end too soon; or a metric is unknown, or of none of the tasks.
+        ValueError: the episodes end too soon, or never with ``count=None``; or a metric is unknown,
+            or of none of the tasks.
         ImportError: what computes a metric is missing.
     """
     choice = chosen(metrics, of_next_tokens(maml))
     ranks = Ranks() if ranks is None else ranks
     parts: list[Measured] = []
-    done = 0
+    done, count, stream = 0, extent(episodes, count), iter(episodes)
     with evaluating(maml):
         while done < count:
-            batch = next(episodes, None)
+            batch = next(stream, None)
             if batch is None:
                 raise ValueError(f"the episodes to evaluate on ended after {done} of {count}.")
             parts += ranks.divided(batch, lambda own: measure(maml, own, steps, choice))
             done = min(done + len(batch), count)
             after_batch(done)
     return summarised(parts[:count], choice)
+
+
+def extent(episodes: Any, count: int | None) -> int:
+    """How many episodes are evaluated on: `count`, or all of a finite set that has fewer.
+
+    Args:
+        episodes: a finite set says how many it has as ``total``.
+        count: None for all of it.
+
+    Raises:
+        ValueError: all are asked for, and how many that is nobody says.
+    """
+    total: int | None = getattr(episodes, "total", None)
+    if count is None and total is None:
+        raise ValueError(
+            f"count=None, but a {type(episodes).__name__} may have no end: give a number, or a "
+            "finite set that has its number of episodes as `total`, such as table(...).all()."
+        )
+    return min(x for x in (count, total) if x is not None)
 
 
 @contextmanager

@@ -122,9 +122,9 @@ class LoopState(ABC):
         saved = checkpoint.load(path)
         self._check_resumable(path, saved)
         state = saved.state
+        self._load_source(state["episodes"])  # first, as it may be that of other data
         load_learned(self.maml, state["maml"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._load_source(state["episodes"])
         self._load_random(state["random"])
         self.rates.load_state_dict(state.get("scheduler"))
         if self._averages is not None:

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from fastmaml.episodes.batch import Episodes
 from fastmaml.episodes.named import NamedEpisodes
-from fastmaml.training.metrics import Answers, Choice, Kind, Loss, Metric
+from fastmaml.training.metrics import IGNORED, Answers, Choice, Kind, Loss, Metric
 from fastmaml.training.metrics.choice import not_suited
+from fastmaml.training.metrics.padding import without_padding
 from fastmaml.training.summary import Evaluation, averaged, over_names
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _of_task(output: MetaOutput, task: int, loss: Tensor) -> Answers:
         return x[task].detach()
 
     found, targets = tree_map_only(Tensor, own, (output.outputs, output.targets))
-    return Answers(found, targets, loss.item())
+    return Answers(*without_padding(found, targets), loss.item())
 
 
 def _scores(metrics: Sequence[Metric], answers: Sequence[Answers]) -> dict[str, list[float]]:
@@ -94,14 +95,14 @@ def _value(metric: Metric, answers: Answers) -> float | None:
 
 
 def _chances(batch: Episodes) -> list[float]:
-    """Of every task: one over the number of classes, where targets are classes."""
+    """Of every task: one over the number of its classes, where targets are classes."""
     targets = batch.query.targets
     if isinstance(targets, Mapping) and "classes" in targets:
         found: list[float] = (1 / targets["classes"].flatten().double()).tolist()
         return found
     if not isinstance(targets, Tensor):
         return [math.nan] * len(batch)
-    return [1 / targets[0].unique().numel()] * len(batch)
+    return [1 / max(own[own != IGNORED].unique().numel(), 1) for own in targets]
 
 
 def summarised(measured: Sequence[Measured], choice: Choice) -> Evaluation:

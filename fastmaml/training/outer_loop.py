@@ -71,6 +71,10 @@ class OuterLoop(LoopState):
             after_batch: is called with the number of episodes done.
         """
 
+    def _test_episodes(self) -> int:
+        """How many episodes the final test has."""
+        return self.config.test_episodes
+
     @property
     @abstractmethod
     def _validates(self) -> bool:
@@ -278,10 +282,9 @@ class OuterLoop(LoopState):
         return self.iteration
 
     def _test(self, report: Report, guard: InterruptGuard) -> Evaluation | None:
-        count, title = self.config.test_episodes, self.config.full_title
-        tested = self._choose_weights()
+        title, tested = self.config.full_title, self._choose_weights()
         try:
-            with report.bar("final test", 0, count) as show:
+            with report.bar("final test", 0, self._test_episodes()) as show:
 
                 def after_batch(done: int) -> None:
                     show(done)

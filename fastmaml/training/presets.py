@@ -14,6 +14,7 @@ from fastmaml.training.config import (
     IntentsConfig,
     PolicyConfig,
     RunConfig,
+    TableConfig,
     TrainConfig,
 )
 
@@ -81,6 +82,19 @@ PRESETS: dict[str, RunConfig] = {
         eval_steps=5,
         evaluate_every=1000,
         checkpoint_every=1000,
+        threads=1,
+    ),
+    "table": TableConfig(
+        iterations=2000,
+        meta_lr=2e-3,
+        schedule="cosine",
+        clip=10.0,
+        inner_lr=0.05,
+        inner_steps=5,
+        evaluate_every=200,
+        validation_episodes=1000,  # all there are, if these are fewer
+        test_episodes=10_000,
+        checkpoint_every=200,
         threads=1,
     ),
     "intents": IntentsConfig(

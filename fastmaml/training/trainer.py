@@ -15,7 +15,7 @@ from fastmaml.maml import MAML
 from fastmaml.training.autocast import autocast
 from fastmaml.training.callbacks import Callback
 from fastmaml.training.config import LoopConfig
-from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.evaluation import Evaluation, evaluate, extent
 from fastmaml.training.meta_gradient import meta_gradient
 from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.outer_loop import OuterLoop
@@ -41,7 +41,8 @@ class MetaTrainer(OuterLoop):
         optimizer: of ``maml.parameters()``; None for the one that `config` describes.
         validation: episodes of unseen classes, evaluated every ``config.evaluate_every``
             iterations, the same ones each time.
-        test: episodes of other unseen classes, for the end.
+        test: episodes of other unseen classes, for the end. Of finite sets, such as
+            `fastmaml.episodes.Table.all` gives, no more than all are evaluated.
         metrics: what else validation and test measure, such as "f1,matthews"; as of
             `fastmaml.training.evaluation.evaluate`. Each has to be of some task of the validation
             and of the test: where these differ in kind, name the data sets that a metric is of.
@@ -157,6 +158,9 @@ class MetaTrainer(OuterLoop):
         found = self._evaluate(self.validation, self.config.validation_episodes)
         return {"validation": found.as_dict()}
 
+    def _test_episodes(self) -> int:
+        return extent(self.test, self.config.test_episodes)
+
     def _tested(self, after_batch: Callable[[int], None]) -> Evaluation | None:
         if self.test is None:
             return None
@@ -164,9 +168,9 @@ class MetaTrainer(OuterLoop):
 
     def _evaluate(self, episodes: _Repeated, count: int, *after_batch: Any) -> Evaluation:
         steps = self.maml.steps if self.config.eval_steps is None else self.config.eval_steps
-        given = iter(episodes), count, steps, *after_batch
+        also: dict[str, Any] = {"metrics": self.metrics, "ranks": self.ranks}
         with autocast(self.config, self.device):
-            return evaluate(self.maml, *given, metrics=self.metrics, ranks=self.ranks)
+            return evaluate(self.maml, episodes, count, steps, *after_batch, **also)
 
 
 class _Repeated:
@@ -174,6 +178,7 @@ class _Repeated:
 
     def __init__(self, episodes: Iterable[Episodes]) -> None:
         self.episodes, self.start = episodes, _state(episodes)
+        self.total = getattr(episodes, "total", None)  # of a finite set
 
     def __iter__(self) -> Iterator[Episodes]:
         if self.start is not None:

@@ -173,6 +173,20 @@ def test_what_varies_beside_a_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tasks_of_unequal_size(tmp_path: Path) -> None:
+    """Equal gradients, and a row of the table."""
+    from benchmarks.tables import evidence as evidence_tables
+
+    path = tmp_path / "unequal.json"
+    run("unequal", "--quick", "--subjects", "small", "--json", str(path))
+    found = result(path)
+    assert found["rows"][0]["error"] < 1e-12
+    text = evidence_tables.unequal(found)
+    assert "| model | equal sizes | mask | buckets | loop by hand |" in text
+    assert "A quick run" in text
+
+
+@pytest.mark.slow
 def test_policies_beside_a_loop(tmp_path: Path) -> None:
     """Equal numbers, and returns of every seed."""
     from benchmarks.tables import policies as policy_tables

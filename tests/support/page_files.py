@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import runpy
 from pathlib import Path
 
 import generating
 import pytest
+from places import EXAMPLES
 from tiny_language import save_model, tokenizer, write_json_lines
 
 GLUE = {"SST-2": 2, "QNLI": 2, "MNLI": 3, "QQP": 2, "MRPC": 2, "RTE": 2}
@@ -24,15 +26,9 @@ def photos(place: Path) -> None:
             image.frombytes("L", (10, 10), grey).save(folder / f"{i}.png")
 
 
-def sales(place: Path) -> None:
-    """``sales.csv``: 12 shops of 12 rows."""
-    draw = random.Random(0)
-    rows = ["shop,price,weekday,sold"]
-    for shop in range(12):
-        for _ in range(12):
-            price, day = draw.random(), draw.randrange(7)
-            rows.append(f"shop {shop},{price:.3f},{day},{shop * price + day:.3f}")
-    (place / "sales.csv").write_text("\n".join(rows) + "\n")
+def rides(place: Path) -> None:
+    """``users.csv``: the example's, of 60 users."""
+    runpy.run_path(str(EXAMPLES / "users.py"))["make"](place / "users.csv", users=60)
 
 
 def texts(place: Path) -> None:
@@ -68,7 +64,7 @@ def prompts(place: Path) -> None:
 
 FILES = {
     "how_to/images.md": photos,
-    "how_to/table.md": sales,
+    "how_to/table.md": rides,
     "how_to/text.md": texts,
     "how_to/instructions.md": prompts,
     "how_to/large_bases.md": prompts,

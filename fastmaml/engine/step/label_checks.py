@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmaml.episodes.batch import Episodes
-from fastmaml.losses import classification, logits_of
-
-IGNORED = -100
-"""The label that PyTorch's losses of labels leave out where nothing else is said."""
+from fastmaml.losses import IGNORED, classification, logits_of
 
 
 def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:

@@ -119,7 +119,7 @@ class _Learner:
     def evaluate(self) -> None:
         """Its accuracy, or loss, on the held-out meta-batches."""
         comparison = self.comparison
-        self.found = evaluate(self.maml, iter(comparison.test), comparison.episodes, self.steps)
+        self.found = evaluate(self.maml, comparison.test, comparison.episodes, self.steps)
 
     def _begin(self, twin: MAML) -> None:
         own = deep_copy(twin)

@@ -4,6 +4,7 @@ from fastmaml.training.config.instructions import InstructionsConfig
 from fastmaml.training.config.loop import LoopConfig
 from fastmaml.training.config.policy import PolicyConfig
 from fastmaml.training.config.run import RunConfig, TrainConfig
+from fastmaml.training.config.table import TableConfig
 from fastmaml.training.config.text import GlueConfig, IntentsConfig, LanguageConfig, TextConfig
 from fastmaml.training.config.toml import read_toml
 
@@ -15,6 +16,7 @@ __all__ = [
     "LoopConfig",
     "PolicyConfig",
     "RunConfig",
+    "TableConfig",
     "TextConfig",
     "TrainConfig",
     "read_toml",

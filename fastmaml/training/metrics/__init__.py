@@ -5,7 +5,7 @@ from fastmaml.training.metrics.base import Metric
 from fastmaml.training.metrics.choice import Choice, Metrics, chosen, of_next_tokens, suited
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
 from fastmaml.training.metrics.tokens import ExactMatch, Option, Perplexity
-from fastmaml.training.metrics.values import Pearson, Spearman
+from fastmaml.training.metrics.values import Pearson, RootMeanSquare, Spearman
 
 __all__ = [
     "F1",
@@ -22,6 +22,7 @@ __all__ = [
     "Option",
     "Pearson",
     "Perplexity",
+    "RootMeanSquare",
     "Spearman",
     "chosen",
     "of_next_tokens",

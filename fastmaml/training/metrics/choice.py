@@ -11,7 +11,7 @@ from fastmaml.training.metrics.answers import Kind
 from fastmaml.training.metrics.base import Metric
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
 from fastmaml.training.metrics.tokens import ExactMatch, Option, Perplexity
-from fastmaml.training.metrics.values import Pearson, Spearman
+from fastmaml.training.metrics.values import Pearson, RootMeanSquare, Spearman
 
 Some = str | Metric | Iterable[str | Metric]
 
@@ -22,6 +22,7 @@ NAMED: dict[str, Callable[[bool], Metric]] = {
     "accuracy": lambda shifted: Accuracy(shifted=shifted),
     "f1": lambda _: F1(),
     "matthews": lambda _: Matthews(),
+    "rmse": lambda _: RootMeanSquare(),
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),
     "exact_match": lambda shifted: ExactMatch(shifted=shifted),

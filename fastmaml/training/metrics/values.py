@@ -1,4 +1,4 @@
-"""Metrics of regressions: how values and predictions go together, by scipy."""
+"""Metrics of regressions: how far off predictions are, and how they go with values, by scipy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ import torch
 
 from fastmaml.training.metrics.answers import Answers
 from fastmaml.training.metrics.base import Metric, scipy_stats
+
+
+@final
+@dataclass(frozen=True)
+class RootMeanSquare(Metric):
+    """The root of a task's mean squared error, in the units of the targets.
+
+    Args:
+        unit: how many of these a target of 1 stands for, such as the deviation that targets were
+            scaled by.
+    """
+
+    unit: float = 1.0
+    name = "rmse"
+    kinds = ("regression",)
+
+    def value(self, answers: Answers) -> float:
+        """Of one value an example."""
+        error = (answers.predicted_values - answers.values).square().mean().sqrt()
+        return error.item() * self.unit
 
 
 @final

@@ -52,6 +52,13 @@ class Recipe(ABC):
     def validated(self) -> bool:
         """Whether there is a split "validation"."""
 
+    def check_source(self, state: Any) -> None:  # noqa: B027 - most have nothing to say
+        """Raise a ValueError where the data is not that on which a run was trained.
+
+        Args:
+            state: of the run's training episodes.
+        """
+
     @abstractmethod
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:
         """The meta-batches of a split: an iterable with ``state_dict`` and ``load_state_dict``."""
@@ -62,6 +69,7 @@ class Converted:
 
     def __init__(self, source: Any, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
+        self.total = getattr(source, "total", None)  # of a finite set
 
     def __iter__(self) -> Iterator[Episodes]:
         return (batch.to(dtype=self.dtype) for batch in self.source)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 
@@ -16,9 +18,11 @@ from fastmaml.training.config import (
     LanguageConfig,
     PolicyConfig,
     RunConfig,
+    TableConfig,
     TrainConfig,
 )
 from fastmaml.training.evaluation import Evaluation, evaluate
+from fastmaml.training.metrics import Choice
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
@@ -28,6 +32,7 @@ from fastmaml.training.recipes.images import Images
 from fastmaml.training.recipes.instructions import Instructions
 from fastmaml.training.recipes.intents import Intents
 from fastmaml.training.recipes.parts import gradient_of, resolve_device, rule_of
+from fastmaml.training.recipes.table import Table
 from fastmaml.training.trainer import MetaTrainer
 
 HELD_OUT_SEEDS = {"validation": 1_000_001, "test": 1_000_002}
@@ -50,28 +55,34 @@ def build_trainer(config: RunConfig) -> OuterLoop:
 def build_meta_trainer(config: RunConfig) -> MetaTrainer:
     """The same of a run on episodes."""
     _set_threads(config)
-    metrics = recipe(config).metrics()
+    made = recipe(config)
+    metrics = made.metrics()
     if isinstance(config, LanguageConfig):
         stage(f"loading the model {config.model}")
-    maml = build_maml(config)
+    maml = build_maml(config, made)
     if isinstance(config, LanguageConfig):
         stage(f"reading and tokenising {_read_by(config)}")
     return MetaTrainer(
         maml,
-        build_episodes(config, "train"),
+        build_episodes(config, "train", made=made),
         config=config,
-        validation=build_episodes(config, "validation") if recipe(config).validated else None,
-        test=build_episodes(config, "test"),
+        validation=build_episodes(config, "validation", made=made) if made.validated else None,
+        test=build_episodes(config, "test", made=made),
         metrics=metrics,
     )
 
 
-def build_maml(config: RunConfig) -> MAML:
-    """The data set's model in a `MAML`, initialised from the configuration's seed."""
+def build_maml(config: RunConfig, made: Recipe | None = None) -> MAML:
+    """The data set's model in a `MAML`, initialised from the configuration's seed.
+
+    Args:
+        config: the configuration.
+        made: its recipe, which may have read data already; None for a new one.
+    """
     device = resolve_device(config.device)
     if isinstance(config, PolicyConfig):
         return policies.build_learner(config, device).maml
-    found = recipe(config)
+    found = recipe(config) if made is None else made
     torch.manual_seed(config.seed)
     dtype = found.dtype(getattr(torch, config.dtype))
     model = found.model().to(device=device, dtype=dtype)
@@ -89,22 +100,55 @@ def build_maml(config: RunConfig) -> MAML:
     )
 
 
-def build_episodes(config: RunConfig, split: str, seed: int | None = None) -> Iterable[Episodes]:
+def build_episodes(
+    config: RunConfig, split: str, seed: int | None = None, made: Recipe | None = None
+) -> Iterable[Episodes]:
     """Meta-batches of a split: "train", "validation" or "test".
 
     Args:
         config: the configuration.
         split: whose classes or tasks do not overlap with the other splits'.
         seed: None for the configuration's in "train", and a fixed one elsewhere.
+        made: as of `build_maml`.
     """
     if seed is None:
         seed = HELD_OUT_SEEDS.get(split, config.seed)
-    source = recipe(config).episodes(split, seed, resolve_device(config.device))
+    found = recipe(config) if made is None else made
+    source = found.episodes(split, seed, resolve_device(config.device))
     return source if config.dtype == "float32" else Converted(source, getattr(torch, config.dtype))
 
 
+@final
+@dataclass(frozen=True)
+class Evaluator:
+    """``evaluate(episodes, steps, after_batch)`` of a learner.
+
+    Attributes:
+        config: of its run.
+        maml: the learner.
+        source: what it is evaluated on.
+        metrics: what else is measured.
+    """
+
+    config: RunConfig
+    maml: MAML
+    source: Iterable[Episodes]
+    metrics: Choice
+
+    def __call__(self, count: int, steps: int, *after: Callable[[int], None]) -> Evaluation:
+        """As `fastmaml.training.evaluation.evaluate`, in the precision of the run."""
+        with autocast(self.config, resolve_device(self.config.device)):
+            return evaluate(self.maml, self.source, count, steps, *after, metrics=self.metrics)
+
+    @property
+    def total(self) -> int | None:
+        """How many episodes a finite set has."""
+        found: int | None = getattr(self.source, "total", None)
+        return found
+
+
 def build_evaluator(
-    config: RunConfig, split: str, seed: int | None = None
+    config: RunConfig, split: str, seed: int | None = None, trained_on: Any = None
 ) -> tuple[MAML, Callable[..., Evaluation]]:
     """A learner to load weights into, and ``evaluate(episodes, steps, after_batch)`` of it.
 
@@ -114,20 +158,22 @@ def build_evaluator(
         config: the configuration.
         split: what to evaluate on.
         seed: of the episodes; see `build_episodes`.
+        trained_on: the state of the training episodes; None not to look whether the data is the
+            same.
+
+    Raises:
+        ValueError: the data is another than that of the run, where that would matter.
     """
     _set_threads(config)
     if isinstance(config, PolicyConfig):
         seed = HELD_OUT_SEEDS.get(split, config.seed) if seed is None else seed
         return policies.build_evaluator(config, resolve_device(config.device), seed)
-    metrics = recipe(config).metrics()
-    maml = build_maml(config)
-    source = build_episodes(config, split, seed)
-
-    def measured(count: int, steps: int, *after: Callable[[int], None]) -> Evaluation:
-        with autocast(config, resolve_device(config.device)):
-            return evaluate(maml, iter(source), count, steps, *after, metrics=metrics)
-
-    return maml, measured
+    made = recipe(config)
+    metrics = made.metrics()
+    if trained_on is not None:
+        made.check_source(trained_on)
+    maml = build_maml(config, made)
+    return maml, Evaluator(config, maml, build_episodes(config, split, seed, made), metrics)
 
 
 def recipe(config: RunConfig) -> Recipe:
@@ -140,6 +186,8 @@ def recipe(config: RunConfig) -> Recipe:
         return Glue(config)
     if isinstance(config, InstructionsConfig):
         return Instructions(config)
+    if isinstance(config, TableConfig):
+        return Table(config)
     raise ValueError(f"{type(config).__name__} describes no data set; give one of its subclasses.")
 
 

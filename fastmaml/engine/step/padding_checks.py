@@ -1,0 +1,53 @@
+"""Whether examples that only fill up would have a part in the others' results."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastmaml.engine.step.forward import TaskForward
+from fastmaml.episodes.batch import Batch, Episodes
+from fastmaml.losses import IGNORED, counted_rows
+
+
+def check_padding(forward: TaskForward, episodes: Episodes) -> None:
+    """Raise ValueError where a model with BatchNorm would count examples that only fill up.
+
+    Other modules in which examples see one another, such as attention over them, are not known.
+
+    Args:
+        forward: says which statistics normalise.
+        episodes: those that are planned for; targets with ``counts`` are taken to need them.
+    """
+    normalises = _by_batch(forward.model, forward.own_statistics)
+    if normalises is None:
+        return
+    name = next((name for name, batch in episodes.sets().items() if _padded(batch)), None)
+    if name is not None:
+        raise ValueError(
+            f"{name}.targets has examples that do not count, and model.{normalises} normalises by "
+            "the mean of all examples, so that these would change the others' results: give tasks "
+            "of equal sizes (fm.episodes.table(..., unequal='buckets')), or a model without "
+            "BatchNorm in training. If they are to be seen but not to be judged, give them another "
+            f"label than {IGNORED}, and say so: loss=functools.partial(F.cross_entropy, "
+            "ignore_index=-1)."
+        )
+
+
+def _padded(batch: Batch) -> bool:
+    _, counts = counted_rows(batch.targets)
+    if counts is not None:
+        return True
+    targets = batch.targets
+    labels = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
+    return labels and bool((targets == IGNORED).any())
+
+
+def _by_batch(model: nn.Module, own: bool) -> str | None:
+    """The first module that normalises by its batch's statistics."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (
+            own or module.training or module.running_mean is None
+        ):
+            return name or type(module).__name__
+    return None

@@ -1,0 +1,106 @@
+"""The cells of a table's columns: which are missing, which are numbers, which are texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+MISSING = ("NoneType", "NAType", "NaTType")
+"""The types of what pandas, polars and Python have where there is nothing."""
+
+MOST_CATEGORIES = 100
+"""A column of more different texts is taken for something else than a category."""
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def cleaned(values: Sequence[Any]) -> list[Any]:
+    """Plain Python values, and None where a cell is empty, null or NaN."""
+    return [_plain(x) for x in values]
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, str):
+        return None if x.strip() in ("", "nan", "NaN") else x
+    if type(x).__name__ in MISSING:
+        return None
+    x = x.item() if hasattr(x, "item") else x
+    return None if isinstance(x, float) and math.isnan(x) else x
+
+
+def rows_kept(columns: Columns, missing: Literal["error", "drop"], origin: str) -> list[int]:
+    """The rows that have a value in each of these columns.
+
+    Args:
+        columns: cleaned, by name.
+        missing: what to do with others.
+        origin: where they come from, for errors.
+
+    Raises:
+        ValueError: a row that has none, with ``missing="error"``; or no rows at all.
+    """
+    total = len(next(iter(columns.values())))
+    gaps = {i: name for name, values in columns.items() for i, x in enumerate(values) if x is None}
+    if gaps and missing == "error":
+        first = min(gaps)
+        raise ValueError(
+            f"row {first + 1} of {origin} (the first row of data is 1) has no value in the column "
+            f"{gaps[first]!r}, and {len(gaps)} of {total} rows lack one: fill it in, or leave such "
+            "rows out with missing='drop'."
+        )
+    kept = [i for i in range(total) if i not in gaps]
+    if not kept:
+        raise ValueError(f"{origin} has no rows{' without missing values' * bool(total)}.")
+    return kept
+
+
+def number(x: Any) -> float | None:
+    """The number that a cell holds or spells; None for a text."""
+    if isinstance(x, str):
+        try:
+            return float(x)
+        except ValueError:
+            return None
+    return float(x) if isinstance(x, bool | int | float) else None
+
+
+def numbers(name: str, values: Sequence[Any], rows: Sequence[int], origin: str) -> list[float]:
+    """The numbers of a column.
+
+    Args:
+        name: of the column.
+        values: of the rows that are kept, none missing.
+        rows: their places in the whole table, for errors.
+        origin: where they come from, for errors.
+
+    Raises:
+        ValueError: a cell that is no number, or infinite.
+    """
+    found = []
+    for row, x in zip(rows, values, strict=True):
+        value = number(x)
+        if value is None or not math.isfinite(value):
+            raise ValueError(
+                f"row {row + 1} of {origin} (the first row of data is 1) has {x!r} in the column "
+                f"{name!r}, which is {'no number' if value is None else 'not finite'}: correct it, "
+                "leave the cell empty and say missing='drop', or name the column in categorical= "
+                "if it holds names."
+            )
+        found.append(value)
+    return found
+
+
+def is_text(values: Sequence[Any]) -> bool:
+    """Whether a column holds texts or truth values alone; a single number makes it one of these."""
+    return all(isinstance(x, bool) or number(x) is None for x in values)
+
+
+def check_categories(name: str, values: Collection[Any], origin: str) -> None:
+    """Raise a ValueError where a column of texts has more of them than categories have."""
+    if len(values) > MOST_CATEGORIES:
+        raise ValueError(
+            f"the column {name!r} of {origin} has {len(values)} different texts, such as "
+            f"{next(iter(values))!r}: leave it out of inputs=, or name it in categorical= if "
+            "these are categories."
+        )
