@@ -102,7 +102,8 @@ def _evaluate(command: Evaluate) -> int:
                 "on some that it is tested on. Train with it, or test on other data."
             )
         config = config.updated(change, "--change")
-        maml, evaluate = recipes.build_evaluator(config, command.split, command.seed)
+        trained = None if "data" in change else saved.state.get("episodes")
+        maml, evaluate = recipes.build_evaluator(config, command.split, command.seed, trained)
         load_into(maml, saved.state["maml"], path)
         count, steps = _extent(command, config, maml.steps)
     console = Console()

@@ -56,6 +56,15 @@ class Recipe(ABC):
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:
         """The meta-batches of a split: an iterable with ``state_dict`` and ``load_state_dict``."""
 
+    def check_trained(self, source: Any, state: Any) -> None:
+        """Raise a ValueError where `source` may hold out what a run was trained on.
+
+        Args:
+            source: what `episodes` gave.
+            state: of the run's training episodes, from its checkpoint.
+        """
+        return None
+
 
 class Converted:
     """A source whose floating-point tensors come in another precision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from fastmaml.episodes import Episodes
 from fastmaml.maml import MAML
 from fastmaml.training.config import (
     GlueConfig,
+    ImagesConfig,
     InstructionsConfig,
     IntentsConfig,
     LanguageConfig,
@@ -21,6 +23,7 @@ from fastmaml.training.evaluation import Evaluation, evaluate
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
+from fastmaml.training.recipes.folder import Folder
 from fastmaml.training.recipes.glue import Glue
 from fastmaml.training.recipes.hub import stage
 from fastmaml.training.recipes.images import Images
@@ -103,7 +106,7 @@ def build_episodes(config: RunConfig, split: str, seed: int | None = None) -> It
 
 
 def build_evaluator(
-    config: RunConfig, split: str, seed: int | None = None
+    config: RunConfig, split: str, seed: int | None = None, trained: Any = None
 ) -> tuple[MAML, Callable[..., Evaluation]]:
     """A learner to load weights into, and ``evaluate(episodes, steps, after_batch)`` of it.
 
@@ -113,6 +116,11 @@ def build_evaluator(
         config: the configuration.
         split: what to evaluate on.
         seed: of the episodes; see `build_episodes`.
+        trained: the state of the training episodes of a run whose data this is; None where the data
+            is other.
+
+    Raises:
+        ValueError: what is held out now was not in that run, or as `build_episodes`.
     """
     _set_threads(config)
     if isinstance(config, PolicyConfig):
@@ -121,6 +129,7 @@ def build_evaluator(
     metrics = recipe(config).metrics()
     maml = build_maml(config)
     source = build_episodes(config, split, seed)
+    recipe(config).check_trained(getattr(source, "source", source), trained)
     return maml, lambda count, steps, *after: evaluate(
         maml, iter(source), count, steps, *after, metrics=metrics
     )
@@ -130,6 +139,8 @@ def recipe(config: RunConfig) -> Recipe:
     """What this kind of data set needs."""
     if isinstance(config, TrainConfig):
         return Images(config)
+    if isinstance(config, ImagesConfig):
+        return Folder(config)
     if isinstance(config, IntentsConfig):
         return Intents(config)
     if isinstance(config, GlueConfig):
