@@ -68,7 +68,7 @@ def _split_folders(place: Path) -> dict[str, Path]:
                 f"{known[name]}: keep one."
             )
         splits[known[name]] = path
-    return splits
+    return {split: splits[split] for split in SPLIT_FOLDERS if split in splits}
 
 
 def _classes(folder: Path, place: Path) -> Iterator[_Found]:

@@ -122,7 +122,7 @@ class EpisodeSampler(EpisodeSource):
 
     def _unequal(self, classes: Tensor, shots: MetaDatasetShots) -> Episodes:
         """Of classes ``[tasks, ways]``, with another number of support examples for each."""
-        order = self._counts[classes].argsort(-1, descending=True, stable=True)
+        order = self._counts[classes].argsort(dim=-1, descending=True, stable=True)
         classes = classes.gather(-1, order)  # those that share a number are of like size
         counts = self._counts[classes]
         each, queries = shots.numbers(counts.amin(0).tolist(), self.queries, self.generator)
