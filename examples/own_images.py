@@ -1,6 +1,6 @@
 """From a folder of images to a tested model: `fm.episodes.images` and `fm.MetaTrainer`.
 
-    python examples/own_images.py [--folder drawings] [--iterations 250] [--only-draw]
+    python examples/own_images.py [--folder drawings] [--iterations 400] [--only-draw]
 
 The folder is drawn where it is missing: 30 classes of 20 small pictures, each class a figure of
 strokes, each picture of it moved, turned, and in other colours. Put yours in its place.
@@ -47,7 +47,7 @@ def main() -> None:
     """Meta-train on 19 figures, validate on 5, and test on 6 that were never seen."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("drawings"))
-    parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--test-episodes", type=int, default=600)
     parser.add_argument("--only-draw", action="store_true")
     parser.add_argument("--out", default="runs/own_images")
