@@ -86,12 +86,13 @@ def in_file(pictures: Pictures, shape: Shape, fit: Fit, folder: Path) -> Pixels:
         ValueError: a picture is damaged.
     """
     folder = folder.expanduser()
-    of = _digest(FORMAT, pictures.origin, *map(str, shape), fit)[:12]
+    of = _digest(FORMAT, os.path.abspath(pictures.origin), *map(str, shape), fit)[:12]
     name = re.sub(r"\W+", "_", Path(pictures.origin).name)
     stem = f"{name}-{of}-{_digest(pictures.stamp())[:16]}"
     data, about = folder / f"{stem}.uint8", folder / f"{stem}.json"
     whole = len(pictures.names), *shape
-    if not (data.is_file() and about.is_file()):
+    there = about.is_file() and data.is_file() and data.stat().st_size == _product(whole)
+    if not there:
         digests = _write(data, pictures, whole, fit)
         write_whole(about, json.dumps([one.hex() for one in digests]).encode())
         for old in folder.glob(f"{name}-{of}-*"):  # of files that have changed since

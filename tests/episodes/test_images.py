@@ -228,6 +228,11 @@ def test_a_file_in_a_folder_is_what_memory_is(photos: Path, tmp_path: Path) -> N
     times = [file.stat().st_mtime_ns for file in files]
     fm.episodes.images(photos, **settings | {"split": "train"}, cache=cache)
     assert [file.stat().st_mtime_ns for file in sorted(cache.iterdir())] == times
+    files[1].unlink()  # it is still mapped
+    files[1].write_bytes(b"cut off")
+    again = fm.episodes.images(photos, **settings, cache=cache)
+    again.load_state_dict(mapped.state_dict())
+    assert torch.equal(again.sample().query.inputs, mapped.sample().query.inputs)
     picture(200).save(photos / "class_03" / "0.png")
     changed = fm.episodes.images(photos, **settings, cache=cache)
     assert len(list(cache.iterdir())) == 2  # the old one is gone
