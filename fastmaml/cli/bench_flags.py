@@ -14,6 +14,7 @@ from fastmaml.engine.recording.executors import ExecutorName
 from fastmaml.ops._load import Backend
 from fastmaml.training.config import (
     GlueConfig,
+    ImagesConfig,
     InstructionsConfig,
     IntentsConfig,
     RunConfig,
@@ -74,6 +75,13 @@ class BenchImages(Bench, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchFolder(Bench, ImagesConfig):
+    """The flags of ``fastmaml bench`` for a folder of images and the image data sets."""
+
+    dataset: Suppress[str] = "images"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchIntents(Bench, IntentsConfig):
     """The flags of ``fastmaml bench intents``."""
 
@@ -103,6 +111,7 @@ class BenchTable(Bench, TableConfig):
 
 KINDS: dict[type[RunConfig], type[Bench]] = {
     TrainConfig: BenchImages,
+    ImagesConfig: BenchFolder,
     IntentsConfig: BenchIntents,
     GlueConfig: BenchGlue,
     InstructionsConfig: BenchInstructions,

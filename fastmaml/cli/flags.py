@@ -17,6 +17,7 @@ from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import profile_command
 from fastmaml.training.config import (
     GlueConfig,
+    ImagesConfig,
     InstructionsConfig,
     IntentsConfig,
     PolicyConfig,
@@ -69,6 +70,13 @@ class TrainImages(Train, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainFolder(Train, ImagesConfig):
+    """The flags of ``fastmaml train`` for a folder of images and the image data sets."""
+
+    dataset: Suppress[str] = "images"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainIntents(Train, IntentsConfig):
     """The flags of ``fastmaml train intents``."""
 
@@ -105,6 +113,7 @@ class TrainPolicy(Train, PolicyConfig):
 
 KINDS: dict[type[RunConfig], type[Train]] = {
     TrainConfig: TrainImages,
+    ImagesConfig: TrainFolder,
     IntentsConfig: TrainIntents,
     GlueConfig: TrainGlue,
     InstructionsConfig: TrainInstructions,

@@ -124,7 +124,7 @@ def _evaluate(command: Evaluate) -> int:
             )
         config = config.updated(change, "--change")
         maml, evaluate = recipes.build_evaluator(
-            config, command.split, command.seed, saved.state["episodes"]
+            config, command.split, command.seed, saved.state["episodes"], moved="data" in change
         )
         load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)

@@ -11,6 +11,7 @@ from tyro.conf import Positional, Suppress, arg, subcommand
 
 from fastmaml.training.config import (
     GlueConfig,
+    ImagesConfig,
     InstructionsConfig,
     IntentsConfig,
     RunConfig,
@@ -56,6 +57,13 @@ class ProfileImages(Profile, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileFolder(Profile, ImagesConfig):
+    """The flags of ``fastmaml profile`` for a folder of images and the image data sets."""
+
+    dataset: Suppress[str] = "images"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileIntents(Profile, IntentsConfig):
     """The flags of ``fastmaml profile intents``."""
 
@@ -85,6 +93,7 @@ class ProfileTable(Profile, TableConfig):
 
 KINDS: dict[type[RunConfig], type[Profile]] = {
     TrainConfig: ProfileImages,
+    ImagesConfig: ProfileFolder,
     IntentsConfig: ProfileIntents,
     GlueConfig: ProfileGlue,
     InstructionsConfig: ProfileInstructions,

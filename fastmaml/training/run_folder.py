@@ -131,11 +131,12 @@ class RunReport(Report):
     def __enter__(self) -> RunReport:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
+        failed = error[:1] not in ((), (None,))
         try:
             for file in (self._metrics, self._board):
                 if file is not None:
-                    _close(file, quietly=kind is not None)
+                    _close(file, quietly=failed)
         finally:
             self._lock.release()
 

@@ -14,16 +14,16 @@ from tiny_language import save_model, tokenizer, write_json_lines
 GLUE = {"SST-2": 2, "QNLI": 2, "MNLI": 3, "QQP": 2, "MRPC": 2, "RTE": 2}
 
 
-def photos(place: Path) -> None:
-    """``photos/CLASS/*.png``: 9 classes of 4 images."""
+def drawings(place: Path) -> None:
+    """``drawings/CLASS/*.png``: 30 classes of 10 images."""
     image = pytest.importorskip("PIL.Image")
     draw = random.Random(0)
-    for name in "abcdefghi":
-        folder = place / "photos" / name
+    for c in range(30):
+        folder = place / "drawings" / f"figure_{c}"
         folder.mkdir(parents=True)
-        for i in range(4):
-            grey = bytes(draw.randrange(256) for _ in range(100))
-            image.frombytes("L", (10, 10), grey).save(folder / f"{i}.png")
+        for i in range(10):
+            grey = bytes(draw.randrange(256) for _ in range(256))
+            image.frombytes("L", (16, 16), grey).save(folder / f"{i}.png")
 
 
 def rides(place: Path) -> None:
@@ -63,7 +63,7 @@ def prompts(place: Path) -> None:
 
 
 FILES = {
-    "how_to/images.md": photos,
+    "how_to/images.md": drawings,
     "how_to/table.md": rides,
     "how_to/text.md": texts,
     "how_to/instructions.md": prompts,

@@ -1,5 +1,6 @@
 """The configurations: frozen dataclasses for the flags, the TOML file and the checkpoint."""
 
+from fastmaml.training.config.images import ImagesConfig
 from fastmaml.training.config.instructions import InstructionsConfig
 from fastmaml.training.config.loop import LoopConfig
 from fastmaml.training.config.policy import PolicyConfig
@@ -10,6 +11,7 @@ from fastmaml.training.config.toml import read_toml
 
 __all__ = [
     "GlueConfig",
+    "ImagesConfig",
     "InstructionsConfig",
     "IntentsConfig",
     "LanguageConfig",

@@ -19,6 +19,8 @@ LEAST = {
     **dict.fromkeys(("accumulate", "patience", "step_every"), 1),
     **dict.fromkeys(("inner_lr", "inner_momentum", "weight_decay", "dropout"), 0),
     **dict.fromkeys(("validation_classes", "test_classes", "classes_seed", "tasks_seed"), 0),
+    **dict.fromkeys(("size", "channels"), 1),
+    "splits_seed": 0,
     **dict.fromkeys(("trajectories", "horizon", "hidden", "epochs", "test_trajectories"), 1),
     **dict.fromkeys(("discount", "trace", "inner_kl", "inner_decay"), 0),
 }

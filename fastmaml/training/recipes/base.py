@@ -52,16 +52,19 @@ class Recipe(ABC):
     def validated(self) -> bool:
         """Whether there is a split "validation"."""
 
-    def check_source(self, state: Any) -> None:  # noqa: B027 - most have nothing to say
-        """Raise a ValueError where the data is not that on which a run was trained.
-
-        Args:
-            state: of the run's training episodes.
-        """
-
     @abstractmethod
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:
         """The meta-batches of a split: an iterable with ``state_dict`` and ``load_state_dict``."""
+
+    def check_source(self, source: Any, state: Any, moved: bool) -> None:
+        """Raise a ValueError where `source` may hold out what a run was trained on.
+
+        Args:
+            source: what `episodes` gave.
+            state: of the run's training episodes, from its checkpoint.
+            moved: whether the source is of other data on purpose.
+        """
+        return None
 
 
 class Converted:

@@ -13,6 +13,7 @@ from fastmaml.maml import MAML
 from fastmaml.training.autocast import autocast
 from fastmaml.training.config import (
     GlueConfig,
+    ImagesConfig,
     InstructionsConfig,
     IntentsConfig,
     LanguageConfig,
@@ -26,6 +27,7 @@ from fastmaml.training.metrics import Choice
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.recipes import policies
 from fastmaml.training.recipes.base import Converted, Recipe
+from fastmaml.training.recipes.folder import Folder
 from fastmaml.training.recipes.glue import Glue
 from fastmaml.training.recipes.hub import stage
 from fastmaml.training.recipes.images import Images
@@ -148,7 +150,11 @@ class Evaluator:
 
 
 def build_evaluator(
-    config: RunConfig, split: str, seed: int | None = None, trained_on: Any = None
+    config: RunConfig,
+    split: str,
+    seed: int | None = None,
+    trained_on: Any = None,
+    moved: bool = False,
 ) -> tuple[MAML, Callable[..., Evaluation]]:
     """A learner to load weights into, and ``evaluate(episodes, steps, after_batch)`` of it.
 
@@ -158,11 +164,12 @@ def build_evaluator(
         config: the configuration.
         split: what to evaluate on.
         seed: of the episodes; see `build_episodes`.
-        trained_on: the state of the training episodes; None not to look whether the data is the
-            same.
+        trained_on: the state of the training episodes of the run that is evaluated; None where
+            nothing is known of them.
+        moved: whether other data than the run's is asked for.
 
     Raises:
-        ValueError: the data is another than that of the run, where that would matter.
+        ValueError: what is held out now was not in that run, or as `build_episodes`.
     """
     _set_threads(config)
     if isinstance(config, PolicyConfig):
@@ -170,16 +177,19 @@ def build_evaluator(
         return policies.build_evaluator(config, resolve_device(config.device), seed)
     made = recipe(config)
     metrics = made.metrics()
-    if trained_on is not None:
-        made.check_source(trained_on)
     maml = build_maml(config, made)
-    return maml, Evaluator(config, maml, build_episodes(config, split, seed, made), metrics)
+    source = build_episodes(config, split, seed, made)
+    if trained_on is not None:
+        made.check_source(getattr(source, "source", source), trained_on, moved)
+    return maml, Evaluator(config, maml, source, metrics)
 
 
 def recipe(config: RunConfig) -> Recipe:
     """What this kind of data set needs."""
     if isinstance(config, TrainConfig):
         return Images(config)
+    if isinstance(config, ImagesConfig):
+        return Folder(config)
     if isinstance(config, IntentsConfig):
         return Intents(config)
     if isinstance(config, GlueConfig):

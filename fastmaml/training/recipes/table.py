@@ -87,8 +87,8 @@ class Table(Recipe):
             return bool(said & {"validation", "val", "valid", "dev"})
         return _held("validation_tasks", config.validation_tasks) not in (0, 0.0, [])
 
-    def check_source(self, state: Any) -> None:
-        """Raise a ValueError where the table is another than that of a state."""
+    def check_source(self, source: Any, state: Any, moved: bool) -> None:
+        """Raise a ValueError where the table, which columns are scaled by, is another."""
         self._trained.load_state_dict(state)
 
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from fastmaml.compat.learn2learn.vision.datasets.pictures import (
     boxes_of,
     class_folders,
 )
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 ADDRESS = "https://zenodo.org/record/8000562/files/CUB_200_2011.tgz"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastmaml.compat.learn2learn.vision.datasets.images import Root, Transform
 from fastmaml.compat.learn2learn.vision.datasets.pictures import Pictures, class_folders
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastmaml.compat.learn2learn.vision.datasets.images import Root, Transform, require
 from fastmaml.compat.learn2learn.vision.datasets.pictures import Box, Pictures, boxes_of, complete
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
 

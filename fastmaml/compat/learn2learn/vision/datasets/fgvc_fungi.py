@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastmaml.compat.learn2learn.vision.datasets.images import Root, Transform, require
 from fastmaml.compat.learn2learn.vision.datasets.pictures import Pictures
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 IMAGES = "https://labs.gbif.org/fgvcx/2018/fungi_train_val.tgz"
 ANNOTATIONS = "https://labs.gbif.org/fgvcx/2018/train_val_annotations.tgz"

@@ -15,7 +15,7 @@ from fastmaml.compat.learn2learn.vision.datasets.images import (
     need,
     require,
 )
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 Box = tuple[int, int, int, int]
 """Left, upper, right and lower edge, in pixels."""

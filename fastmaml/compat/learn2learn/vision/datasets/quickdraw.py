@@ -16,7 +16,7 @@ from fastmaml.compat.learn2learn.vision.datasets.images import (
     require,
 )
 from fastmaml.compat.learn2learn.vision.datasets.pictures import complete
-from fastmaml.compat.learn2learn.vision.datasets.splits import ClassSplits
+from fastmaml.episodes.meta_dataset_splits import ClassSplits
 
 ADDRESS = "https://storage.googleapis.com/quickdraw_dataset/full/numpy_bitmap/<class>.npy"
 SIDE = 28

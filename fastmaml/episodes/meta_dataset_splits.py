@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fastmaml.compat.learn2learn.vision.datasets.images import MODES, need
+from fastmaml.episodes.decoding import need
 
+MODES = ("train", "validation", "test")
 SEED = 22
 
 

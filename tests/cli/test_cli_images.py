@@ -1,0 +1,138 @@
+"""`fastmaml train images`: from a folder to a test, resumed and evaluated; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_images import picture, write_classes
+
+from fastmaml.cli import main
+from fastmaml.training import checkpoint
+from fastmaml.training.config import ImagesConfig
+from fastmaml.training.recipes import build_episodes, build_maml
+
+SMALL = [
+    *("--ways", "2", "--shots", "2", "--queries", "1", "--tasks", "2", "--filters", "4"),
+    *("--evaluate-every", "2", "--validation-episodes", "2", "--test-episodes", "4"),
+    *("--threads", "1", "--no-plots", "--schedule", "constant", "--pool", "stride"),
+    *("--executor", "eager"),
+]
+
+
+def train(folder: Path, out: Path, *flags: str, data: str = "images") -> int:
+    where = ["--data", str(folder), "--out", str(out)]
+    return main(["train", data, *where, *SMALL, "--augment", "flip,crop,jitter", *flags])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "photos")
+
+
+def test_a_resumed_run_is_bit_identical(photos: Path, tmp_path: Path) -> None:
+    assert train(photos, tmp_path / "whole", "--iterations", "4") == 0
+    assert train(photos, tmp_path / "parts", "--iterations", "2") == 0
+    cache = ("--cache", str(tmp_path / "cache"))
+    assert train(photos, tmp_path / "parts", "--iterations", "4", "--resume", *cache) == 0
+    states = [
+        checkpoint.load(tmp_path / name / "last.safetensors").state for name in ("whole", "parts")
+    ]
+    for name, value in states[0]["maml"].items():
+        assert torch.equal(value, states[1]["maml"][name])
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")
+    ]
+    assert results[0]["test"] == results[1]["test"]
+    assert results[0]["title"] == "images, photos, 2-way 2-shot"
+
+
+def test_a_changed_folder_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(photos, out, "--iterations", "1") == 0
+    assert main(["eval", str(out)]) == 0
+    write_classes(photos, 12, first=12)  # some that were trained on are held out now
+    for command in (["eval", str(out)], ["train", "images", "--resume", str(out)]):
+        capsys.readouterr()
+        assert main(command) == 2
+        printed = capsys.readouterr().err.strip()
+        assert printed.startswith(f"fastmaml: {photos} has ")
+        assert "\n" not in printed
+    assert main(["eval", str(out), "--change", f"data={photos}"]) == 0  # as other data
+
+
+@pytest.mark.parametrize("model", ["conv4", "resnet12"])
+def test_names_of_splits_and_networks(photos: Path, tmp_path: Path, model: str) -> None:
+    (tmp_path / "lists").mkdir()
+    numbers = {"train": range(5), "val": range(5, 8), "test": range(8, 12)}
+    for short, of in numbers.items():
+        (tmp_path / "lists" / f"{short}.txt").write_text("\n".join(f"class_{c:02}" for c in of))
+    config = ImagesConfig(
+        data=str(photos),
+        split_file=str(tmp_path / "lists"),
+        size=16,
+        channels=1,
+        rotations=True,
+        ways=3,
+        shots=1,
+        queries=1,
+        tasks=2,
+        filters=4,
+        model=model,  # type: ignore[arg-type]
+        executor="eager",
+    )
+    sizes = {split: build_episodes(config, split) for split in ("train", "validation", "test")}
+    assert [source.classes for source in sizes.values()] == [20, 3, 4]  # type: ignore[attr-defined]
+    support = next(iter(sizes["test"])).support
+    assert build_maml(config).module(support.inputs[0]).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--fractions", "0.5,0.5"], "which sum to 1"),
+        (["--fractions", "half"], "fractions='half': give three"),
+        (["--fractions", "1,0,0", "--split-file", "x"], "split_file='x': give one"),
+        (["--split-file", "none.json"], "splits='none.json': there is no such file"),
+        (["--ways", "3"], "ways=3, but the split 'validation'"),
+        (["--augment", "flop"], "augment='flop' has 'flop'"),
+        (["--channels", "2"], "channels=2: give 1"),
+        (["--size", "8", "--pool", "max"], "too small for pool='max'"),
+    ],
+)
+def test_bad_flags(
+    photos: Path, tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(photos, tmp_path / "run", *flags) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "class_04" / "2.png").write_bytes(b"no image")
+    assert train(photos, tmp_path / "run", "--size", "8", "--channels", "3") == 2
+    assert "class_04/2.png cannot be read" in capsys.readouterr().err
+    picture(3, (5, 8)).save(photos / "class_04" / "2.png")
+    assert train(photos, tmp_path / "run") == 2
+    assert "Give size=" in capsys.readouterr().err
+    assert main(["train", "images"]) == 2
+    assert "name the folder of images with --data FOLDER" in capsys.readouterr().err
+    assert train(photos, tmp_path / "run", data="mini-imagenet") == 2
+    assert "no miniImageNet in" in capsys.readouterr().err
+    assert train(photos, tmp_path / "run", "--fractions", "1,0,0", data="cub") == 2
+    assert "cub has splits of its own" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["profile", "bench"])
+def test_measuring(photos: Path, tmp_path: Path, command: str) -> None:
+    flags = [command, "images", "--data", str(photos), "--out", str(tmp_path / "out"), *SMALL]
+    quick = ["--seconds", "0.1", "--sweep-steps", "1", "--methods", "unrolled"]
+    flags += ["--repeats", "3", *(quick if command == "bench" else [])]
+    assert main(flags) == 0
+    assert (tmp_path / "out" / f"{command}.json").exists()
