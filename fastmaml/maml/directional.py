@@ -65,13 +65,14 @@ def _function(maml: MAML) -> Any:
         learner: TaskLearner, v: Any, supports: Any, query: Any, steps: int, first_order: bool
     ) -> Any:
         loss: Any = maml.loss
+        query_loss: Any = loss if maml.query_loss is None else maml.query_loss
         direction = start_along(learner, v)
         for step in range(steps):
             inputs, targets = supports[min(step, len(supports) - 1)]
             inner = loss(called(learner, inputs), targets)
             direction = adapt_along(learner, inner, direction, first_order)
         outputs = called(learner, query[0])
-        found = loss(outputs, query[1])
+        found = query_loss(outputs, query[1])
         leaves, spec = tree_flatten(outputs)
         smooth = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
         slope, *slopes = outputs_along(learner, [found, *(leaves[i] for i in smooth)], direction)

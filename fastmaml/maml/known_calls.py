@@ -33,7 +33,13 @@ def _made_from(
     model = held.parameters, held.buffers, maml.module, maml._head_layer
     backend = chosen_backend(given.backend, executor, device)
     return (
-        (*model, given, maml.loss, *(rates[rate_key(n)] for n in maml._rate_names)),
+        (
+            *model,
+            given,
+            maml.loss,
+            maml.query_loss,
+            *(rates[rate_key(n)] for n in maml._rate_names),
+        ),
         (
             [(p.requires_grad, p.dtype, p.shape) for p in held.parameters.values()],
             *(device, backend, lanes(executor, device), environment(device.type)),

@@ -68,6 +68,9 @@ class MAML(Clones):
             unused and frozen parameters as they are by itself.
         steps: inner steps.
         loss: ``loss(output, targets)``, a scalar for one task, without trainable parameters.
+        query_loss: the same of the query set, where it is another one: then `loss` is what inner
+            steps descend, and this what is meta-learned and reported (`MetaOutput.losses`); None
+            for `loss`. Reptile reports it, but learns from the support sets alone.
         rule: how parameters move (`fastmaml.rules`).
         gradient: how the inner loop is differentiated (`fastmaml.gradients`); None chooses an
             exact method from a memory estimate.
@@ -113,6 +116,7 @@ class MAML(Clones):
         *,
         steps: int = 1,
         loss: Loss | None = None,
+        query_loss: Loss | None = None,
         rule: Rule | None = None,
         gradient: GradientMethod | None = None,
         scope: Scope = "all",
@@ -134,6 +138,7 @@ class MAML(Clones):
                 gradient=chosen_gradient(first_order, gradient),
                 steps=steps,
                 loss=loss,
+                query_loss=query_loss,
                 scope=scope,
                 head=head,
                 executor=executor,
@@ -162,7 +167,7 @@ class MAML(Clones):
     def _begin(self, model: nn.Module, settings: Settings) -> None:
         """Take a model and settings, and find what in the model they are about."""
         self.settings = settings
-        self._register_loss()
+        self._register_losses()
         self._head_layer = find_head_layer(model, settings.head)
         adapted = adapted_names(model, settings.scope)
         if self._head_layer is not None:

@@ -132,6 +132,10 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 1))
 
 
+def _quartic(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().square().mean()
+
+
 def _dropout_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1))
 
@@ -170,6 +174,7 @@ PROBLEMS = [
     Problem("mlp", _mlp, F.mse_loss, _regression()),
     Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
     Problem("mlp-bias", _mlp, F.mse_loss, _regression(), {"scope": "*.bias"}),
+    Problem("query-loss", _mlp, F.mse_loss, _regression(), {"query_loss": _quartic}),
     Problem("dropout", _dropout_mlp, F.mse_loss, _regression()),
     Problem("two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))),
     Problem(

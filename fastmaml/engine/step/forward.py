@@ -66,7 +66,7 @@ class TaskForward:
 
     Attributes:
         model: called as ``model(x)``, ``model(*x)`` or ``model(**x)``; never changed.
-        loss: ``loss(output, targets)`` of one task, a scalar.
+        loss: ``loss(output, targets)`` of one task, a scalar; of its inner steps.
         frozen: parameters that are not learned, or what stands for them with a host; all tasks
             share them.
         buffers: the model's buffers; every forward pass begins with a copy of them.
@@ -80,6 +80,7 @@ class TaskForward:
         regions: whether the model has regions of `torch.utils.checkpoint`: its layers in these run
             again.
         listen: a context for each pass, of the tensors that it is given; it hears of every call.
+        query_loss: that of the query set; None where it is the same.
     """
 
     model: nn.Module
@@ -94,6 +95,12 @@ class TaskForward:
     host: Host | None = None
     regions: bool = False
     listen: Callable[[Any], AbstractContextManager[Any]] | None = None
+    query_loss: Loss | None = None
+
+    @property
+    def losses(self) -> tuple[Loss, Loss]:
+        """The loss of support sets, and that of the query set."""
+        return self.loss, self.loss if self.query_loss is None else self.query_loss
 
     def __call__(
         self,
@@ -122,13 +129,16 @@ class TaskForward:
         """
         keys = step_keys(seeds, step, query)
         given = (batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
+        loss = self.losses[query]
         result: tuple[Tensor, Any, Tensors]
         try:
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
+            one = partial(self._one, loss, shared, kept)
+            result = self.by_task(one, (adapted, *given), shared)
         except NeedsGraphError:
             # Of parameters that are constants to this pass, and not to a plain loop's.
             adapted, shared = _differentiable(adapted), _differentiable(shared)
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
+            one = partial(self._one, loss, shared, kept)
+            result = self.by_task(one, (adapted, *given), shared)
         return result
 
     def head(
@@ -190,6 +200,7 @@ class TaskForward:
 
     def _one(
         self,
+        loss_of_task: Loss,
         shared: Tensors,
         kept: Kept | None,
         adapted: Tensors,
@@ -204,11 +215,12 @@ class TaskForward:
         same = tensors, inputs, targets
         with self.surroundings(key, adapted, rows, kept, same):
             output = call(self.model, {**tensors, **adapted}, inputs)
-            loss = self.loss(output, targets)
+            loss = loss_of_task(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            name = "loss" if loss_of_task is self.loss else "query_loss"
             raise ValueError(
-                f"loss(output, targets) returned {got}; it must return a scalar tensor for one "
+                f"{name}(output, targets) returned {got}; it must return a scalar tensor for one "
                 "task, for example the mean over its examples (reduction='mean')."
             )
         return loss, _plain(output), buffers if self.keeps_buffers else {}

@@ -35,7 +35,8 @@ def task_loss(maml: MAML, task: Episodes) -> Tensor:
             step, dict(zip(moving, gradients, strict=True)), state, moving, meta.rates
         )
         moving = {n: p + updates[n] for n, p in moving.items()}
-    return _batch_loss(maml.module, maml.loss, moving, query)
+    loss = maml.loss if maml.query_loss is None else maml.query_loss
+    return _batch_loss(maml.module, loss, moving, query)
 
 
 def _batch_loss(model: nn.Module, loss: Loss | None, moving: Tensors, batch: Batch) -> Tensor:
