@@ -64,6 +64,9 @@ class TrainImages(Train, TrainConfig):
     """The flags of ``fastmaml train`` for images and sinusoids."""
 
     dataset: Suppress[str] = "digits"  # type: ignore[assignment]
+    plus_plus: Annotated[bool, arg(name="mamlpp")] = False
+    """MAML++ whole, as defaults of other flags: rule lslr, 5 inner steps, per-step BatchNorm, the
+    multi-step loss for a tenth of the iterations, first order for half of them, schedule cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ from fastmaml.maml.settings import (
     require_batch,
     require_count,
 )
+from fastmaml.models.per_step import row_of_pass, set_inner_step
 from fastmaml.ops._load import Backend
 from fastmaml.rules import Rule
 
@@ -309,7 +310,9 @@ class MAML(Clones):
             held = self._stock.take(self.module)
             call = admit(self, held, Episodes(task, task), steps, "eager")
             adapted = adapt(plan(self, held, call, EVALUATION, "eager"))
-        return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
+        found = adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
+        set_inner_step(found, row_of_pass(steps, query=True))
+        return found
 
     def adapted(
         self, support: Any, steps: int | None = None, loss: InnerLoss | None = None

@@ -146,6 +146,15 @@ def _conv() -> nn.Module:
     return nn.Sequential(*block, nn.Flatten(), nn.Linear(8, 3))
 
 
+def _per_step_conv() -> nn.Module:
+    """The same block with a weight and a bias for each inner step, all of them far apart."""
+    model = fm.models.per_step_batch_norm(_conv(), STEPS)
+    with torch.no_grad():
+        for i, p in enumerate(model[1].parameters()):
+            p.add_(tensor(*p.shape, seed=60 + i) / 2)
+    return model
+
+
 def _strided_conv() -> nn.Module:
     body = nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), nn.GELU(), nn.Conv2d(3, 2, 2)
     return nn.Sequential(*body, nn.Sigmoid(), nn.Flatten(), nn.Linear(2, 3))
@@ -195,6 +204,7 @@ PROBLEMS = [
         ),
     ),
     Problem("conv", _conv, F.cross_entropy, _classes(1, 4, 4)),
+    Problem("per-step-norm", _per_step_conv, F.cross_entropy, _classes(1, 4, 4)),
     Problem("strided-conv", _strided_conv, F.cross_entropy, _classes(2, 4, 4)),
     Problem("attention", Attention, F.cross_entropy, _classes(3, 4)),
     Problem("own-supports", NormalisedClassifier, F.cross_entropy, _own_supports()),

@@ -28,6 +28,7 @@ from fastmaml.engine.step.layer_checkpoint import checkpointed
 from fastmaml.engine.step.shared_passes import Kept, SharedPass
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import leaves_of
+from fastmaml.models.per_step import row_of_pass
 from fastmaml.rules.base import Tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -129,16 +130,15 @@ class TaskForward:
         """
         keys = step_keys(seeds, step, query)
         given = (batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
-        loss = self.losses[query]
+        how = self.losses[query], row_of_pass(step, query), shared, kept
         result: tuple[Tensor, Any, Tensors]
         try:
-            one = partial(self._one, loss, shared, kept)
-            result = self.by_task(one, (adapted, *given), shared)
+            result = self.by_task(partial(self._one, *how), (adapted, *given), shared)
         except NeedsGraphError:
             # Of parameters that are constants to this pass, and not to a plain loop's.
             adapted, shared = _differentiable(adapted), _differentiable(shared)
-            one = partial(self._one, loss, shared, kept)
-            result = self.by_task(one, (adapted, *given), shared)
+            how = *how[:2], shared, kept
+            result = self.by_task(partial(self._one, *how), (adapted, *given), shared)
         return result
 
     def head(
@@ -201,6 +201,7 @@ class TaskForward:
     def _one(
         self,
         loss_of_task: Loss,
+        row: int,
         shared: Tensors,
         kept: Kept | None,
         adapted: Tensors,
@@ -213,7 +214,7 @@ class TaskForward:
         """One task's loss (a scalar), outputs and buffers."""
         tensors = {**self.constants(buffers), **shared}
         same = tensors, inputs, targets
-        with self.surroundings(key, adapted, rows, kept, same):
+        with self.surroundings(key, adapted, rows, kept, same, row):
             output = call(self.model, {**tensors, **adapted}, inputs)
             loss = loss_of_task(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -263,11 +264,21 @@ class TaskForward:
         rows: Tensors,
         kept: Kept | None = None,
         same: Any = (),
+        row: int = 0,
     ) -> ExitStack:
-        """What is active while the model runs; `same` has tensors alike in every pass of `kept`."""
+        """What is active while the model runs.
+
+        Args:
+            key: of its draws.
+            adapted, rows: as for a call.
+            kept: what passes have in common.
+            same: a tree of tensors that are alike in every pass of `kept`.
+            row: see `row_of_pass`.
+        """
         stack = ExitStack()
         tables = [(adapted[name], found) for name, found in rows.items()]
-        routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
+        how = self.own_statistics, self.backend, self.fuses, tables, row
+        routing = Routing(key, *how)
         stack.enter_context(routing)
         checkpoint: Callable[..., Any] = partial(checkpointed, routing)
         if self.host is not None:
