@@ -5,7 +5,7 @@ from fastmaml._version import __version__
 from fastmaml.engine.base.errors import MissingDerivative, NonFiniteLoss, StaleRecordingError
 from fastmaml.engine.model.buffers import forget_running_statistics
 from fastmaml.episodes import Batch, Episodes, EpisodeSampler
-from fastmaml.maml import MAML, MetaOutput
+from fastmaml.maml import MAML, MetaOutput, mamlpp
 from fastmaml.measure.bench import Sweep, bench
 from fastmaml.measure.profile import Report, profile
 from fastmaml.measure.verify import Verification, verify
@@ -35,6 +35,7 @@ __all__ = [
     "gradients",
     "heads",
     "losses",
+    "mamlpp",
     "models",
     "ops",
     "profile",

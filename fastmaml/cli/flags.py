@@ -63,14 +63,23 @@ QUICK = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainImages(Train, TrainConfig):
+class TrainSmall(Train):
+    """The flags of ``fastmaml train`` for small networks made from scratch."""
+
+    plus_plus: Annotated[bool, arg(name="mamlpp")] = False
+    """MAML++ whole, as defaults of other flags: rule lslr, 5 inner steps, per-step BatchNorm, the
+    multi-step loss for a tenth of the iterations, first order for half of them, schedule cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainImages(TrainSmall, TrainConfig):
     """The flags of ``fastmaml train`` for images and sinusoids."""
 
     dataset: Suppress[str] = "digits"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFolder(Train, ImagesConfig):
+class TrainFolder(TrainSmall, ImagesConfig):
     """The flags of ``fastmaml train`` for a folder of images and the image data sets."""
 
     dataset: Suppress[str] = "images"  # type: ignore[assignment]

@@ -16,7 +16,7 @@ from fastmaml.cli.profile_flags import Profile, ProfileModule
 from fastmaml.cli.runs import checkpoint_in, config_of, load_into, tested_in
 from fastmaml.training.config import RunConfig, read_toml
 from fastmaml.training.config.toml import assignments
-from fastmaml.training.presets import PRESETS
+from fastmaml.training.presets import PRESETS, mamlpp_defaults
 from fastmaml.training.ranks import Ranks, joined, writes
 
 _Measuring = TypeVar("_Measuring", Profile, Bench)
@@ -208,6 +208,19 @@ def _info() -> int:
     return 0
 
 
+def _plus_plus(base: RunConfig, command: Any, arguments: Sequence[str]) -> RunConfig:
+    """The defaults with those of MAML++ over them, as far as the number of iterations goes."""
+    if command.resume is not None:
+        raise ValueError(
+            "--mamlpp with --resume: a run goes on as it was begun. Leave --mamlpp out; to train "
+            "anew with it, leave --resume out."
+        )
+    named = {} if command.config is None else read_toml(command.config)
+    first = base.updated(named, str(command.config))
+    iterations = parse(arguments, {**PRESETS, command.dataset: first}).configuration().iterations
+    return base.updated(mamlpp_defaults(command.dataset, iterations), "--mamlpp")
+
+
 def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration from preset, checkpoint, TOML file and flags, the later ones winning."""
     from fastmaml.training.checkpoint import load
@@ -219,6 +232,8 @@ def _layered(command: Any, arguments: Sequence[str]) -> tuple[RunConfig, Path | 
             checkpoint = checkpoint_in(given, ", or train without --resume")
             base = config_of(checkpoint, load(checkpoint).config)
             base = base.updated({"out": str(checkpoint.parent)}, "--resume")
+        if getattr(command, "plus_plus", False):
+            base = _plus_plus(base, command, arguments)
         if command.config is not None:
             base = base.updated(read_toml(command.config), str(command.config))
         if base.dataset != command.dataset:

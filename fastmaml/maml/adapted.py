@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.derivatives.copying import adapted_copy
 from fastmaml.engine.step.task_learner import TaskLearner
-from fastmaml.engine.step.task_state import go_on, state_of
+from fastmaml.engine.step.task_state import go_on, queried, state_of
 from fastmaml.maml.per_task import PerTask
 from fastmaml.maml.predictions import Predictions, taken_apart, usable
 from fastmaml.maml.settings import require_batch, require_count
+from fastmaml.models.per_step import row_of_pass, set_inner_step
 from fastmaml.rules.base import Tensors
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Adapting:
 
         def predict(learner: TaskLearner, state: Any, before: int, inputs: Any) -> Any:
             go_on(learner, state, before)
-            outputs = taken_apart(called(learner, inputs[0] if len(inputs) == 1 else inputs))
+            given = inputs[0] if len(inputs) == 1 else inputs
+            outputs = taken_apart(called(queried(learner), given))
             return next(learner.parameters()).sum() * 0, outputs  # the loss is nobody's
 
         self._further = PerTask(maml, further, learns=False, given=loss)
@@ -185,4 +187,6 @@ class Adapted:
             raise IndexError(f"task {task} of {self.tasks}: count from 0.")
         maml = self._adapting.maml
         own = {n: p[task].unsqueeze(0) for n, p in self.parameters.items()}
-        return adapted_copy(maml.module, own, own_statistics=maml.batch_norm == "batch")
+        found = adapted_copy(maml.module, own, own_statistics=maml.batch_norm == "batch")
+        set_inner_step(found, row_of_pass(self.steps, query=True))
+        return found

@@ -18,6 +18,7 @@ from fastmaml.engine.routing.cloning import clone_module, replace_parameters
 from fastmaml.gradients import FirstOrder
 from fastmaml.maml.given_later import GivenLater
 from fastmaml.maml.plan import meta_of
+from fastmaml.models.per_step import set_inner_step
 from fastmaml.rules import Rule
 from fastmaml.rules.base import Tensors
 
@@ -73,6 +74,7 @@ class Clones(GivenLater):
             changes["gradient"] = FirstOrder() if first_order else None
         learner = self._twin()  # `_progress` goes on from here
         learner._modules["module"] = clone_module(self.module)
+        set_inner_step(learner.module, self._progress.step)
         learner.settings = replace(self.settings, **changes) if changes else self.settings
         learner._forget()
         return learner
@@ -110,6 +112,7 @@ class Clones(GivenLater):
             allow_unused=self.allow_unused if allow_unused is None else allow_unused,
             allow_nograd=self.allow_nograd if allow_nograd is None else allow_nograd,
         )
+        set_inner_step(self.module, self._progress.step)
 
     def __getattr__(self, name: str) -> Any:
         """The model's attributes are this object's too, as in learn2learn."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastmaml.engine.step.task_learner import TaskLearner
-from fastmaml.engine.step.task_state import adapt_along, outputs_along, start_along
+from fastmaml.engine.step.task_state import adapt_along, outputs_along, queried, start_along
 from fastmaml.episodes.batch import Episodes, without_inference_mode
 from fastmaml.maml.adapted import called
 from fastmaml.maml.per_task import PerTask
@@ -65,13 +65,14 @@ def _function(maml: MAML) -> Any:
         learner: TaskLearner, v: Any, supports: Any, query: Any, steps: int, first_order: bool
     ) -> Any:
         loss: Any = maml.loss
+        query_loss: Any = loss if maml.query_loss is None else maml.query_loss
         direction = start_along(learner, v)
         for step in range(steps):
             inputs, targets = supports[min(step, len(supports) - 1)]
             inner = loss(called(learner, inputs), targets)
             direction = adapt_along(learner, inner, direction, first_order)
-        outputs = called(learner, query[0])
-        found = loss(outputs, query[1])
+        outputs = called(queried(learner), query[0])
+        found = query_loss(outputs, query[1])
         leaves, spec = tree_flatten(outputs)
         smooth = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
         slope, *slopes = outputs_along(learner, [found, *(leaves[i] for i in smooth)], direction)

@@ -28,10 +28,17 @@ def _refused(name: str, way: str) -> property:
     return property(None, refuse)
 
 
-def _loss_of(maml: Any) -> Loss | None:
+_LOSSES = ("loss", "query_loss")
+
+
+def _loss(name: str) -> Any:
     """The module that is registered, if one is: it may have been exchanged there."""
-    found = maml._modules.get("loss")
-    return maml.settings.loss if found is None else found
+
+    def get(maml: Any) -> Loss | None:
+        found: Loss | None = maml._modules.get(name)
+        return getattr(maml.settings, name) if found is None else found
+
+    return property(get)
 
 
 def _setting(name: str) -> Any:
@@ -53,7 +60,8 @@ class GivenLater(nn.Module):
     rule: Rule = _setting("rule")
     gradient: GradientMethod | None = _setting("gradient")
     steps: int = _setting("steps")
-    loss: Loss | None = property(_loss_of)  # type: ignore[assignment]
+    loss: Loss | None = _loss("loss")
+    query_loss: Loss | None = _loss("query_loss")
     scope: Scope = _setting("scope")
     head: Head | None = _setting("head")
     executor: ExecutorName | None = _setting("executor")
@@ -89,16 +97,17 @@ class GivenLater(nn.Module):
                 "maml.head is chosen when the MAML is made: make one with MAML(model, head=...)."
             )
         self.settings = replace(self.settings, **{name: value})
-        if name == "loss":
-            self._register_loss()
+        if name in _LOSSES:
+            self._register_losses()
         elif name in ("executor", "spot_checks"):
             self._choose_executors()
 
-    def _register_loss(self) -> None:
-        """Among the modules, where it is one, so that its buffers move with the model."""
-        modules = {n: m for n, m in self._modules.items() if n != "loss"}
-        if isinstance(self.settings.loss, nn.Module):
-            modules["loss"] = self.settings.loss
+    def _register_losses(self) -> None:
+        """Among the modules, where they are some, so that their buffers move with the model."""
+        modules = {n: m for n, m in self._modules.items() if n not in _LOSSES}
+        for name in _LOSSES:
+            if isinstance(given := getattr(self.settings, name), nn.Module):
+                modules[name] = given
         self.__dict__["_modules"] = modules  # not in place: a shallow copy has the same dict
 
     def _choose_executors(self) -> None:

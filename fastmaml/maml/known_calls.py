@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from fastmaml.engine.guards.plans import environment
 from fastmaml.engine.model.inventory import Inventory
+from fastmaml.engine.model.scope import AllBut
 from fastmaml.engine.recording.executors import ExecutorName, chosen_backend, lanes
 from fastmaml.engine.step.data import TaskData, signature
 from fastmaml.engine.step.program import Known, Program
@@ -33,7 +34,13 @@ def _made_from(
     model = held.parameters, held.buffers, maml.module, maml._head_layer
     backend = chosen_backend(given.backend, executor, device)
     return (
-        (*model, given, maml.loss, *(rates[rate_key(n)] for n in maml._rate_names)),
+        (
+            *model,
+            given,
+            maml.loss,
+            maml.query_loss,
+            *(rates[rate_key(n)] for n in maml._rate_names),
+        ),
         (
             [(p.requires_grad, p.dtype, p.shape) for p in held.parameters.values()],
             *(device, backend, lanes(executor, device), environment(device.type)),
@@ -93,5 +100,6 @@ class KnownCalls:
 
 def _stays(maml: MAML, program: Program) -> bool:
     """Whether nothing else decides: no function of the user's, no copies, no other library."""
-    forward = program.forward
-    return not (callable(maml.settings.scope) or forward.keeps_buffers or forward.host is not None)
+    forward, scope = program.forward, maml.settings.scope
+    asks = callable(scope) and not isinstance(scope, AllBut)
+    return not (asks or forward.keeps_buffers or forward.host is not None)

@@ -47,6 +47,7 @@ from fastmaml.maml.settings import (
     require_batch,
     require_count,
 )
+from fastmaml.models.per_step import row_of_pass, set_inner_step
 from fastmaml.ops._load import Backend
 from fastmaml.rules import Rule
 
@@ -68,6 +69,9 @@ class MAML(Clones):
             unused and frozen parameters as they are by itself.
         steps: inner steps.
         loss: ``loss(output, targets)``, a scalar for one task, without trainable parameters.
+        query_loss: the same of the query set, where it is another one: then `loss` is what inner
+            steps descend, and this what is meta-learned and reported (`MetaOutput.losses`); None
+            for `loss`. Reptile reports it, but learns from the support sets alone.
         rule: how parameters move (`fastmaml.rules`).
         gradient: how the inner loop is differentiated (`fastmaml.gradients`); None chooses an
             exact method from a memory estimate.
@@ -113,6 +117,7 @@ class MAML(Clones):
         *,
         steps: int = 1,
         loss: Loss | None = None,
+        query_loss: Loss | None = None,
         rule: Rule | None = None,
         gradient: GradientMethod | None = None,
         scope: Scope = "all",
@@ -134,6 +139,7 @@ class MAML(Clones):
                 gradient=chosen_gradient(first_order, gradient),
                 steps=steps,
                 loss=loss,
+                query_loss=query_loss,
                 scope=scope,
                 head=head,
                 executor=executor,
@@ -162,7 +168,7 @@ class MAML(Clones):
     def _begin(self, model: nn.Module, settings: Settings) -> None:
         """Take a model and settings, and find what in the model they are about."""
         self.settings = settings
-        self._register_loss()
+        self._register_losses()
         self._head_layer = find_head_layer(model, settings.head)
         adapted = adapted_names(model, settings.scope)
         if self._head_layer is not None:
@@ -304,7 +310,9 @@ class MAML(Clones):
             held = self._stock.take(self.module)
             call = admit(self, held, Episodes(task, task), steps, "eager")
             adapted = adapt(plan(self, held, call, EVALUATION, "eager"))
-        return adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
+        found = adapted_copy(self.module, adapted, own_statistics=self.batch_norm == "batch")
+        set_inner_step(found, row_of_pass(steps, query=True))
+        return found
 
     def adapted(
         self, support: Any, steps: int | None = None, loss: InnerLoss | None = None

@@ -77,6 +77,7 @@ def program_of(
         batched=False,
         backend=backend,
         host=host,
+        query_loss=maml.query_loss,
     )
     method = given.gradient or Unrolled()
     return Program(forward, given.rule, method, steps, 1, head=maml._head_layer)
@@ -103,7 +104,7 @@ def plan(
     found, known = plan_of(maml, maml._plans, held, call, method, executor), call.known
     if call.seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
         episodes: Any = call.data
-        check_labels(maml.loss, found.classes, episodes)
+        check_labels(call.program.forward.losses, found.classes, episodes)
     if learns:
         check_reach(found.unreached, call.data)
     if known is None:
@@ -180,13 +181,14 @@ def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
     """The planner's, with errors that say what is wrong with the data."""
     episodes: Any = call.data
     check_padding(call.program.forward, episodes)
+    losses = call.program.forward.losses
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
             found = make_plan(call, asked)
     except Exception as error:
-        explain_failure(error, maml.module, maml.loss, episodes)
+        explain_failure(error, maml.module, losses, episodes)
         raise
-    check_labels(maml.loss, found.classes, episodes)
+    check_labels(losses, found.classes, episodes)
     return found
 
 
@@ -220,5 +222,5 @@ def settings_key(program: Program) -> Any:
     """What a plan is for, besides the model as it is: what a `MAML` was given."""
     forward = program.forward
     functions = () if forward.host is None else forward.host.functions
-    own = (forward.model, forward.loss, forward.own_statistics, program.rule, program.head)
-    return key_of((*own, functions))
+    own = (forward.model, forward.own_statistics, program.rule, program.head)
+    return key_of((*own, forward.loss, forward.query_loss, functions))

@@ -31,6 +31,7 @@ class Settings:
     gradient: GradientMethod | None = None
     steps: int = 1
     loss: Loss | None = None
+    query_loss: Loss | None = None
     scope: Scope = "all"
     head: Head | None = None
     executor: ExecutorName | None = None

@@ -9,6 +9,8 @@ have ProMP's outer loop (Rothfuss et al., 2019), with a rate for a hundred itera
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastmaml.training.config import (
     GlueConfig,
     ImagesConfig,
@@ -19,6 +21,7 @@ from fastmaml.training.config import (
     TableConfig,
     TrainConfig,
 )
+from fastmaml.training.config.loop import annealed
 
 _POLICIES = {
     "iterations": 100,
@@ -197,3 +200,20 @@ PRESETS: dict[str, RunConfig] = {
     ),
 }
 """The defaults of each data set."""
+
+
+def mamlpp_defaults(dataset: str, iterations: int) -> dict[str, Any]:
+    """What MAML++ (Antoniou et al., 2019) changes of a data set's defaults.
+
+    Args:
+        dataset: the sinusoid's network has no BatchNorm.
+        iterations: of the run, in which its annealing takes place.
+    """
+    return {
+        **annealed(iterations),
+        "rule": "lslr",
+        "inner_lr": min(PRESETS[dataset].inner_lr, 0.1),  # 0.01 for photographs, as there
+        "inner_steps": 5,
+        "eval_steps": None,
+        "per_step_batch_norm": dataset != "sinusoid",
+    }

@@ -131,9 +131,10 @@ def test_clones_agree_on_every_problem(problem: Problem) -> None:
     for module in maml.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    own = maml.loss
+    inner = maml.loss
+    outer = inner if maml.query_loss is None else maml.query_loss
 
-    def called(learner: Any, batch: fm.Batch) -> Tensor:
+    def called(own: Any, learner: Any, batch: fm.Batch) -> Tensor:
         x = batch.inputs
         many = learner(**x) if isinstance(x, dict) else learner(*x) if type(x) is tuple else None
         return own(learner(x) if many is None else many, batch.targets)
@@ -141,8 +142,8 @@ def test_clones_agree_on_every_problem(problem: Problem) -> None:
     @maml.per_task
     def run(learner: Any, support: Any, query: fm.Batch) -> Tensor:
         for batch in support if isinstance(support, list) else [support] * 2:
-            learner.adapt(called(learner, batch))
-        return called(learner, query)
+            learner.adapt(called(inner, learner, batch))
+        return called(outer, learner, query)
 
     assert fm.verify(run, problem.episodes, tolerance=1e-9).agrees
 

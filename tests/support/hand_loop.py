@@ -26,11 +26,13 @@ def hand_loop(
     lr: float,
     steps: int,
     first_order: bool = False,
+    query_loss: Loss | None = None,
 ) -> tuple[Tensor, Parameters]:
     """The mean query loss after `steps` steps of SGD, and its gradient by the model's parameters.
 
     Parameters with ``requires_grad=False`` are constants; one that the query loss does not reach
-    has the meta-gradient zero. Neither the model's buffers nor its ``.grad`` change.
+    has the meta-gradient zero. `query_loss` None is `loss`.
+    Neither the model's buffers nor its ``.grad`` change.
     """
     theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
     losses = []
@@ -39,7 +41,7 @@ def hand_loop(
         for step in range(steps):
             support_loss = batch_loss(model, loss, adapted, task.support_of(step))
             adapted = sgd_step(adapted, support_loss, lr, first_order)
-        losses.append(batch_loss(model, loss, adapted, task.query))
+        losses.append(batch_loss(model, query_loss or loss, adapted, task.query))
     mean_loss = torch.stack(losses).mean()
     grads = torch.autograd.grad(
         mean_loss, list(theta.values()), allow_unused=True, materialize_grads=True

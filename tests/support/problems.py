@@ -132,6 +132,10 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 1))
 
 
+def _quartic(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().square().mean()
+
+
 def _dropout_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1))
 
@@ -140,6 +144,15 @@ def _conv() -> nn.Module:
     """The block of the few-shot literature; BatchNorm, ReLU and pooling become one op."""
     block = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)
     return nn.Sequential(*block, nn.Flatten(), nn.Linear(8, 3))
+
+
+def _per_step_conv() -> nn.Module:
+    """The same block with a weight and a bias for each inner step, all of them far apart."""
+    model = fm.models.per_step_batch_norm(_conv(), STEPS)
+    with torch.no_grad():
+        for i, p in enumerate(model[1].parameters()):
+            p.add_(tensor(*p.shape, seed=60 + i) / 2)
+    return model
 
 
 def _strided_conv() -> nn.Module:
@@ -170,6 +183,7 @@ PROBLEMS = [
     Problem("mlp", _mlp, F.mse_loss, _regression()),
     Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
     Problem("mlp-bias", _mlp, F.mse_loss, _regression(), {"scope": "*.bias"}),
+    Problem("query-loss", _mlp, F.mse_loss, _regression(), {"query_loss": _quartic}),
     Problem("dropout", _dropout_mlp, F.mse_loss, _regression()),
     Problem("two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))),
     Problem(
@@ -190,6 +204,7 @@ PROBLEMS = [
         ),
     ),
     Problem("conv", _conv, F.cross_entropy, _classes(1, 4, 4)),
+    Problem("per-step-norm", _per_step_conv, F.cross_entropy, _classes(1, 4, 4)),
     Problem("strided-conv", _strided_conv, F.cross_entropy, _classes(2, 4, 4)),
     Problem("attention", Attention, F.cross_entropy, _classes(3, 4)),
     Problem("own-supports", NormalisedClassifier, F.cross_entropy, _own_supports()),

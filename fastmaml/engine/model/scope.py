@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import final
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 Scope = str | Callable[[str, nn.Parameter], bool]
 """``"all"``, ``"head"``, ``"body"``, a name pattern, or a predicate of (name, parameter)."""
+
+
+@final
+@dataclass(frozen=True)
+class AllBut:
+    """The scope of all parameters but these.
+
+    Attributes:
+        names: of those that do not adapt; they are meta-learned all the same.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether it adapts."""
+        return name not in self.names
 
 
 def adapted_names(model: nn.Module, scope: Scope) -> list[str]:

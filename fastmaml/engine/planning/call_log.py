@@ -69,7 +69,7 @@ def logged(call: Call) -> Log:
         meta = leaves_of(call.meta)
         carry, shared = loop.start(meta), meta.shared
         query = loop.query(loop.steps, carry.parameters, shared)
-        if _same_sizes(loop.episodes):
+        if forward.query_loss is None and _same_sizes(loop.episodes):
             passes.append(passes[-1])
         else:
             loop.support_losses(0, carry.parameters, shared)

@@ -25,7 +25,7 @@ from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import about_tasks, chunk_size
 from fastmaml.engine.step.data import TaskData
 from fastmaml.engine.step.inner_loop import support_sets
-from fastmaml.engine.step.label_checks import class_count
+from fastmaml.engine.step.label_checks import class_counts
 from fastmaml.engine.step.program import Call
 
 MAX_KINDS = 16
@@ -109,11 +109,9 @@ class OtherSizes:
         foretold = known.logs.foretold(sizes, log)
         if not foretold:
             known.logs.add(sizes, log)
-        outputs, loss = log.outputs, call.program.forward.loss
-        targets = call.data.query.targets  # type: ignore[attr-defined]  # they are episodes
         return replace(
             scaled,
-            classes=class_count(loss, outputs, targets),
+            classes=class_counts(call.program.forward.losses, log.outputs, call.data),
             sizes="known" if foretold else "vary",
         )
 

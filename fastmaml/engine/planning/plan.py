@@ -8,6 +8,7 @@ from typing import Literal
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.memory.law import MemoryLaw
 from fastmaml.engine.routing.row_tables import RowTable
+from fastmaml.engine.step.label_checks import Classes
 from fastmaml.engine.step.program import Program
 from fastmaml.gradients import GradientMethod
 
@@ -23,7 +24,8 @@ class Plan:
         batched: whether they run under vmap.
         repeatable: whether the model draws only random numbers that can be drawn again.
         own_statistics: see `Routing`.
-        classes: how many classes the labels may name, where that is known.
+        classes: how many classes the labels of support sets may name, and those of the query set,
+            where that is known.
         bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
         bytes_query: the same for the query pass; guessed where its loss is not differentiated.
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
@@ -49,7 +51,7 @@ class Plan:
     batched: bool
     repeatable: bool
     own_statistics: bool
-    classes: int | None
+    classes: Classes
     bytes_step: int
     bytes_query: int
     bytes_estimate: int

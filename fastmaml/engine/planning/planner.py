@@ -30,12 +30,12 @@ from fastmaml.engine.planning.trials import batches, run, runs
 from fastmaml.engine.routing.torch_regions import Regions
 from fastmaml.engine.step.audit import Audit
 from fastmaml.engine.step.careful import check_steps, drawing, watched
-from fastmaml.engine.step.data import TaskData, mapped
+from fastmaml.engine.step.data import mapped
+from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.inner_loop import support_sets
-from fastmaml.engine.step.label_checks import class_count
+from fastmaml.engine.step.label_checks import class_counts
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
-from fastmaml.episodes.batch import Episodes
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
 from fastmaml.gradients.base import detached, leaves_of
 
@@ -108,7 +108,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         batched=not refusal,
         repeatable=not drew,
         own_statistics=forward.own_statistics,
-        classes=class_count(forward.loss, outputs, _targets(one.data)),
+        classes=class_counts(forward.losses, outputs, one.data),
         bytes_step=kept[0],
         bytes_query=kept[1],
         bytes_estimate=candidate.peak,
@@ -122,6 +122,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
             candidate.about(),
             method_why,
             *_about_offload(one, candidate),
+            *_about_losses(forward),
             *_about_sharing(call, method, bool(drew)),
             f"backend: {backend}{' (PyTorch)' * (backend == 'reference')}{backend_why or why}",
             *about_tables(call._replace(program=alone)),
@@ -176,7 +177,7 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         batched=not refusal,
         repeatable=True,
         own_statistics=alone.forward.own_statistics,
-        classes=None,
+        classes=(None, None),
         bytes_step=kept // 2,
         bytes_query=kept // 2,
         bytes_estimate=peak,
@@ -198,10 +199,6 @@ def plan_function(call: Call, asked: Asked) -> Plan:
         refusal=refusal,
         regions=alone.forward.regions,
     )
-
-
-def _targets(data: TaskData) -> Any:
-    return data.query.targets if isinstance(data, Episodes) else None
 
 
 def _tried(
@@ -288,6 +285,14 @@ def _about_size(candidate: Candidate, planned: int, asked: Asked, refusal: str) 
         f", as a task keeps {mib(sum(candidate.kept))} for its derivatives, and a chunk should "
         "stay near the caches"
     )
+
+
+def _about_losses(forward: TaskForward) -> list[str]:
+    """A line, where the query set has a loss of its own."""
+    if forward.query_loss is None:
+        return []
+    own, inner = (getattr(x, "__name__", type(x).__name__) for x in reversed(forward.losses))
+    return [f"query loss: {own}; the inner steps descend {inner}"]
 
 
 def _about_regions(regions: bool) -> list[str]:

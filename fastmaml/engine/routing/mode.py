@@ -29,6 +29,7 @@ from fastmaml.engine.routing.row_tables import asks_about
 from fastmaml.engine.routing.second_order import SECOND_ORDER
 from fastmaml.engine.routing.to_ops import OpRouting
 from fastmaml.engine.routing.torch_regions import inside, keeps_inputs, kept_without_vmap, set_aside
+from fastmaml.models.per_step import per_step
 
 _RANDOM_FUNCTIONS = {
     "rand",
@@ -88,6 +89,7 @@ class Routing(TorchFunctionMode):
         backend: what runs the functions that have an op family; "reference" is PyTorch itself.
         fuses: see `OpRouting`.
         rows: pairs of a gathered embedding table and the indices that its rows stand for.
+        step: the row that modules with rows of each inner step take (`models.per_step`).
     """
 
     def __init__(
@@ -97,10 +99,12 @@ class Routing(TorchFunctionMode):
         backend: str = "reference",
         fuses: bool = False,
         rows: Sequence[tuple[Tensor, Tensor]] = (),
+        step: int = 0,
     ) -> None:
         super().__init__()
         self.key = key
         self.rows = rows
+        self.step = step
         self.own_statistics = own_statistics
         self.draws = 0
         self.nested = 0
@@ -287,6 +291,10 @@ def _dropout_over(dimensions: int | None) -> Callable[..., Tensor]:
     return handler
 
 
+def _per_step(mode: Routing, func: Any, table: Tensor, step: int | None = None) -> Tensor:
+    return per_step(table, mode.step)
+
+
 def _multi_head_attention(mode: Routing, func: Any, *args: Any, **kwargs: Any) -> Any:
     with mode:
         return unhidden(func)(*args, **kwargs)
@@ -325,6 +333,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout1d: _dropout_over(1),
     F.dropout2d: _dropout_over(2),
     F.dropout3d: _dropout_over(3),
+    per_step: _per_step,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
     F.scaled_dot_product_attention: attention,

@@ -12,7 +12,7 @@ from fastmaml.engine.base.errors import NonFiniteLoss
 from fastmaml.engine.step.data import TaskData, tensors_in
 from fastmaml.engine.step.forward import call
 from fastmaml.engine.step.inner_loop import InnerLoop
-from fastmaml.engine.step.label_checks import check_labels, class_count
+from fastmaml.engine.step.label_checks import Losses, check_labels, class_counts
 from fastmaml.engine.step.meta_step import meta_step
 from fastmaml.engine.step.program import Call, MetaResult, Program, tensors_of
 from fastmaml.episodes.batch import Episodes
@@ -42,7 +42,7 @@ def check_reach(unreached: str, data: TaskData) -> None:
             )
 
 
-def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Episodes) -> None:
+def explain_failure(error: Exception, model: nn.Module, losses: Losses, episodes: Episodes) -> None:
     """Raise a clearer error where the reason of `error` can be told; else return.
 
     Called when the model failed on the first task, run plainly.
@@ -66,8 +66,8 @@ def explain_failure(error: Exception, model: nn.Module, loss: Any, episodes: Epi
                 return  # the model itself fails: its own error, which the caller raises, says why
         logits = logits_of(outputs)
         if logits is not None:
-            classes = class_count(loss, logits.unsqueeze(0), episodes.support.targets)
-            check_labels(loss, classes, episodes)
+            classes = class_counts(losses, logits.unsqueeze(0), episodes)
+            check_labels(losses, classes, episodes)
 
 
 def check_reached(program: Program) -> None:
@@ -91,8 +91,8 @@ def check_finite(call: Call, result: MetaResult) -> None:
         return
     if not result.losses.isfinite().all():
         if isinstance(call.data, Episodes):  # on a GPU labels are not looked at before each call
-            loss, targets = call.program.forward.loss, call.data.query.targets
-            check_labels(loss, class_count(loss, result.outputs, targets), call.data)
+            given = call.program.forward.losses
+            check_labels(given, class_counts(given, result.outputs, call.data), call.data)
         _raise_for_losses(call, result.losses)
     if not _finite(result.gradient):
         _raise_for_gradient(call)

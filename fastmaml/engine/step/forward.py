@@ -28,6 +28,7 @@ from fastmaml.engine.step.layer_checkpoint import checkpointed
 from fastmaml.engine.step.shared_passes import Kept, SharedPass
 from fastmaml.episodes.batch import Batch
 from fastmaml.gradients.base import leaves_of
+from fastmaml.models.per_step import row_of_pass
 from fastmaml.rules.base import Tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -66,7 +67,7 @@ class TaskForward:
 
     Attributes:
         model: called as ``model(x)``, ``model(*x)`` or ``model(**x)``; never changed.
-        loss: ``loss(output, targets)`` of one task, a scalar.
+        loss: ``loss(output, targets)`` of one task, a scalar; of its inner steps.
         frozen: parameters that are not learned, or what stands for them with a host; all tasks
             share them.
         buffers: the model's buffers; every forward pass begins with a copy of them.
@@ -80,6 +81,7 @@ class TaskForward:
         regions: whether the model has regions of `torch.utils.checkpoint`: its layers in these run
             again.
         listen: a context for each pass, of the tensors that it is given; it hears of every call.
+        query_loss: that of the query set; None where it is the same.
     """
 
     model: nn.Module
@@ -94,6 +96,12 @@ class TaskForward:
     host: Host | None = None
     regions: bool = False
     listen: Callable[[Any], AbstractContextManager[Any]] | None = None
+    query_loss: Loss | None = None
+
+    @property
+    def losses(self) -> tuple[Loss, Loss]:
+        """The loss of support sets, and that of the query set."""
+        return self.loss, self.loss if self.query_loss is None else self.query_loss
 
     def __call__(
         self,
@@ -122,13 +130,15 @@ class TaskForward:
         """
         keys = step_keys(seeds, step, query)
         given = (batch.inputs, batch.targets, keys, rows or {}, self._buffers(len(seeds)))
+        how = self.losses[query], row_of_pass(step, query), shared, kept
         result: tuple[Tensor, Any, Tensors]
         try:
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
+            result = self.by_task(partial(self._one, *how), (adapted, *given), shared)
         except NeedsGraphError:
             # Of parameters that are constants to this pass, and not to a plain loop's.
             adapted, shared = _differentiable(adapted), _differentiable(shared)
-            result = self.by_task(partial(self._one, shared, kept), (adapted, *given), shared)
+            how = *how[:2], shared, kept
+            result = self.by_task(partial(self._one, *how), (adapted, *given), shared)
         return result
 
     def head(
@@ -190,6 +200,8 @@ class TaskForward:
 
     def _one(
         self,
+        loss_of_task: Loss,
+        row: int,
         shared: Tensors,
         kept: Kept | None,
         adapted: Tensors,
@@ -202,13 +214,14 @@ class TaskForward:
         """One task's loss (a scalar), outputs and buffers."""
         tensors = {**self.constants(buffers), **shared}
         same = tensors, inputs, targets
-        with self.surroundings(key, adapted, rows, kept, same):
+        with self.surroundings(key, adapted, rows, kept, same, row):
             output = call(self.model, {**tensors, **adapted}, inputs)
-            loss = self.loss(output, targets)
+            loss = loss_of_task(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            name = "loss" if loss_of_task is self.loss else "query_loss"
             raise ValueError(
-                f"loss(output, targets) returned {got}; it must return a scalar tensor for one "
+                f"{name}(output, targets) returned {got}; it must return a scalar tensor for one "
                 "task, for example the mean over its examples (reduction='mean')."
             )
         return loss, _plain(output), buffers if self.keeps_buffers else {}
@@ -251,11 +264,21 @@ class TaskForward:
         rows: Tensors,
         kept: Kept | None = None,
         same: Any = (),
+        row: int = 0,
     ) -> ExitStack:
-        """What is active while the model runs; `same` has tensors alike in every pass of `kept`."""
+        """What is active while the model runs.
+
+        Args:
+            key: of its draws.
+            adapted, rows: as for a call.
+            kept: what passes have in common.
+            same: a tree of tensors that are alike in every pass of `kept`.
+            row: see `row_of_pass`.
+        """
         stack = ExitStack()
         tables = [(adapted[name], found) for name, found in rows.items()]
-        routing = Routing(key, self.own_statistics, self.backend, self.fuses, tables)
+        how = self.own_statistics, self.backend, self.fuses, tables, row
+        routing = Routing(key, *how)
         stack.enter_context(routing)
         checkpoint: Callable[..., Any] = partial(checkpointed, routing)
         if self.host is not None:

@@ -9,8 +9,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmaml.engine.step.data import TaskData
 from fastmaml.episodes.batch import Episodes
 from fastmaml.losses import IGNORED, classification, logits_of
+
+Losses = tuple[Any, Any]
+"""Of support sets, and of the query set."""
+
+Classes = tuple[int | None, int | None]
+"""How many the labels of support sets may name, and those of the query set."""
 
 
 def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
@@ -32,22 +39,41 @@ def class_count(loss: Any, outputs: Any, targets: Any) -> int | None:
     return outputs.shape[2] if labelled else None
 
 
-def check_labels(loss: Any, classes: int | None, episodes: Episodes) -> None:
+def class_counts(losses: Losses, outputs: Any, data: TaskData) -> Classes:
+    """The same of the support sets and of the query set; None for each where data is no episodes.
+
+    Args:
+        losses: of support sets, and of the query set.
+        outputs: the model's for one of them, every tensor ``[tasks, examples, ...]``.
+        data: the tasks.
+    """
+    if not isinstance(data, Episodes):
+        return None, None
+    pairs = zip(losses, (data.support, data.query), strict=True)
+    support, query = (class_count(loss, outputs, batch.targets) for loss, batch in pairs)
+    return support, query
+
+
+def check_labels(losses: Losses, classes: Classes, episodes: Episodes) -> None:
     """Raise ValueError where a label is not among the classes that the model tells apart.
 
     Args:
-        loss: of one task.
-        classes: what `class_count` gave for such episodes.
+        losses: of support sets, and of the query set.
+        classes: what `class_counts` gave for such episodes.
         episodes: whose labels are looked at.
     """
-    ignored = _ignored_label(loss)
-    if classes is None or ignored is None:
-        return
+    ignored = tuple(map(_ignored_label, losses))
     for name, batch in episodes.sets().items():
-        if _is_mixture(batch.targets):
-            _check_mixture(name, batch.targets, classes)
+        own = name == "query"
+        _check_set(name, batch.targets, classes[own], ignored[own])
+
+
+def _check_set(name: str, targets: Any, classes: int | None, ignored: int | None) -> None:
+    if classes is not None and ignored is not None:
+        if _is_mixture(targets):
+            _check_mixture(name, targets, classes)
         else:
-            _check(name, batch.targets, classes, ignored)
+            _check(name, targets, classes, ignored)
 
 
 def _check(name: str, labels: Tensor, classes: int, ignored: int) -> None:

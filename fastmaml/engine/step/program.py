@@ -59,7 +59,7 @@ class Program:
     def watched(self, sight: Sight) -> None:
         """Depend on what was seen to run, too."""
         model = self.forward.model
-        roots = (model, self.forward.loss, self.rule, self.method.code, self.head)
+        roots = (model, *self.forward.losses, self.rule, self.method.code, self.head)
         self.depends.add(sight, roots, (*model.parameters(), *model.buffers()))
 
 

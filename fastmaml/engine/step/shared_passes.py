@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fastmaml.engine.base import functorch
 from fastmaml.engine.routing.mode import Routing
+from fastmaml.models.per_step import per_step
 from fastmaml.rules.base import Tensors
 
 Token = tuple[Any, ...]
@@ -200,6 +201,8 @@ class SharedPass(TorchFunctionMode):
             self.kept.alike = False
             self.kept.made.clear()
             return None
+        if func is per_step:
+            return None  # another row at every step
         if functorch.maybe_current_level() != self.level:
             return None  # inside a transform of the model's own
         if name == "requires_grad_":

@@ -15,6 +15,7 @@ from fastmaml.engine.base.seeds import step_keys
 from fastmaml.engine.model.functional_call import functional
 from fastmaml.engine.step.inner_loop import InnerLoop
 from fastmaml.gradients.base import Carry, Meta
+from fastmaml.models.per_step import row_of_pass
 from fastmaml.rules.base import Tensors
 
 Steps = tuple[Callable[[Any], Any], ...]
@@ -54,6 +55,7 @@ class TaskLearner:
         self._level = functorch.maybe_get_level(seed)
         self._calls = [0]  # a list, as clones go on counting
         self._steps = 0
+        self._queries = False  # whether what it is called on is known to be no support set
         self._shown: tuple[Carry | None, Tensors] = (None, {})
 
     @property
@@ -174,7 +176,8 @@ class TaskLearner:
             tensors = {f"whole.{name}": x for name, x in tensors.items()}
             model = _Within(model, steps)
         kept = self._loop.kept(self._meta.shared, (steps, inputs, named))
-        with forward.surroundings(key, {}, {}, kept, (same, inputs, named)):
+        row = row_of_pass(self._steps, self._queries)
+        with forward.surroundings(key, {}, {}, kept, (same, inputs, named), row):
             return functional(model, tensors, inputs, named)
 
     def _part(self, steps: Steps, name: str) -> Any:

@@ -33,6 +33,12 @@ def go_on(learner: TaskLearner, state: tuple[Tensors, Any], steps: int) -> None:
     learner._carry, learner._steps = Carry(parameters, below[1]), steps
 
 
+def queried(learner: TaskLearner) -> TaskLearner:
+    """The learner, which is called on no support set any more."""
+    learner._queries = True
+    return learner
+
+
 def start_along(learner: TaskLearner, direction: Tensors) -> Tensors:
     """A direction of θ, where the learner has taken no step.
 

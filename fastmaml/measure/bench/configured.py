@@ -29,6 +29,7 @@ def in_configuration(
     settings = replace(
         twin.settings,
         loss=twin.loss,
+        query_loss=twin.query_loss,
         gradient=gradient,
         steps=steps,
         backend=backend,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmaml.engine.model.inventory import take_inventory
 from fastmaml.engine.routing.called_by_hand import called
-from fastmaml.engine.step.forward import Loss, call
+from fastmaml.engine.step.forward import call
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml import MAML
 from fastmaml.maml.plan import meta_of
+from fastmaml.models import at_inner_step
 from fastmaml.rules.base import Tensors
 
 
@@ -25,7 +26,7 @@ def task_loss(maml: MAML, task: Episodes) -> Tensor:
     for step in range(maml.steps):
         constant = method is not None and not method.differentiates(step, maml.steps)
         gradients = torch.autograd.grad(
-            _batch_loss(maml.module, maml.loss, moving, supports[min(step, len(supports) - 1)]),
+            _batch_loss(maml, step, False, moving, supports[min(step, len(supports) - 1)]),
             list(moving.values()),
             create_graph=not constant,
             allow_unused=True,
@@ -35,11 +36,13 @@ def task_loss(maml: MAML, task: Episodes) -> Tensor:
             step, dict(zip(moving, gradients, strict=True)), state, moving, meta.rates
         )
         moving = {n: p + updates[n] for n, p in moving.items()}
-    return _batch_loss(maml.module, maml.loss, moving, query)
+    return _batch_loss(maml, maml.steps, True, moving, query)
 
 
-def _batch_loss(model: nn.Module, loss: Loss | None, moving: Tensors, batch: Batch) -> Tensor:
+def _batch_loss(maml: MAML, step: int, query: bool, moving: Tensors, batch: Batch) -> Tensor:
+    loss = maml.query_loss if query and maml.query_loss is not None else maml.loss
     assert loss is not None  # `maml(episodes)`, which ran before, has seen to it
-    own = {n: p.squeeze(0) for n, p in moving.items()}
-    output = called(model, False, call, model, own, batch.inputs)
+    own, model = {n: p.squeeze(0) for n, p in moving.items()}, maml.module
+    with at_inner_step(model, max(step - 1, 0) if query else step):
+        output = called(model, False, call, model, own, batch.inputs)
     return loss(output, batch.targets)

@@ -12,6 +12,19 @@ from fastmaml.training.config.checks import check, check_loop, did_you_mean
 
 Config = TypeVar("Config", bound="LoopConfig")
 
+
+def annealed(iterations: int) -> dict[str, Any]:
+    """MAML++'s settings of the outer loop, for so many iterations.
+
+    Its authors' Omniglot runs have 100 epochs: 10 with the multi-step loss, 50 of first order.
+    """
+    return {
+        "schedule": "cosine",
+        "multi_step_until": iterations // 10,
+        "first_order_until": iterations // 2,
+    }
+
+
 _FREE_ON_RESUME = {
     *("iterations", "evaluate_every", "checkpoint_every", "validation_episodes", "test_episodes"),
     *("eval_steps", "out", "plots", "threads", "root", "download"),
@@ -83,6 +96,19 @@ class LoopConfig:
         for field in fields(self):
             check(field.name, getattr(self, field.name), hints[field.name])
         check_loop(self)
+
+    @classmethod
+    def mamlpp(cls: type[Config], iterations: int = 1000, **values: Any) -> Config:
+        """The outer loop of MAML++ (Antoniou et al., 2019), for an inner loop of `fastmaml.mamlpp`.
+
+        The cosine schedule (here down to 0), the multi-step loss in the first tenth of the
+        iterations, and first-order gradients in their first half, as in the paper's 100 epochs.
+
+        Args:
+            iterations: meta-steps.
+            values: of other fields, also of those three.
+        """
+        return cls(iterations=iterations, **{**annealed(iterations), **values})
 
     @property
     def title(self) -> str:

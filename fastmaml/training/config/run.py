@@ -35,6 +35,8 @@ class RunConfig(LoopConfig):
     """Keep the inner steps of checkpointed and mixed-mode in the CPU's memory."""
     last: int = 1
     """Inner steps that truncated differentiates."""
+    per_step_batch_norm: bool = False
+    """BatchNorm with a weight and a bias for each inner step, which do not adapt (MAML++)."""
     scope: str = "all"
     """What adapts: all, head, body, or a pattern of parameter names."""
     tasks_chunk: int | None = None

@@ -96,10 +96,11 @@ def of_next_tokens(maml: Any) -> bool:
     """Whether a model predicts the next token at each place, as causal language models do.
 
     Args:
-        maml: whose loss (`losses.seq2seq`, `losses.token_classification`) or model (one with an
-            encoder and a decoder) says that it is the token in the same place.
+        maml: whose query loss (`losses.seq2seq`, `losses.token_classification`) or model (one
+            with an encoder and a decoder) says that it is the token in the same place.
     """
-    same_place = maml.loss in (losses.seq2seq, losses.token_classification)
+    loss = maml.loss if maml.query_loss is None else maml.query_loss
+    same_place = loss in (losses.seq2seq, losses.token_classification)
     config = getattr(maml.module, "config", None)
     return not same_place and getattr(config, "is_encoder_decoder", False) is not True
 

@@ -33,7 +33,12 @@ from fastmaml.training.recipes.hub import stage
 from fastmaml.training.recipes.images import Images
 from fastmaml.training.recipes.instructions import Instructions
 from fastmaml.training.recipes.intents import Intents
-from fastmaml.training.recipes.parts import gradient_of, resolve_device, rule_of
+from fastmaml.training.recipes.parts import (
+    gradient_of,
+    resolve_device,
+    rule_of,
+    with_per_step_rows,
+)
 from fastmaml.training.recipes.table import Table
 from fastmaml.training.trainer import MetaTrainer
 
@@ -87,14 +92,18 @@ def build_maml(config: RunConfig, made: Recipe | None = None) -> MAML:
     found = recipe(config) if made is None else made
     torch.manual_seed(config.seed)
     dtype = found.dtype(getattr(torch, config.dtype))
-    model = found.model().to(device=device, dtype=dtype)
+    model = found.model()
+    scope = found.scope(model)
+    if config.per_step_batch_norm:
+        model, scope = with_per_step_rows(model, config.inner_steps, scope)
+    model = model.to(device=device, dtype=dtype)
     return MAML(
         model,
         steps=config.inner_steps,
         loss=found.loss(),
         rule=rule_of(config),
         gradient=gradient_of(config),
-        scope=found.scope(model),
+        scope=scope,
         head=found.head(),
         executor=None if config.executor == "auto" else config.executor,
         backend=None if config.backend == "auto" else config.backend,

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import nn
 
 from fastmaml import rules
+from fastmaml.engine.model.scope import Scope
 from fastmaml.gradients import GradientMethod
 from fastmaml.gradients.names import NUMBERED, OFFLOADING, named
+from fastmaml.maml.plus_plus import all_but_norms
+from fastmaml.models import per_step_batch_norm
 from fastmaml.training.config import RunConfig
 from fastmaml.training.ranks import launched
 
@@ -53,6 +57,24 @@ def rule_of(config: RunConfig) -> rules.Rule:
     return {"sgd": rules.SGD, "adam": rules.Adam, "meta-sgd": rules.MetaSGD, "lslr": rules.LSLR}[
         config.rule
     ](lr)
+
+
+def with_per_step_rows(model: nn.Module, steps: int, scope: Scope) -> tuple[nn.Module, Scope]:
+    """A copy of the model with per-step BatchNorm layers, and what adapts of it.
+
+    Args:
+        model: with BatchNorm layers.
+        steps: inner steps.
+        scope: "all" for all but these layers; another one counts as it is.
+
+    Raises:
+        ValueError: it has no BatchNorm layers, or some of another kind.
+    """
+    try:
+        model = per_step_batch_norm(model, steps)
+    except ValueError as error:
+        raise ValueError(f"per_step_batch_norm=True: {error}") from None
+    return model, all_but_norms(model) if scope == "all" else scope
 
 
 def gradient_of(config: RunConfig) -> GradientMethod | None:
