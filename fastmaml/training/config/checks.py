@@ -13,7 +13,7 @@ LEAST = {
     **dict.fromkeys(("inner_steps", "segments", "last", "tasks_chunk", "threads"), 1),
     **dict.fromkeys(("evaluate_every", "checkpoint_every", "seed", "validation_alphabets"), 0),
     **dict.fromkeys(("first_order_until", "multi_step_until"), 0),
-    **dict.fromkeys(("inner_lr", "inner_momentum", "weight_decay", "dropout"), 0),
+    **dict.fromkeys(("inner_lr", "inner_momentum", "proximal", "weight_decay", "dropout"), 0),
     **dict.fromkeys(("validation_classes", "test_classes", "classes_seed", "tasks_seed"), 0),
     **dict.fromkeys(("trajectories", "horizon", "hidden", "epochs", "test_trajectories"), 1),
     **dict.fromkeys(("discount", "trace", "inner_kl", "inner_decay"), 0),
