@@ -47,6 +47,7 @@ class GivenLater(nn.Module):
     settings: Settings
     module: nn.Module
     _head_layer: HeadLayer | None
+    _anew: tuple[str, ...]
     rates: nn.ParameterDict
     _rate_names: list[str]
 

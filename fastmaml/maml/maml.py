@@ -16,7 +16,7 @@ from fastmaml.engine.derivatives.copying import adapted_copy
 from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import check_model
-from fastmaml.engine.model.scope import Scope, adapted_names
+from fastmaml.engine.model.scope import Scope, adapted_names, begun_anew
 from fastmaml.engine.planning.other_sizes import OtherSizes
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
@@ -164,6 +164,7 @@ class MAML(Clones):
         self.settings = settings
         self._register_loss()
         self._head_layer = find_head_layer(model, settings.head)
+        self._anew = begun_anew(model)
         adapted = adapted_names(model, settings.scope)
         if self._head_layer is not None:
             adapted = list(dict.fromkeys([*adapted, *self._head_layer.names]))
