@@ -46,6 +46,7 @@ from fastmaml.maml.settings import (
     require_all_adapt,
     require_batch,
     require_count,
+    require_fit,
 )
 from fastmaml.ops._load import Backend
 from fastmaml.rules import Rule
@@ -178,6 +179,7 @@ class MAML(Clones):
         self._forget()
         shared = meta_of(self, self._stock.take(model)).shared
         require_all_adapt(self.gradient, bool(rates or shared))
+        require_fit(self.gradient, settings.rule, bool(rates))
 
     def _forget(self) -> None:
         """Begin without plans and recordings."""
