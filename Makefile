@@ -93,6 +93,7 @@ bench: $(STAMP)
 	$(BENCH).sampling
 	$(BENCH).growth
 	$(BENCH).convergence
+	$(BENCH).methods
 	$(BENCH).cold_start
 	$(BENCH).memory_growth
 	$(BENCH).partial_scopes --rounds 5
@@ -114,6 +115,7 @@ bench-quick: $(STAMP)
 	$(BENCH).run_suites --quick
 	$(BENCH).sampling --rounds 2 --seconds 0.05 --json $(SMALL)/sampling.json
 	$(BENCH).growth --quick
+	$(BENCH).methods --quick
 	$(BENCH).convergence --quick
 	$(BENCH).cold_start --quick
 	$(BENCH).memory_growth --layers 3 --width 64 --examples 32 --steps 1 2 4 --no-resident --json $(SMALL)/memory_growth.json --png $(SMALL)/memory_growth.png

@@ -26,6 +26,7 @@ from benchmarks.tables import choosing
 from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
+from benchmarks.tables import methods as method_tables
 from benchmarks.tables import peers as peer_tables
 from benchmarks.tables import planned as planned_tables
 from benchmarks.tables import policies as policy_tables
@@ -185,6 +186,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "peers": measured("peers", peer_tables.peers, absent="Not run yet: `make peers`."),
     },
     "docs/how_to/table.md": {"unequal": measured("unequal", evidence_tables.unequal)},
+    "docs/how_to/methods.md": {"methods": measured("methods", method_tables.methods)},
     "docs/how_to/rl.md": {
         "policies-costs": measured("policies", policy_tables.costs),
         "policies-learned": measured("policies", policy_tables.learned),

@@ -135,7 +135,7 @@ def _loaded(path: Path, device: str, change: tuple[str, ...]) -> tuple[Any, MAML
             "for language models. Its weights are in that file, under names that begin with "
             "'maml.module.'."
         )
-    if "inner_lr" in assignments(change) and config.rule in ("lslr", "meta-sgd"):
+    if "inner_lr" in assignments(change) and config.rule in ("lslr", "meta-sgd", "alfa"):
         raise ValueError(f"--change inner_lr=...: the run learned its rates (rule={config.rule}).")
     maml = recipes.build_maml(config)
     loaded = saved.weights  # of quantized weights a fingerprint, which is checked

@@ -6,6 +6,7 @@ the parameters that adapt, with the rule's state, of the tasks that run at a tim
 
 from fastmaml.gradients.base import GradientMethod
 from fastmaml.gradients.checkpointed import Checkpointed
+from fastmaml.gradients.implicit import Implicit
 from fastmaml.gradients.mixed_mode import MixedMode
 from fastmaml.gradients.reptile import Reptile
 from fastmaml.gradients.unrolled import FirstOrder, Truncated, Unrolled
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpointed",
     "FirstOrder",
     "GradientMethod",
+    "Implicit",
     "MixedMode",
     "Reptile",
     "Truncated",

@@ -118,7 +118,7 @@ class AdjointScan(GradientMethod):
                         cotangent, gradient = add(cotangent, direct), add(gradient, own)
                         queries.append(query)
                     del carry  # else it stays while the step before is fetched or run again
-            gradient = add(gradient, _start_back(loop, meta, cotangent))
+            gradient = add(gradient, start_back(loop, meta, cotangent))
         return gradient, queries[::-1]
 
     def _segments(self, steps: int) -> list[tuple[int, int]]:
@@ -154,7 +154,7 @@ def query_back(loop: Loop, step: int, carry: Carry, meta: Meta) -> tuple[Any, Me
     return Carry(to_parameters, nothing), gradient, query.detach()
 
 
-def _start_back(loop: Loop, meta: Meta, cotangent: Any) -> MetaGradient:
+def start_back(loop: Loop, meta: Meta, cotangent: Any) -> MetaGradient:
     """What arrives at θ: the sum over tasks."""
     with torch.enable_grad():
         meta = leaves_of(meta)

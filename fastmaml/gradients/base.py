@@ -181,6 +181,15 @@ class GradientMethod(ABC):
         """Of how many of so many inner steps a copy waits in the CPU's memory at the same time."""
         return 0
 
+    def unfit(self, rule: Rule, learns: bool) -> str:
+        """Why it cannot differentiate the loop of such a rule; "" where it can.
+
+        Args:
+            rule: that moves the parameters.
+            learns: whether the rule has learned rates.
+        """
+        return ""
+
     @property
     def code(self) -> Any:
         """What of it runs: recordings and plans are held to its settings."""

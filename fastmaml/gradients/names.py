@@ -6,12 +6,13 @@ from typing import Literal, get_args
 
 from fastmaml.gradients.base import GradientMethod
 from fastmaml.gradients.checkpointed import Checkpointed
+from fastmaml.gradients.implicit import Implicit
 from fastmaml.gradients.mixed_mode import MixedMode
 from fastmaml.gradients.reptile import Reptile
 from fastmaml.gradients.unrolled import FirstOrder, Truncated, Unrolled
 
 MethodName = Literal[
-    "unrolled", "checkpointed", "mixed-mode", "first-order", "truncated", "reptile"
+    "unrolled", "checkpointed", "mixed-mode", "first-order", "truncated", "reptile", "implicit"
 ]
 
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
@@ -56,6 +57,8 @@ def named(name: MethodName, number: int | None = None, offload: bool = False) ->
             return Truncated(1 if number is None else number)
         case "reptile":
             return Reptile()
+        case "implicit":
+            return Implicit()
     raise ValueError(f"{name!r} is no gradient method: choose from {', '.join(METHOD_NAMES)}.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastmaml.engine.base.turns import Turns, in_turn
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import is_sharded
+from fastmaml.engine.model.scope import select
 from fastmaml.engine.routing.called_by_hand import attribute, called_on, is_original
 from fastmaml.engine.routing.cloning import clone_module, replace_parameters
 from fastmaml.gradients import FirstOrder
@@ -75,9 +76,22 @@ class Clones(GivenLater):
         learner = self._twin()  # `_progress` goes on from here
         learner._modules["module"] = clone_module(self.module)
         set_inner_step(learner.module, self._progress.step)
+        self._begin_anew(learner.module)
         learner.settings = replace(self.settings, **changes) if changes else self.settings
         learner._forget()
         return learner
+
+    def _begin_anew(self, clone: nn.Module) -> None:
+        """Let what adapts though it is frozen adapt in a clone, without a way to the original."""
+        named = dict(self.module.named_parameters())
+        chosen = select(named, self.settings.scope, self._anew) if self._anew else ()
+        copies: dict[str, Tensor] = dict(clone.named_parameters())
+        new = {
+            copies[n]: named[n].detach().requires_grad_().clone()
+            for n in chosen
+            if not named[n].requires_grad
+        }
+        replace_parameters(clone, new)
 
     def adapt(
         self,

@@ -90,6 +90,11 @@ def _check(maml: MAML, tangents: Mapping[str, Tensor]) -> None:
     if maml.loss is None:
         raise ValueError("this MAML has no loss, which the inner loop needs: give MAML(loss=...).")
     named = {n: p for n, p in maml.module.named_parameters() if p.requires_grad}
+    if maml._anew:
+        raise ValueError(
+            f"jvp goes along trainable parameters, and {', '.join(maml._anew)} of this model begin "
+            "anew for every task."
+        )
     if maml.settings.scope != "all" or maml._rate_names:
         raise ValueError(
             "jvp goes along parameters that adapt: it needs scope='all' and a rule that learns "

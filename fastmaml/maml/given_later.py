@@ -54,6 +54,7 @@ class GivenLater(nn.Module):
     settings: Settings
     module: nn.Module
     _head_layer: HeadLayer | None
+    _anew: tuple[str, ...]
     rates: nn.ParameterDict
     _rate_names: list[str]
 

@@ -31,7 +31,7 @@ def _made_from(
         Objects that have to be these very ones, and others that have to be equal.
     """
     given, device, rates = maml.settings, held.device, maml.rates
-    model = held.parameters, held.buffers, maml.module, maml._head_layer
+    model = held.parameters, held.buffers, maml.module, maml._head_layer, maml._anew
     backend = chosen_backend(given.backend, executor, device)
     return (
         (

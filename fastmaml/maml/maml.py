@@ -16,7 +16,7 @@ from fastmaml.engine.derivatives.copying import adapted_copy
 from fastmaml.engine.guards.plans import Plans
 from fastmaml.engine.model.inventory import Stock
 from fastmaml.engine.model.refused_models import check_model
-from fastmaml.engine.model.scope import Scope, adapted_names
+from fastmaml.engine.model.scope import Scope, adapted_names, begun_anew
 from fastmaml.engine.planning.other_sizes import OtherSizes
 from fastmaml.engine.planning.plan import Plan
 from fastmaml.engine.recording.captured import Captured
@@ -46,6 +46,7 @@ from fastmaml.maml.settings import (
     require_all_adapt,
     require_batch,
     require_count,
+    require_fit,
 )
 from fastmaml.models.per_step import row_of_pass, set_inner_step
 from fastmaml.ops._load import Backend
@@ -170,6 +171,7 @@ class MAML(Clones):
         self.settings = settings
         self._register_losses()
         self._head_layer = find_head_layer(model, settings.head)
+        self._anew = begun_anew(model)
         adapted = adapted_names(model, settings.scope)
         if self._head_layer is not None:
             adapted = list(dict.fromkeys([*adapted, *self._head_layer.names]))
@@ -183,6 +185,7 @@ class MAML(Clones):
         self._forget()
         shared = meta_of(self, self._stock.take(model)).shared
         require_all_adapt(self.gradient, bool(rates or shared))
+        require_fit(self.gradient, settings.rule, bool(rates))
 
     def _forget(self) -> None:
         """Begin without plans and recordings."""

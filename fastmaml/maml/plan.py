@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmaml.engine.guards.dependencies import Dependencies
 from fastmaml.engine.guards.plans import Plans, environment, key_of
 from fastmaml.engine.model.inventory import Inventory
-from fastmaml.engine.model.scope import adapted_names, select
+from fastmaml.engine.model.scope import adapted_names, begun_anew, check_anew, select
 from fastmaml.engine.planning.other_sizes import general_signature
 from fastmaml.engine.planning.plan import Asked, Plan
 from fastmaml.engine.planning.planner import make_plan
@@ -38,7 +38,8 @@ def meta_of(maml: GivenLater, held: Inventory) -> Meta:
     """The meta-parameters as they are now; frozen ones are not among them."""
     given = maml.settings  # its properties would look there one by one
     named = held.parameters
-    chosen = select(named, given.scope) or adapted_names(maml.module, given.scope)
+    check_anew(named, maml._anew)
+    chosen = select(named, given.scope, maml._anew) or adapted_names(maml.module, given.scope)
     own = () if maml._head_layer is None else maml._head_layer.names
     adapted = {n: named[n] for n in chosen if n not in own}
     shared = {
@@ -60,7 +61,10 @@ def program_of(
         )
     heads = () if maml._head_layer is None else maml._head_layer.names
     named = held.parameters.items()
-    frozen: Tensors = {n: p for n, p in named if not p.requires_grad or n in heads}
+    anew = {*select(held.parameters, given.scope, maml._anew)} if maml._anew else ()
+    frozen: Tensors = {
+        n: p for n, p in named if (not p.requires_grad and n not in anew) or n in heads
+    }
     host = find_hosts(maml.module)
     frozen = frozen if host is None else host.constants(frozen)
     own = given.batch_norm == "batch"
@@ -204,6 +208,11 @@ def check_as_made(maml: MAML, meta: Meta) -> None:
         raise ValueError(
             f"head={layer.head} was made for the last layer {layer.weight!r}, which is "
             "not the model's last one any more: make a new MAML of it."
+        )
+    if maml._anew != begun_anew(maml.module):
+        raise ValueError(
+            f"the model's parameters that begin anew are {begun_anew(maml.module)} now, and were "
+            f"{maml._anew} when this MAML was made: make a new one."
         )
     adapted = {n: p.detach() for n, p in meta.adapted.items()}
     rates = maml.rule.rates(adapted, maml._rate_steps)

@@ -66,8 +66,8 @@ def chosen_rule(lr: float | Tensor | None, rule: Rule | None) -> Rule:
     if not isinstance(chosen, Rule) or not chosen.moves:
         raise ValueError(
             f"rule={chosen!r} does not move the parameters: use SGD, Momentum, Adam, AdamW, "
-            "MetaSGD, LSLR or a Rule of your own whose `moves` is True, or chain(...) with one of "
-            "them last."
+            "MetaSGD, LSLR, MetaCurvature, KFO, ALFA or a Rule of your own whose `moves` is True, "
+            "or chain(...) with one of them last."
         )
     return chosen
 
@@ -169,3 +169,9 @@ def require_all_adapt(gradient: GradientMethod | None, more: bool) -> None:
             "rest with requires_grad_(False)) and a rule without learned rates, or "
             "gradient=FirstOrder()."
         )
+
+
+def require_fit(gradient: GradientMethod | None, rule: Rule, learns: bool) -> None:
+    """Raise ValueError where `gradient` cannot differentiate the steps of `rule`."""
+    if gradient is not None and (why := gradient.unfit(rule, learns)):
+        raise ValueError(why)

@@ -84,6 +84,8 @@ class Adam(_Adam):
         ValueError: a rate as of `SGD`, betas outside of [0, 1), or eps that is not positive.
     """
 
+    proximal: ClassVar[float | None] = 0.0
+
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
@@ -116,6 +118,11 @@ class AdamW(_Adam):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least_zero("AdamW", "weight_decay", self.weight_decay)
+
+    @property
+    def proximal(self) -> float | None:  # type: ignore[override]  # the decay decides
+        """0 without decay, which draws elsewhere."""
+        return None if self.weight_decay else 0.0
 
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors

@@ -37,6 +37,9 @@ class Rule(ABC):
         feeds_rows: whether a row without a gradient gets one (weight decay).
         mixes_rows: whether what a row gets depends on the gradients of all (their norm). The rows
             of a chain of both are not alone any more.
+        proximal: λ where the rule stands still just where ∇L(θ) + λ·(θ − θ_0) is zero, with θ_0
+            where it began; None where it stands still elsewhere, or that is not known.
+            `Implicit` goes by it; a wrong number gives wrong meta-gradients there.
     """
 
     moves: ClassVar[bool] = True
@@ -44,6 +47,7 @@ class Rule(ABC):
     by_row: ClassVar[bool] = False
     feeds_rows: ClassVar[bool] = False
     mixes_rows: ClassVar[bool] = False
+    proximal: ClassVar[float | None] = None
 
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
         """The initial values of what this rule learns: meta-parameters by name (none by default).

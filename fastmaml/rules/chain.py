@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -31,8 +32,9 @@ class Chain(Rule):
             names = ", ".join(type(rule).__name__ for rule in self.rules)
             raise ValueError(
                 f"chain({names}): exactly one rule moves the parameters (SGD, Momentum, Adam, "
-                "AdamW, MetaSGD, LSLR), and it comes last, after those that shape the gradient "
-                "(ClipNorm, ClipValue, WeightDecay)."
+                "AdamW, MetaSGD, LSLR, MetaCurvature, KFO, ALFA), and it comes last, after those "
+                "that shape the gradient "
+                "(ClipNorm, ClipValue, WeightDecay, Proximal)."
             )
 
     @property
@@ -55,6 +57,15 @@ class Chain(Rule):
     def mixes_rows(self) -> bool:  # type: ignore[override]  # as above
         """Whether in any rule what a row gets depends on the other rows' gradients."""
         return any(rule.mixes_rows for rule in self.rules)
+
+    @property
+    def proximal(self) -> float | None:  # type: ignore[override]  # as above
+        """The sum of those that come first, where the others only scale what they are given."""
+        strengths = [rule.proximal for rule in self.rules]
+        pulls = [*itertools.takewhile(bool, strengths)]
+        if None in strengths or any(strengths[len(pulls) :]):
+            return None
+        return sum(filter(None, pulls))
 
     def rates(self, parameters: Mapping[str, Tensor], steps: int) -> Tensors:
         """The rates of every rule, their names prefixed by the rule's place."""

@@ -28,6 +28,7 @@ class ClipNorm(Rule):
     max_norm: float
     moves: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
     mixes_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -66,6 +67,7 @@ class ClipValue(Rule):
     limit: float
     moves: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
 
     def __post_init__(self) -> None:
         require_at_least_zero("ClipValue", "limit", self.limit)

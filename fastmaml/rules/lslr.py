@@ -29,6 +29,7 @@ class LSLR(Rule):
 
     lr: float
     linear: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
     by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

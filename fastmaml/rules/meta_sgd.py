@@ -28,6 +28,7 @@ class MetaSGD(Rule):
 
     lr: float
     linear: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
 
     def __post_init__(self) -> None:
         require_rate("MetaSGD", self.lr)

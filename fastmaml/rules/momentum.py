@@ -30,6 +30,7 @@ class Momentum(WithRate):
     nesterov: bool = False
     linear: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,6 +64,11 @@ class Scheduled(Rule):
         """Whether the rule does."""
         return self.rule.mixes_rows
 
+    @property
+    def proximal(self) -> float | None:  # type: ignore[override]  # as above
+        """The rule's."""
+        return self.rule.proximal
+
     def factor(self, step: int) -> float:
         """Of an inner step."""
         return self.factors[min(step, len(self.factors) - 1)]

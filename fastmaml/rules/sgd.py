@@ -22,6 +22,7 @@ class SGD(WithRate):
 
     linear: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
+    proximal: ClassVar[float | None] = 0.0
 
     def update(
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors

@@ -189,6 +189,7 @@ def foreign(path: Path) -> Path:
         (lambda t: ["train", "digits", "--device", "tpu9"], "device='tpu9' cannot be used here"),
         (lambda t: ["train", "digits", "--scope", "nosuch"], "scope='nosuch'"),
         (lambda t: ["train", "digits", "--gradient", "reptile", "--rule", "lslr"], "Reptile"),
+        (lambda t: ["train", "digits", "--gradient", "implicit"], "chain(Proximal(2.0), SGD(lr))"),
         (lambda t: ["train", "omniglot", "--root", str(t), "--no-download"], "omniglot"),
         (lambda t: ["train", "digits", "--config", str(t / "no")], "there is no such file"),
         (
@@ -316,6 +317,10 @@ def test_presets_describe_what_can_be_built(data: str) -> None:
         {"rule": "momentum", "gradient": "truncated", "inner_steps": 2, "scope": "head"},
         {"rule": "adam", "inner_lr": 0.01, "optimizer": "adamw", "weight_decay": 0.1},
         {"rule": "lslr", "inner_steps": 2, "multi_step_until": 5, "gradient": "unrolled"},
+        {"rule": "meta-curvature"},
+        {"rule": "kfo"},
+        {"rule": "alfa", "inner_steps": 2},
+        {"gradient": "implicit", "proximal": 2.0, "inner_steps": 3, "inner_lr": 0.1},
         {"gradient": "reptile", "optimizer": "sgd", "tasks_chunk": 2},
     ],
 )
@@ -329,6 +334,6 @@ def test_every_option_reaches_the_meta_step(tmp_path: Path, changes: dict[str, A
     assert line["loss"] > 0
     moved = [n for n, p in trainer.maml.named_parameters() if not torch.equal(p, before[n])]
     assert moved
-    if config.rule in {"meta-sgd", "lslr"}:
+    if config.rule in {"meta-sgd", "lslr", "meta-curvature", "kfo", "alfa"}:
         assert any(name.startswith("rates.") for name in moved)
     assert next(trainer.maml.parameters()).dtype == getattr(torch, config.dtype)

@@ -191,6 +191,20 @@ def test_convergence_learns_from_the_same_episodes(tmp_path: Path) -> None:
     assert "| `FirstOrder` |" in choosing.convergence(found)
 
 
+@pytest.mark.slow
+def test_methods_learn_from_the_same_tasks(tmp_path: Path) -> None:
+    from benchmarks.tables import methods
+
+    path = tmp_path / "methods.json"
+    run("methods", "--quick", "--json", str(path))
+    found = result(path)
+    assert found["seeds"] == 1
+    assert all(0 < row["error"] < 20 for row in found["methods"].values())
+    text = methods.methods(found)
+    assert "| CAVIA |" in text
+    assert "A quick run" in text
+
+
 def test_convergence_without_its_data_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

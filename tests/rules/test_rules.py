@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from problems import EXACT, RULES, meta_gradient, relative, tensor
-from torch import Tensor, nn
+from quadratics import Quadratic, quadratic_episodes
+from torch import nn
 from torch.nn import functional as F
 
 import fastmaml as fm
@@ -113,28 +114,6 @@ def test_clipping_equals_torch_and_is_per_task() -> None:
     torch.testing.assert_close(together, torch.stack(each))
 
 
-class Quadratic(nn.Module):
-    """Half of (θ - a)ᵀ A (θ - a) for a task's A and a, through any loss that just returns it."""
-
-    def __init__(self, theta: Tensor) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(theta)
-
-    def forward(self, a: Tensor, matrix: Tensor) -> Tensor:
-        # a: [1, n]; matrix: [1, n, n]: the "examples" dimension holds one example
-        d = self.theta - a[0]
-        return 0.5 * d @ matrix[0] @ d
-
-
-def quadratic_episodes(tasks: int, n: int) -> fm.Episodes:
-    def batch(seed: int) -> fm.Batch:
-        root = tensor(tasks, 1, n, n, seed=seed)
-        matrix = root @ root.mT / n + 0.1 * torch.eye(n, dtype=torch.float64)
-        return fm.Batch((tensor(tasks, 1, n, seed=seed + 1), matrix), torch.zeros(tasks, 1))
-
-    return fm.Episodes(batch(3), batch(5))
-
-
 @pytest.mark.sampled(at_most=3)
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -218,6 +197,12 @@ def test_learned_rates_are_meta_parameters() -> None:
         (lambda: ClipNorm(-1.0), "max_norm=-1.0"),
         (lambda: ClipValue(-1.0), "limit=-1.0"),
         (lambda: WeightDecay(-1.0), "coefficient=-1.0"),
+        (lambda: fm.rules.Proximal(-1.0), "strength=-1.0"),
+        (lambda: fm.rules.MetaCurvature(-1.0), "MetaCurvature.lr=-1.0"),
+        (lambda: fm.rules.KFO(float("inf")), "KFO.lr=inf"),
+        (lambda: fm.rules.KFO(0.1, psd=1), "psd=1"),
+        (lambda: fm.rules.ALFA(0.1, decay=-1.0), "decay=-1.0"),
+        (lambda: fm.rules.ALFA(0.1, seed=-1), "seed=-1"),
         (lambda: chain(SGD(0.1), ClipNorm(1.0)), "comes last"),
         (lambda: chain(ClipNorm(1.0)), "exactly one rule moves"),
         (lambda: chain(SGD(0.1), SGD(0.1)), "exactly one rule moves"),

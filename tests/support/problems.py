@@ -13,14 +13,18 @@ from torch import Tensor, nn
 import fastmaml as fm
 from fastmaml.gradients import Checkpointed, GradientMethod, MixedMode, Unrolled
 from fastmaml.rules import (
+    ALFA,
+    KFO,
     LSLR,
     SGD,
     Adam,
     AdamW,
     ClipNorm,
     ClipValue,
+    MetaCurvature,
     MetaSGD,
     Momentum,
+    Proximal,
     Rule,
     Scheduled,
     WeightDecay,
@@ -136,6 +140,11 @@ def _quartic(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().square().mean()
 
 
+def _with_context() -> nn.Module:
+    body = nn.Sequential(nn.Linear(2 + 3, 5), nn.Tanh(), nn.Linear(5, 1))
+    return fm.models.WithContext(body, 3)
+
+
 def _dropout_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1))
 
@@ -184,6 +193,7 @@ PROBLEMS = [
     Problem("mlp-head", _mlp, F.mse_loss, _regression(), {"scope": "head"}),
     Problem("mlp-bias", _mlp, F.mse_loss, _regression(), {"scope": "*.bias"}),
     Problem("query-loss", _mlp, F.mse_loss, _regression(), {"query_loss": _quartic}),
+    Problem("context", _with_context, F.mse_loss, _regression(), {"scope": "context"}),
     Problem("dropout", _dropout_mlp, F.mse_loss, _regression()),
     Problem("two-inputs", TwoInputs, F.mse_loss, fm.Episodes(_pairs(5, seed=3), _pairs(4, seed=7))),
     Problem(
@@ -227,6 +237,10 @@ RULES: dict[str, Callable[[], Rule]] = {
     "clip-decay-sgd": lambda: chain(ClipNorm(0.5), WeightDecay(0.2), SGD(0.3)),
     "clip-value-momentum": lambda: chain(ClipValue(0.4), Momentum(0.2)),
     "scheduled": lambda: Scheduled(Momentum(0.2, 0.8), (1.0, 0.5)),
+    "proximal-momentum": lambda: chain(Proximal(0.3), Momentum(0.2, 0.8)),
+    "meta-curvature": lambda: MetaCurvature(0.3),
+    "kfo": lambda: KFO(0.3),
+    "alfa": lambda: ALFA(0.3, decay=0.2),
     "decay-lslr": lambda: chain(WeightDecay(0.2), LSLR(0.3)),
 }
 

@@ -21,7 +21,7 @@ def task_loss(maml: MAML, task: Episodes) -> Tensor:
     meta = meta_of(maml, take_inventory(maml.module))
     supports = [b.map(lambda x: x.squeeze(0)) for b in (task.support, *task.later)]
     query = task.query.map(lambda x: x.squeeze(0))
-    moving = {n: p.unsqueeze(0) for n, p in meta.adapted.items()}  # rules take [tasks, *shape]
+    moving = {n: _start(p).unsqueeze(0) for n, p in meta.adapted.items()}  # [tasks, *shape]
     state = rule.init(moving)
     for step in range(maml.steps):
         constant = method is not None and not method.differentiates(step, maml.steps)
@@ -37,6 +37,11 @@ def task_loss(maml: MAML, task: Episodes) -> Tensor:
         )
         moving = {n: p + updates[n] for n, p in moving.items()}
     return _batch_loss(maml, maml.steps, True, moving, query)
+
+
+def _start(p: Tensor) -> Tensor:
+    """θ, or where a frozen parameter begins anew."""
+    return p if p.requires_grad else p.detach().requires_grad_()
 
 
 def _batch_loss(maml: MAML, step: int, query: bool, moving: Tensors, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ LEAST = {
     **dict.fromkeys(("evaluate_every", "checkpoint_every", "seed", "validation_alphabets"), 0),
     **dict.fromkeys(("first_order_until", "multi_step_until", "warmup", "ema"), 0),
     **dict.fromkeys(("accumulate", "patience", "step_every"), 1),
-    **dict.fromkeys(("inner_lr", "inner_momentum", "weight_decay", "dropout"), 0),
+    **dict.fromkeys(("inner_lr", "inner_momentum", "proximal", "weight_decay", "dropout"), 0),
     **dict.fromkeys(("validation_classes", "test_classes", "classes_seed", "tasks_seed"), 0),
     **dict.fromkeys(("size", "channels"), 1),
     "splits_seed": 0,

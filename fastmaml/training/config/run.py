@@ -23,8 +23,12 @@ class RunConfig(LoopConfig):
     """Learning rate of the inner loop (what learned rates start from)."""
     inner_steps: int = 1
     """Inner steps a task."""
-    rule: Literal["sgd", "momentum", "adam", "meta-sgd", "lslr"] = "sgd"
-    """How parameters move in the inner loop; meta-sgd and lslr learn their rates."""
+    rule: Literal[
+        "sgd", "momentum", "adam", "meta-sgd", "lslr", "meta-curvature", "kfo", "alfa"
+    ] = "sgd"
+    """How parameters move in the inner loop; those after adam learn how."""
+    proximal: float = 0.0
+    """Strength of the inner loop's pull to where a task began (implicit needs one, such as 2)."""
     inner_momentum: float = 0.9
     """Momentum of the rule of that name."""
     gradient: Literal["auto", MethodName] = "auto"

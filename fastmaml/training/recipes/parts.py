@@ -51,12 +51,27 @@ def _of_rank(name: str) -> str:
 
 def rule_of(config: RunConfig) -> rules.Rule:
     """How parameters move."""
-    lr = config.inner_lr
-    if config.rule == "momentum":
-        return rules.Momentum(lr, config.inner_momentum)
-    return {"sgd": rules.SGD, "adam": rules.Adam, "meta-sgd": rules.MetaSGD, "lslr": rules.LSLR}[
-        config.rule
-    ](lr)
+    rule = _mover(config.rule, config.inner_lr, config.inner_momentum)
+    return rules.chain(rules.Proximal(config.proximal), rule) if config.proximal else rule
+
+
+def _mover(name: str, lr: float, momentum: float) -> rules.Rule:
+    match name:
+        case "momentum":
+            return rules.Momentum(lr, momentum)
+        case "adam":
+            return rules.Adam(lr)
+        case "meta-sgd":
+            return rules.MetaSGD(lr)
+        case "lslr":
+            return rules.LSLR(lr)
+        case "meta-curvature":
+            return rules.MetaCurvature(lr)
+        case "kfo":
+            return rules.KFO(lr)
+        case "alfa":
+            return rules.ALFA(lr)
+    return rules.SGD(lr)
 
 
 def with_per_step_rows(model: nn.Module, steps: int, scope: Scope) -> tuple[nn.Module, Scope]:

@@ -19,6 +19,7 @@ from fastmaml.gradients import (
     Checkpointed,
     FirstOrder,
     GradientMethod,
+    Implicit,
     MixedMode,
     Reptile,
     Truncated,
@@ -160,10 +161,13 @@ def test_the_last_layer_alone(gradient: GradientMethod, steps: int, executor: st
     check(make(model, **given, **EXECUTORS[executor]), episodes)
 
 
+PULLED = fm.rules.chain(fm.rules.Proximal(1.0), fm.rules.SGD(0.01))
+
 OTHERS: dict[str, dict[str, Any]] = {
     "segments": {"gradient": Checkpointed(segments=2), "steps": 6},
     "truncated": {"gradient": Truncated(last=2), "steps": 5},
     "reptile": {"gradient": Reptile(), "steps": 3},
+    "implicit": {"gradient": Implicit(), "steps": 4, "rule": PULLED},
     "no steps": {"gradient": Unrolled(), "steps": 0},
     "chunks": {"gradient": Unrolled(), "steps": 2, "tasks_chunk": 2},
     "one at a time": {"gradient": Checkpointed(), "steps": 3, "tasks_chunk": 1},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fastmaml.compat.learn2learn.optim.transforms.module_transform import ReshapedTransform
+from fastmaml.rules.kfo import factor_sizes
 
 
 class KroneckerTransform:
@@ -42,7 +43,6 @@ class KroneckerTransform:
                 "takes biases, matrices and weights of 2-d convolutions. Leave others out with a "
                 "TransformDictionary."
             )
-        n = shape[1] if len(shape) == 4 else shape[0]
-        m = {1: 1, 2: shape[-1], 4: shape[-1] * shape[-2]}[len(shape)] if len(shape) > 1 else 1
+        n, m = factor_sizes(shape)
         transform = self.kronecker_cls(n=n, m=m, bias=self.bias, psd=self.psd)
         return ReshapedTransform(transform, (-1, n, m))

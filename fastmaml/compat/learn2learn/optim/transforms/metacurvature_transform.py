@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from fastmaml.rules.meta_curvature import along_modes, identities
 
 
 class MetaCurvatureTransform(nn.Module):
@@ -27,28 +28,17 @@ class MetaCurvatureTransform(nn.Module):
         self.lr = lr
         self.dim = param.dim()
 
-        def identity(n: int) -> nn.Parameter:
-            return nn.Parameter(torch.eye(n, dtype=param.dtype, device=param.device))
-
-        if self.dim == 1:
-            self.mc = nn.Parameter(torch.ones_like(param, requires_grad=False))
-        elif self.dim in (2, 4):
-            self.mc_in, self.mc_out = identity(param.shape[0]), identity(param.shape[1])
-        else:
+        if self.dim not in (1, 2, 4):
             raise ValueError(
                 f"MetaCurvatureTransform has no matrices for a parameter of shape "
                 f"{list(param.shape)}: it takes biases, matrices and weights of 2-d convolutions. "
                 "Leave others out with a TransformDictionary."
             )
-        if self.dim == 4:
-            self.mc_f = identity(param.shape[2] * param.shape[3])
+        self._names = ("mc",) if self.dim == 1 else ("mc_in", "mc_out", "mc_f")[: self.dim // 2 + 1]
+        for name, matrix in zip(self._names, identities(param.detach()), strict=True):
+            setattr(self, name, nn.Parameter(matrix))
 
     def forward(self, grad: Tensor) -> Tensor:
         """The update, of the shape of `grad`."""
-        if self.dim == 1:
-            return self.lr * (self.mc * grad)
-        if self.dim == 2:
-            return self.lr * (self.mc_in @ grad @ self.mc_out)
-        by_position = torch.einsum("pq,abq->pab", self.mc_f, grad.flatten(2))
-        update = self.mc_in @ by_position @ self.mc_out
-        return self.lr * update.permute(1, 2, 0).reshape(grad.shape)
+        matrices = [getattr(self, name) for name in self._names]
+        return self.lr * along_modes(grad.unsqueeze(0), matrices).squeeze(0)
