@@ -179,7 +179,7 @@ def foreign(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda t: ["train", "digit"], "digits, omniglot, sinusoid, intents, glue"),
+        (lambda t: ["train", "digit"], "digits, omniglot, sinusoid, images, cifar-fs"),
         (lambda t: ["train", "digits", "--wayz", "3"], "--ways"),
         (lambda t: ["train", "digits", "--rule", "sgdd"], "meta-sgd"),
         (lambda t: ["train", "digits", "--ways", "0"], "ways=0: give at least 1"),
