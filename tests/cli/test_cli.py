@@ -87,7 +87,7 @@ def test_a_run_leaves_files_that_agree(folder: Path) -> None:
     assert result["test"]["chance"] == pytest.approx(0.2)
     assert saved.iteration == result["iterations"] == 4
     assert {x.name for x in folder.iterdir()} == {
-        *("last.safetensors", "metrics.jsonl", "result.json"),
+        *("last.safetensors", "best.safetensors", "metrics.jsonl", "result.json"),
     }
 
 
