@@ -87,20 +87,6 @@ PRESETS: dict[str, RunConfig] = {
         checkpoint_every=1000,
         threads=1,
     ),
-    "table": TableConfig(
-        out="runs/table",
-        iterations=2000,
-        meta_lr=2e-3,
-        schedule="cosine",
-        clip=10.0,
-        inner_lr=0.05,
-        inner_steps=5,
-        evaluate_every=200,
-        validation_episodes=1000,  # all there are, if these are fewer
-        test_episodes=10_000,
-        checkpoint_every=200,
-        threads=1,
-    ),
     "intents": IntentsConfig(
         out="runs/intents",
         iterations=400,
@@ -150,6 +136,20 @@ PRESETS: dict[str, RunConfig] = {
         evaluate_every=100,
         validation_episodes=40,
         test_episodes=120,
+    ),
+    "table": TableConfig(
+        out="runs/table",
+        iterations=2000,
+        meta_lr=2e-3,
+        schedule="cosine",
+        clip=10.0,
+        inner_lr=0.05,
+        inner_steps=5,
+        evaluate_every=200,
+        validation_episodes=1000,  # all there are, if these are fewer
+        test_episodes=10_000,
+        checkpoint_every=200,
+        threads=1,
     ),
     "navigation": PolicyConfig(
         dataset="navigation",
