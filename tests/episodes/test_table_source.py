@@ -423,6 +423,19 @@ def test_what_is_left_out_is_told() -> None:
     assert "alone" not in table.names
 
 
+def test_buckets_are_for_models_with_batch_norm() -> None:
+    """Which are refused where rows fill up."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    for unequal in ("buckets", "mask"):
+        table = source(inputs=["hour", "price"], unequal=unequal)
+        maml = fm.MAML(net, 0.1, loss=table.loss, executor="eager")
+        if unequal == "buckets":
+            maml(table.sample()).loss.backward()
+        else:
+            with pytest.raises(ValueError, match="unequal='buckets'"):
+                maml(table.sample())
+
+
 def test_repr() -> None:
     assert repr(source(inputs=["hour", "day"])) == (
         "Table(regression, 28 tasks of 4 to 19 rows, features=3, outputs=1, shots=0.5, "
