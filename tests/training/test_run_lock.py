@@ -52,7 +52,12 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None
         held.communicate()
     assert names(tmp_path) == {NAME}
     trainer(tmp_path, iterations=2).fit()
-    assert names(tmp_path) == {"last.safetensors", "metrics.jsonl", "result.json"}
+    assert names(tmp_path) == {
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.jsonl",
+        "result.json",
+    }
 
 
 def test_a_second_run_of_the_same_process_is_refused(tmp_path: Path) -> None:
