@@ -20,6 +20,8 @@ class _PerStepBatchNorm(PerStep):
     """What the two below share."""
 
     dimensions: ClassVar[tuple[int, ...]]
+    normalises_by_batch: ClassVar[bool] = True
+    """Every example has a part in the others' results: see `engine.step.padding_checks`."""
 
     def __init__(self, features: int, steps: int, eps: float = 1e-5) -> None:
         super().__init__()

@@ -162,6 +162,8 @@ def test_batch_statistics_are_refused(kind: str) -> None:
         maml(padded)
     maml = fm.MAML(net.eval(), 0.3, loss=KINDS[kind][2], batch_norm="module")
     maml(padded)
+    with pytest.raises(ValueError, match=r"model.1 normalises"):
+        fm.MAML(fm.models.per_step_batch_norm(net, 1), 0.3, loss=KINDS[kind][2])(padded)
 
 
 def test_losses_say_what_does_not_fit() -> None:

@@ -44,10 +44,14 @@ def _padded(batch: Batch) -> bool:
 
 
 def _by_batch(model: nn.Module, own: bool) -> str | None:
-    """The first module that normalises by its batch's statistics."""
+    """The first module that normalises by its batch's statistics.
+
+    One of another kind says so in its class, as ``normalises_by_batch = True``.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (
-            own or module.training or module.running_mean is None
-        ):
+        found = getattr(type(module), "normalises_by_batch", False)
+        if isinstance(module, _BatchNorm):
+            found = own or module.training or module.running_mean is None
+        if found:
             return name or type(module).__name__
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -39,7 +40,7 @@ class Folder(Recipe):
     def model(self) -> nn.Module:
         """A network for images of the shape that the data has."""
         config = self.config
-        channels, height, width = self._geometry()
+        channels, height, width = self._geometry
         if config.model == "resnet12":
             return models.resnet12(config.ways, channels)
         if config.pool == "max" and height != width:
@@ -67,7 +68,7 @@ class Folder(Recipe):
         """Nothing else."""
         return Choice()
 
-    @property
+    @cached_property
     def validated(self) -> bool:
         """Where classes are held out for it."""
         if self.config.dataset != "images":
@@ -83,7 +84,7 @@ class Folder(Recipe):
             "shots": config.shots,
             "queries": config.queries,
             "tasks": config.tasks,
-            "size": config.size,
+            "size": self._geometry[1:],
             "fit": config.fit,
             "augment": config.augment if training else None,
             "rotations": config.rotations and training,
@@ -91,8 +92,8 @@ class Folder(Recipe):
             "seed": seed,
             "device": device,
         }
-        if config.channels is not None:
-            settings["channels"] = config.channels
+        if config.dataset == "images" or config.channels is not None:
+            settings["channels"] = self._geometry[0]
         if config.dataset == "images":
             return episodes.images(self._folder(), split=split, **self._splits(), **settings)
         if config.dataset in DOWNLOADED:
@@ -133,8 +134,9 @@ class Folder(Recipe):
                 ) from None
         return {"splits": splits, "splits_seed": config.splits_seed}
 
+    @cached_property
     def _geometry(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Channels, height and width: the first bytes of all files are read for it, once."""
         config = self.config
         if config.dataset != "images":
             self._splits()
