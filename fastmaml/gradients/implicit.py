@@ -56,7 +56,7 @@ class Implicit(GradientMethod):
     minimum does not depend, or dropout, whose every step has a minimum of its own.
 
     The paper's setting: 5 iterations; Omniglot λ = 2, 16 steps of 0.1 or 25 for 20 ways;
-    miniImageNet λ = 0.5, 5 line searches along Hessian-free directions.
+    miniImageNet λ = 0.5.
 
     Args:
         iterations: of conjugate gradients.
