@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.figures import convergence as convergence_figure
 from benchmarks.figures import growth as growth_figure
 from benchmarks.figures import memory as memory_figure
+from benchmarks.figures import omniglot as omniglot_figure
 from benchmarks.figures import plots as figures
 from benchmarks.figures.plots import figure_name
 from benchmarks.support.origin import ROOT
@@ -27,6 +28,7 @@ from benchmarks.tables import evidence as evidence_tables
 from benchmarks.tables import gpu as gpu_tables
 from benchmarks.tables import language as language_tables
 from benchmarks.tables import methods as method_tables
+from benchmarks.tables import omniglot as omniglot_tables
 from benchmarks.tables import peers as peer_tables
 from benchmarks.tables import planned as planned_tables
 from benchmarks.tables import policies as policy_tables
@@ -166,6 +168,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": measured("meta_step", time_tables.headline)},
     "docs/measurements/index.md": {
         "learned": learned,
+        "omniglot": measured("omniglot", omniglot_tables.runs),
         "price": measured("growth", choosing.headline, beside="convergence"),
         "gpu": measured("gpu", gpu_tables.measured, absent=gpu_tables.ABSENT),
     },
@@ -224,6 +227,7 @@ PLOTS: dict[str, tuple[str, figures.Draw]] = {
     "docs/figures/memory_growth.png": ("cpu/memory_growth.json", memory_figure.draw),
     "docs/figures/growth.png": ("cpu/growth.json", growth_figure.draw),
     "docs/figures/convergence.png": ("cpu/convergence.json", convergence_figure.draw),
+    "docs/figures/omniglot.png": ("cpu/omniglot.json", omniglot_figure.draw),
 }
 
 

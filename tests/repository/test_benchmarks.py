@@ -15,7 +15,7 @@ from pathlib import Path
 import benchmark_runs
 import pytest
 from benchmark_runs import result, run
-from places import BENCHMARKS
+from places import BENCHMARKS, data_beside
 
 PROGRAMS = [p for p in sorted(BENCHMARKS.glob("programs/*.py")) if "parse_args()" in p.read_text()]
 COMMANDS = [BENCHMARKS / name for name in ("gpu.py", "rehearsal.py", "tables/__main__.py")]
@@ -189,6 +189,23 @@ def test_convergence_learns_from_the_same_episodes(tmp_path: Path) -> None:
     assert cosines["MixedMode"] == pytest.approx([1, 1], abs=1e-3)
     assert all(c < 0.999 for c in cosines["FirstOrder"])
     assert "| `FirstOrder` |" in choosing.convergence(found)
+
+
+@pytest.mark.slow
+def test_omniglot_runs_are_kept_beside_each_other(tmp_path: Path) -> None:
+    from benchmarks.tables import omniglot
+
+    data_beside("omniglot28.npz")
+    path = tmp_path / "omniglot.json"
+    for which in ("5-way/MAML/0", "5-way/MAML++/1", "5-way/MAML++/2"):
+        run("omniglot", "--quick", "--only", which, "--json", str(path))
+    methods = result(path)["settings"]["5-way"]
+    assert {name: list(kept["runs"]) for name, kept in methods.items()} == {
+        "MAML": ["0"],
+        "MAML++": ["1", "2"],
+    }
+    assert methods["MAML++"]["setting"]["per_step_batch_norm"]
+    assert "| 5-way, MAML++ |" in omniglot.runs(result(path))
 
 
 @pytest.mark.slow
