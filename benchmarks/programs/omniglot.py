@@ -100,7 +100,7 @@ def keep(path: Path, where: dict[str, Any], key: tuple[str, str, int], quick: bo
         out = ROOT / "runs" / "omniglot" / out.name
     changed = {"seed": seed, "root": str(data), "download": False, "out": str(out)}
     row = run(PRESETS["omniglot"].updated(values | changed, "omniglot.py"))
-    found = json.loads(path.read_text()) if path.exists() else {**where, "settings": {}}
+    found = {"settings": {}, **(json.loads(path.read_text()) if path.exists() else {}), **where}
     at = found["settings"].setdefault(name, {}).setdefault(method, {"runs": {}})
     at["setting"] = values
     at["runs"][str(seed)] = row
@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     path = place(options.json, "cpu", "omniglot", options.quick)
     torch.set_num_threads(COMMON["threads"])
-    where = {k: v for k, v in about().items() if k in {"device", "threads", "torch", "python"}}
+    where = about()
     for key in [(n, m, s) for s in SEEDS for m in METHODS for n in SETTINGS]:
         if not options.only or "/".join(map(str, key)) in options.only:
             keep(path, where, key, options.quick)
