@@ -21,7 +21,7 @@ from fastmaml.engine.step.data import signature
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import find_head_layer
 from fastmaml.engine.step.label_checks import check_labels
-from fastmaml.engine.step.padding_checks import check_padding
+from fastmaml.engine.step.padding_checks import by_batch, check_padding
 from fastmaml.engine.step.program import Call, Program
 from fastmaml.gradients import GradientMethod, Unrolled
 from fastmaml.gradients.base import Meta
@@ -109,6 +109,7 @@ def plan(
     if call.seeds.device.type == "cpu":  # elsewhere reading labels back would wait for the device
         episodes: Any = call.data
         check_labels(call.program.forward.losses, found.classes, episodes)
+        check_padding(found.normalises, episodes)
     if learns:
         check_reach(found.unreached, call.data)
     if known is None:
@@ -184,7 +185,7 @@ def _key(
 def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
     """The planner's, with errors that say what is wrong with the data."""
     episodes: Any = call.data
-    check_padding(call.program.forward, episodes)
+    check_padding(by_batch(call.program.forward), episodes)
     losses = call.program.forward.losses
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode

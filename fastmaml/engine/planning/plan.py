@@ -26,6 +26,7 @@ class Plan:
         own_statistics: see `Routing`.
         classes: how many classes the labels of support sets may name, and those of the query set,
             where that is known.
+        normalises: the module that normalises by its batch's statistics, if there is one.
         bytes_step: measured bytes that one inner step of one task keeps for its derivatives.
         bytes_query: the same for the query pass; guessed where its loss is not differentiated.
         bytes_estimate: the estimated peak of the whole meta-step, beyond the model and the data.
@@ -68,6 +69,7 @@ class Plan:
     refusal: str = ""
     sizes: Literal["", "vary", "known"] = ""
     regions: bool = False
+    normalises: str | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)

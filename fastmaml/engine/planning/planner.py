@@ -34,6 +34,7 @@ from fastmaml.engine.step.data import mapped
 from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.inner_loop import support_sets
 from fastmaml.engine.step.label_checks import class_counts
+from fastmaml.engine.step.padding_checks import by_batch
 from fastmaml.engine.step.program import Call, tensors_of
 from fastmaml.engine.step.user_function import UserFunction
 from fastmaml.gradients import Checkpointed, GradientMethod, Unrolled
@@ -109,6 +110,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         repeatable=not drew,
         own_statistics=forward.own_statistics,
         classes=class_counts(forward.losses, outputs, one.data),
+        normalises=by_batch(forward),
         bytes_step=kept[0],
         bytes_query=kept[1],
         bytes_estimate=candidate.peak,

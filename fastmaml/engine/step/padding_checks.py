@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmaml.engine.step.forward import TaskForward
@@ -10,16 +10,13 @@ from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.losses import IGNORED, counted_rows
 
 
-def check_padding(forward: TaskForward, episodes: Episodes) -> None:
+def check_padding(normalises: str | None, episodes: Episodes) -> None:
     """Raise ValueError where a model with BatchNorm would count examples that only fill up.
 
-    Other modules in which examples see one another, such as attention over them, are not known.
-
     Args:
-        forward: says which statistics normalise.
-        episodes: those that are planned for; targets with ``counts`` are taken to need them.
+        normalises: as `by_batch` says.
+        episodes: targets with ``counts`` are taken to need them; labels are looked at.
     """
-    normalises = _by_batch(forward.model, forward.own_statistics)
     if normalises is None:
         return
     name = next((name for name, batch in episodes.sets().items() if _padded(batch)), None)
@@ -43,12 +40,14 @@ def _padded(batch: Batch) -> bool:
     return labels and bool((targets == IGNORED).any())
 
 
-def _by_batch(model: nn.Module, own: bool) -> str | None:
-    """The first module that normalises by its batch's statistics.
+def by_batch(forward: TaskForward) -> str | None:
+    """The first module that normalises by its batch's statistics; None where there is none.
 
-    One of another kind says so in its class, as ``normalises_by_batch = True``.
+    One of another kind than PyTorch's says so in its class, as ``normalises_by_batch = True``.
+    Other modules in which examples see one another, such as attention over them, are not known.
     """
-    for name, module in model.named_modules():
+    own = forward.own_statistics
+    for name, module in forward.model.named_modules():
         found = getattr(type(module), "normalises_by_batch", False)
         if isinstance(module, _BatchNorm):
             found = own or module.training or module.running_mean is None
