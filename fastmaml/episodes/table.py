@@ -84,7 +84,7 @@ def table(
         shots: support rows of a task: a number; a share of its rows such as 0.5, rounded; or the
             least and the most, between which each task draws, such as ``(5, 20)``.
         queries: query rows of a task, or "rest" for all that are not in its support set.
-        tasks: tasks a meta-batch.
+        tasks: tasks a meta-batch; of held-out splits that have fewer, all of them.
         kind: "regression", "classification", "multi-label" (several columns of 0 and 1), or
             "auto": texts and truth values are classes, numbers are numbers; few different whole
             numbers could be both, so that `kind` has to say it.
@@ -154,6 +154,8 @@ def table(
     if labels == "task" and whole.kind == "classification":
         outputs = max(len({*whole.targets[torch.tensor(m)].tolist()}) for m in members.values())
         check_own_classes(found, sizes)
+    if split in ("validation", "test"):
+        tasks = min(tasks, len(found.names))
     check_enough(split, found, tasks)
     return Table(
         found,

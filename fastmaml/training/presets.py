@@ -102,19 +102,6 @@ PRESETS: dict[str, RunConfig] = {
         checkpoint_every=1000,
         threads=1,
     ),
-    "table": TableConfig(
-        iterations=2000,
-        meta_lr=2e-3,
-        schedule="cosine",
-        clip=10.0,
-        inner_lr=0.05,
-        inner_steps=5,
-        evaluate_every=200,
-        validation_episodes=1000,  # all there are, if these are fewer
-        test_episodes=10_000,
-        checkpoint_every=200,
-        threads=1,
-    ),
     "images": ImagesConfig(
         iterations=1000,
         schedule="cosine",
@@ -132,6 +119,19 @@ PRESETS: dict[str, RunConfig] = {
         )
         for name in ("cifar-fs", "fc100", "mini-imagenet", "tiered-imagenet", "cub")
     },
+    "table": TableConfig(
+        iterations=2000,
+        meta_lr=2e-3,
+        schedule="cosine",
+        clip=10.0,
+        inner_lr=0.05,
+        inner_steps=5,
+        evaluate_every=200,
+        validation_episodes=1000,  # all there are, if these are fewer
+        test_episodes=10_000,
+        checkpoint_every=200,
+        threads=1,
+    ),
     "intents": IntentsConfig(
         iterations=400,
         meta_lr=1e-5,

@@ -140,6 +140,11 @@ def test_bad_input(case: str) -> None:
         source(make(), **options)
 
 
+def test_held_out_splits_have_no_more_tasks_than_there_are() -> None:
+    test = source(split="test", tasks=99)
+    assert test.tasks == len(test.names) == len(test.sample()) == 6
+
+
 def test_no_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"data='no.csv': there is no such file. Give one"):
         source("no.csv")

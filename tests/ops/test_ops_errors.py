@@ -198,7 +198,7 @@ def test_falling_back_is_said_once(
     with caplog.at_level(logging.WARNING, logger="fastmaml"):
         assert [ops.default_backend("cpu") for _ in range(3)] == ["reference"] * 3
     assert [r.getMessage() for r in caplog.records] == [
-        "fastmaml runs on plain PyTorch on cpu. cpp: not built."
+        "fastmaml runs on plain PyTorch on cpu. cpp: not built"
     ]
     caplog.clear()
     assert ops.default_backend("meta") == "reference"  # no kernels were to be had
