@@ -44,11 +44,12 @@ def run_errors(again: str | None = None, folder: Path | None = None) -> Iterator
         BadInputError: the run cannot begin in its folder.
         RunFailedError: no memory or no space is left, or a file cannot be written.
     """
+    from fastmaml.training.ranks import OtherProcessError
     from fastmaml.training.run_lock import RunFolderError
 
     try:
         yield
-    except RunFolderError as error:
+    except (RunFolderError, OtherProcessError) as error:
         raise BadInputError(error) from error
     except OSError as error:
         if error.errno is None:  # no answer of the system's

@@ -18,6 +18,10 @@ from fastmaml.episodes.batch import Episodes
 Part = TypeVar("Part")
 
 
+class OtherProcessError(ValueError):
+    """What went wrong in another process, which says so itself."""
+
+
 @final
 @dataclass(frozen=True)
 class Ranks:
@@ -149,7 +153,7 @@ class Ranks:
         """An error inside, in whichever process, is raised in all, so that none waits for ever.
 
         Raises:
-            NonFiniteLoss, ValueError, RuntimeError: as it was raised in another process.
+            NonFiniteLoss, OtherProcessError, RuntimeError: as it was raised in another process.
         """
         error: Exception | None = None
         try:
@@ -180,7 +184,7 @@ def _elsewhere(told: Sequence[tuple[str, str] | None]) -> Exception:
     message = f"in process {rank}: {message}"
     if kind == "loss":
         return NonFiniteLoss(message, None, [])
-    return ValueError(message) if kind == "input" else RuntimeError(message)
+    return OtherProcessError(message) if kind == "input" else RuntimeError(message)
 
 
 def launched() -> bool:

@@ -333,8 +333,8 @@ def test_processes_with_other_episodes_are_refused(found: Found) -> None:
 
 def test_an_error_of_the_first_alone_ends_both(found: Found) -> None:
     first, second = (found[rank]["broken"] for rank in range(PROCESSES))
-    assert first[0] in ("NotADirectoryError", "FileExistsError")
-    assert second == ("ValueError", f"in process 0: {first[1]}")
+    assert first[0] == "RunFolderError"
+    assert second == ("OtherProcessError", f"in process 0: {first[1]}")
 
 
 def test_a_callback_of_one_process_stops_both(found: Found) -> None:
