@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_is_bad_input(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     assert main(["bench", f"{own}:make", *QUICK, "--out", "taken"]) == 2
-    assert "--out taken cannot be written" in capsys.readouterr().err
+    assert "--out taken is a file: give a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["bench", "profile"])
