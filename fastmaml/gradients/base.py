@@ -85,6 +85,10 @@ class Loop(Protocol):
     def rule(self) -> Rule:
         """The rule that moves the parameters."""
 
+    @property
+    def changing(self) -> bool:
+        """Whether the model is another one at every step, as with `models.PerStep`."""
+
     def start(self, meta: Meta) -> Carry:
         """θ for every task, and the rule's first state."""
 

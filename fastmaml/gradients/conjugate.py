@@ -62,7 +62,7 @@ def conjugate_gradient(
 
 def inner(a: Tensors, b: Tensors) -> Tensor:
     """The inner product of each task, ``[tasks]``; complex numbers count as two real ones."""
-    products = [_real(a[n] * b[n].conj()).flatten(1).sum(1) for n in a]
+    products = [_real(a[n] * b[n].conj()).reshape(len(a[n]), -1).sum(1) for n in a]
     return torch.stack(torch.broadcast_tensors(*_alike(products))).sum(0)
 
 

@@ -67,7 +67,8 @@ class Implicit(GradientMethod):
     Raises:
         ValueError: an argument out of range; a rule that is not pulled to where the task began, or
             that stands still elsewhere than at the minimum (weight decay), or learns; a support
-            set for each inner step; `step_weights` of more than the last step.
+            set, or a row of the model (`models.PerStep`), for each inner step; `step_weights` of
+            more than the last step.
     """
 
     iterations: int = 5
@@ -150,6 +151,12 @@ class Implicit(GradientMethod):
             why = (
                 "gradient=Implicit(...) differentiates the minimum of one support loss, and here "
                 "each inner step has a support set of its own: give one, or gradient=Unrolled()."
+            )
+        if not why and loop.changing:
+            why = (
+                "gradient=Implicit(...) differentiates the minimum of one support loss, and a "
+                "model with rows for each inner step (models.PerStep) has another loss at each: "
+                "take a model without, or gradient=Unrolled()."
             )
         if not why and any(loop.observed(step) for step in range(1, loop.steps)):
             why = (

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fastmaml.engine.derivatives.copying import adapted_copy
+from fastmaml.engine.step.padding_checks import by_batch, check_padding
 from fastmaml.engine.step.task_learner import TaskLearner
 from fastmaml.engine.step.task_state import go_on, queried, state_of
+from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.maml.per_task import PerTask
 from fastmaml.maml.predictions import Predictions, taken_apart, usable
 from fastmaml.maml.settings import require_batch, require_count
@@ -94,8 +96,16 @@ def adapted(maml: MAML, support: Any, steps: int, loss: InnerLoss | None) -> Ada
         require_batch(support)
         if maml.loss is None:
             raise ValueError("this MAML has no loss: give adapted(support, loss=...).")
-        support = support.inputs, support.targets
+        support = _checked(maml, support)
     return maml._adapting.of(maml, loss)(support, steps)
+
+
+def _checked(maml: MAML, support: Batch) -> Any:
+    """Inputs and targets, of which those that only fill up have no part in others' results."""
+    normalises = by_batch(maml.module, maml.batch_norm == "batch")
+    if normalises is not None:
+        check_padding(normalises, Episodes(support, support))
+    return support.inputs, support.targets
 
 
 def _own_loss(maml: MAML) -> InnerLoss:
@@ -174,7 +184,7 @@ class Adapted:
         require_count("steps", steps, least=1)
         if self._adapting.given is None:
             require_batch(support)
-            support = support.inputs, support.targets
+            support = _checked(self._adapting.maml, support)
         return self._adapting(support, steps, self._state, self.steps)
 
     def module(self, task: int) -> nn.Module:

@@ -185,8 +185,9 @@ def _key(
 def _planned(maml: MAML, call: Call, asked: Asked) -> Plan:
     """The planner's, with errors that say what is wrong with the data."""
     episodes: Any = call.data
-    check_padding(by_batch(call.program.forward), episodes)
-    losses = call.program.forward.losses
+    forward = call.program.forward
+    check_padding(by_batch(forward.model, forward.own_statistics), episodes)
+    losses = forward.losses
     try:
         with torch.enable_grad():  # it measures graphs, whatever the caller's mode
             found = make_plan(call, asked)

@@ -38,7 +38,7 @@ class ClipNorm(Rule):
         self, step: int, gradients: Tensors, state: State, parameters: Tensors, rates: Tensors
     ) -> tuple[Tensors, State]:
         """The scaled gradient, and no state."""
-        squares = [_squares(g).flatten(1).sum(1) for g in gradients.values()]
+        squares = [_squares(g).reshape(len(g), -1).sum(1) for g in gradients.values()]
         norm = safe_sqrt(sum(squares[1:], squares[0]))
         scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
         return {

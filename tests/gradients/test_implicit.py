@@ -215,3 +215,38 @@ def test_conjugate_gradients_of_many_tasks_at_once() -> None:
     found = conjugate_gradient(apply, bad, 3, 0.0).x["x"]
     assert found[:2].isfinite().all()
     assert found[2].isnan().all()
+
+
+def test_rows_for_each_step_are_refused() -> None:
+    """Each step then has a loss of its own, and only the last row would learn."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    rule = chain(Proximal(2.0), SGD(0.1))
+    model = fm.models.per_step_batch_norm(net, 2)
+    maml = fm.MAML(model, steps=2, loss=F.mse_loss, rule=rule, gradient=Implicit())
+    with pytest.raises(ValueError, match="has another loss at each"):
+        maml(BY_NAME["mlp"].episodes)
+
+
+@pytest.mark.parametrize("gradient", [Implicit(), Unrolled()])
+def test_single_numbers_adapt(gradient: Any) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x
+
+    episodes = fm.Episodes(*(fm.Batch(tensor(3, 4, seed=i), tensor(3, 4, seed=7)) for i in (1, 2)))
+    rule = chain(Proximal(2.0), ClipNorm(5.0), SGD(0.3))
+    found = fm.MAML(Scaled(), rule=rule, steps=60, loss=F.mse_loss, gradient=gradient, **EAGER)
+    x, y, curvature = (
+        episodes.support.inputs,
+        episodes.support.targets,
+        2 * episodes.support.inputs.square().mean(1),
+    )
+    adapted = (2 * 1.5 + 2 * (x * y).mean(1)) / (2 + curvature)
+    q = episodes.query
+    slope = 2 * (q.inputs * (adapted.unsqueeze(1) * q.inputs - q.targets)).mean(1)
+    expected = (slope / (1 + curvature / 2)).mean()
+    torch.testing.assert_close(meta_gradient(found, episodes), expected.view(1), rtol=1e-8, atol=0)

@@ -160,6 +160,8 @@ def test_batch_statistics_are_refused(kind: str) -> None:
     maml(alone[0])
     with pytest.raises(ValueError, match=r"model.1 normalises.*unequal='buckets'"):
         maml(padded)
+    with pytest.raises(ValueError, match=r"model.1 normalises"):
+        maml.adapted(padded.support)
     if kind == "classes":  # of the same sizes, when a plan is there
         whole = padded.map(lambda x: x.clamp_min(0) if x.dtype == torch.int64 else x)
         maml(whole)

@@ -110,7 +110,7 @@ def make_plan(call: Call, asked: Asked) -> Plan:
         repeatable=not drew,
         own_statistics=forward.own_statistics,
         classes=class_counts(forward.losses, outputs, one.data),
-        normalises=by_batch(forward),
+        normalises=by_batch(forward.model, forward.own_statistics),
         bytes_step=kept[0],
         bytes_query=kept[1],
         bytes_estimate=candidate.peak,

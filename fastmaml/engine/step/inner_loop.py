@@ -15,6 +15,7 @@ from fastmaml.engine.step.forward import TaskForward
 from fastmaml.engine.step.head_layer import HeadLayer
 from fastmaml.engine.step.shared_passes import Kept, SharedPasses
 from fastmaml.gradients.base import Carry, Meta, Query, detached, inner_product
+from fastmaml.models.per_step import PerStep
 from fastmaml.rules.base import Rule, Tensors
 
 
@@ -70,6 +71,11 @@ class InnerLoop:
     def sets(self) -> range:
         """The inner steps on support sets of their own; the first, where all are on one."""
         return range(min(self.steps, support_sets(self.episodes)))
+
+    @property
+    def changing(self) -> bool:
+        """Whether the model is another one at every step, as with `models.PerStep`."""
+        return any(isinstance(module, PerStep) for module in self.forward.model.modules())
 
     def start(self, meta: Meta) -> Carry:
         """θ for every task (a view, not a copy), a head of its own, and the rule's first state."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastmaml.engine.step.forward import TaskForward
 from fastmaml.episodes.batch import Batch, Episodes
 from fastmaml.losses import IGNORED, counted_rows
 
@@ -40,14 +39,17 @@ def _padded(batch: Batch) -> bool:
     return labels and bool((targets == IGNORED).any())
 
 
-def by_batch(forward: TaskForward) -> str | None:
+def by_batch(model: nn.Module, own: bool) -> str | None:
     """The first module that normalises by its batch's statistics; None where there is none.
 
     One of another kind than PyTorch's says so in its class, as ``normalises_by_batch = True``.
     Other modules in which examples see one another, such as attention over them, are not known.
+
+    Args:
+        model: in its mode.
+        own: whether BatchNorm uses the batch at hand in both modes; see `Routing`.
     """
-    own = forward.own_statistics
-    for name, module in forward.model.named_modules():
+    for name, module in model.named_modules():
         found = getattr(type(module), "normalises_by_batch", False)
         if isinstance(module, _BatchNorm):
             found = own or module.training or module.running_mean is None
