@@ -26,6 +26,7 @@ from fastmaml.training.loggers import loggers_of
 from fastmaml.training.ranks import Ranks
 from fastmaml.training.rates import Rates, Scheduler
 from fastmaml.training.run_folder import BEST, CHECKPOINT
+from fastmaml.training.run_lock import RunFolderError
 
 
 class LoopState(ABC):
@@ -61,6 +62,7 @@ class LoopState(ABC):
         self._aside: dict[str, Tensor] | None = None
         self._best_from: Path | None = None
         self._resumed: Path | None = None
+        self._written: tuple[int, ...] | None = None
         self._undo: Callable[[], None] | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
 
@@ -108,6 +110,8 @@ class LoopState(ABC):
         with self.ranks.together():
             for one in paths if self.ranks.first else ():
                 checkpoint.save(one, saved)
+        if path is None:
+            self._written = _mark(paths[0])
 
     def resume(self, path: Path) -> None:
         """Take the state of a checkpoint; `fit` then goes on from there.
@@ -135,7 +139,16 @@ class LoopState(ABC):
         self._best_from = _best_of(path, saved)
         self._aside = None
         self.iteration, self._seconds = saved.iteration, state["seconds"]
-        self._since, self._resumed = time.perf_counter(), path
+        self._since, self._resumed, self._written = time.perf_counter(), path, _mark(path)
+
+    def _require_own_folder(self) -> None:
+        """Raise RunFolderError where another run has written to the folder of this one since."""
+        if self._written != _mark(self.folder / CHECKPOINT):
+            raise RunFolderError(
+                f"{self.folder / CHECKPOINT} is not the one that this trainer wrote or resumed: "
+                "another run has the folder now, or it was removed. Give each trainer a folder of "
+                "its own: LoopConfig(name=...) or LoopConfig(out=...)."
+            )
 
     def _load_callbacks(self, states: list[Any]) -> None:
         """Each gets the first state of its kind that none before it got."""
@@ -240,6 +253,15 @@ class LoopState(ABC):
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _mark(path: Path) -> tuple[int, ...] | None:
+    """What tells this file from another that takes its place; None where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _best_of(path: Path, saved: Checkpoint) -> Path | None:

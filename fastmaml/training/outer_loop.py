@@ -168,6 +168,10 @@ class OuterLoop(LoopState):
         with self.ranks.together():
             if self.ranks.first:
                 config = self.config
+                if continued:
+                    self._require_own_folder()
+                else:
+                    self._written = None
                 board = "tensorboard" in logger_names(config.loggers)
                 report = RunReport(self.folder, last, config.plots, self.screen, board)
                 self._bring_best()

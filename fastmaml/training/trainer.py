@@ -76,6 +76,12 @@ class MetaTrainer(OuterLoop):
     ) -> None:
         config = LoopConfig() if config is None else config
         super().__init__(maml, config, optimizer, screen, scheduler, callbacks)
+        for name, held_out in (("validation", validation), ("test", test)):
+            if held_out is train:
+                raise ValueError(
+                    f"{name} is the same object as train, which each evaluation would put back to "
+                    "where it began: give episodes of unseen classes or tasks."
+                )
         self.train = train
         self.validation = None if validation is None else _Repeated(validation)
         self.test = None if test is None else _Repeated(test)

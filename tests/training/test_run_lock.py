@@ -14,6 +14,7 @@ import pytest
 from places import ROOT
 from sinusoid_runs import trainer
 
+import fastmaml as fm
 from fastmaml import _files
 from fastmaml._files import remove_leftovers, require_folder, write_whole
 from fastmaml.training import run_lock
@@ -208,3 +209,19 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
     assert raised.value.__context__ is None
     with RunReport(tmp_path, None, plots=False, screen=False):
         pass
+
+
+def test_a_folder_that_another_run_has_by_now(tmp_path: Path) -> None:
+    """Else the first would test the second's best weights."""
+    first, second = trainer(tmp_path, iterations=2), trainer(tmp_path, iterations=2)
+    first.fit()
+    first.fit()  # goes on in its own
+    second.fit()
+    with pytest.raises(RunFolderError, match="another run has the folder now"):
+        first.fit()
+
+
+def test_validation_is_no_training(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    with pytest.raises(ValueError, match="validation is the same object as train"):
+        fm.MetaTrainer(one.maml, one.train, validation=one.train)
