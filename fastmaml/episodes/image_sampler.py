@@ -96,6 +96,12 @@ class ImageSampler(EpisodeSampler):
 
     def _finished(self, inputs: Tree) -> Tensor:
         """Floating-point, normalised on the device."""
+        if inputs.dtype != torch.uint8:
+            raise ValueError(
+                f"augment gives {inputs.dtype} of uint8 images, which are divided by 255 and "
+                "normalised afterwards, once more: let it return uint8 (for torchvision's v2 "
+                "without ToDtype and Normalize)."
+            )
         return inputs.float() / 255 if self.normalisation is None else self.normalisation(inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
