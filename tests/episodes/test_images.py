@@ -239,7 +239,7 @@ def test_a_file_in_a_folder_is_what_memory_is(photos: Path, tmp_path: Path) -> N
     assert changed.sample().support.inputs.shape == (3, 4, 3, 8, 8)
 
 
-def test_a_changed_folder_is_refused_on_resume(photos: Path) -> None:
+def test_a_changed_folder_is_refused_on_resume(photos: Path, tmp_path: Path) -> None:
     settings = SIZES | {"split": "train"}
     source = fm.episodes.images(photos, **settings)
     state = source.state_dict()
@@ -251,6 +251,12 @@ def test_a_changed_folder_is_refused_on_resume(photos: Path) -> None:
     picture(250).save(file)
     with pytest.raises(ValueError, match=r"photos has changed since this state was saved"):
         fm.episodes.images(photos, **settings).load_state_dict(state)
+    held_out = settings | {"split": "test"}
+    with pytest.raises(ValueError, match="other training images than this run had"):
+        fm.episodes.images(photos, **held_out).check_trained(state)
+    with pytest.raises(ValueError, match="other training images than this run had"):
+        fm.episodes.images(photos, **held_out, cache=tmp_path / "cache").check_trained(state)
+    fm.episodes.images(photos, **held_out, normalise=(0.5, 0.2)).check_trained(state)
     write_classes(photos, 3, first=20)
     with pytest.raises(ValueError, match="other training classes than this run had"):
         fm.episodes.images(photos, **settings | {"split": "test"}).check_trained(state)
