@@ -25,3 +25,13 @@ def test_a_function_that_returns_floats_is_refused(tmp_path: Path, normalise: bo
     with pytest.raises(ValueError, match=r"augment gives torch\.float32 .* return uint8") as caught:
         source.sample()
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_may_return_one_buffer_each_time(tmp_path: Path) -> None:
+    photos = write_classes(tmp_path / "photos", 3)
+    buffer = torch.empty(3, 8, 8, dtype=torch.uint8)
+    plain = fm.episodes.images(photos, **SIZES).sample()
+    filled = fm.episodes.images(photos, **SIZES, augment=buffer.copy_).sample()
+    assert len(plain.support.inputs.flatten(0, 1).unique(dim=0)) > 1
+    again = fm.episodes.images(photos, **SIZES, augment=torch.clone).sample()
+    assert torch.equal(filled.support.inputs, again.support.inputs)
