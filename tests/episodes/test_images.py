@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def test_splits_are_named_in_four_ways(photos: Path, tmp_path: Path) -> None:
     ]
     for splits in given:
         assert fm.episodes.image_splits(photos, splits) == wanted
+
+
+def test_names_in_lists_may_be_written_otherwise(tmp_path: Path) -> None:
+    write_classes(tmp_path / "photos", 2)
+    on_disk, in_list = (unicodedata.normalize(form, "k\u00e9a") for form in ("NFD", "NFC"))
+    (tmp_path / "photos" / "class_00").rename(tmp_path / "photos" / on_disk)
+    assert on_disk != in_list
+    found = fm.episodes.image_splits(tmp_path / "photos", {"test": [in_list]})
+    assert found == {"train": ["class_01"], "validation": [], "test": [on_disk]}
+    one = fm.episodes.images(
+        tmp_path / "photos", split="test", splits={"test": [in_list]}, **SIZES | {"ways": 1}
+    )
+    assert one.class_names == (on_disk,)
+    with pytest.raises(ValueError, match="in the split train and in test"):
+        fm.episodes.image_splits(tmp_path / "photos", {"train": [on_disk], "test": [in_list]})
 
 
 def test_folders_of_splits_and_tables(tmp_path: Path) -> None:
@@ -233,6 +249,10 @@ def test_a_file_in_a_folder_is_what_memory_is(photos: Path, tmp_path: Path) -> N
     again = fm.episodes.images(photos, **settings, cache=cache)
     again.load_state_dict(mapped.state_dict())
     assert torch.equal(again.sample().query.inputs, mapped.sample().query.inputs)
+    for damaged in ("", "[]", '{"a": 1}', '["xy"]', "[1]"):
+        files[0].write_text(damaged)
+        again = fm.episodes.images(photos, **settings, cache=cache)
+        again.load_state_dict(mapped.state_dict())
     picture(200).save(photos / "class_03" / "0.png")
     changed = fm.episodes.images(photos, **settings, cache=cache)
     assert len(list(cache.iterdir())) == 2  # the old one is gone
