@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml.episodes.held_out import SPLITS, held_out
-from fastmaml.episodes.image_listing import SPLIT_FOLDERS, plain_name
+from fastmaml.episodes.image_listing import SPLIT_FOLDERS, as_utf8, plain_name
 
 Splits = tuple[float, float, float] | Mapping[str, Any] | str | os.PathLike[str]
 """Fractions of the classes, names of each split, or a file or folder with them."""
@@ -122,7 +122,7 @@ def _read(place: Path) -> dict[str, Any]:
             f"{place}: give a .json file, a .csv file, or a folder with train.txt, val.txt, "
             "test.txt."
         )
-    with place.open(newline="", encoding="utf-8-sig") as lines:
+    with as_utf8(place), place.open(newline="", encoding="utf-8-sig") as lines:
         table = csv.DictReader(lines)
         columns = list(table.fieldnames or ())
         if not {"class", "split"} <= set(columns):
@@ -142,5 +142,6 @@ def _lines(place: str | os.PathLike[str]) -> list[str]:
     path = Path(place).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"splits names the file {path}, which is not there.")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    with as_utf8(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]

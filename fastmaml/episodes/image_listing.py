@@ -7,6 +7,7 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastmaml.episodes.pictures import Files
@@ -154,7 +155,7 @@ def _rows(
     file: Path, divided: str, needed: Sequence[str]
 ) -> tuple[list[str], list[dict[str, str]]]:
     """The columns and rows of a table."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
+    with as_utf8(file), file.open(newline="", encoding="utf-8-sig") as lines:
         table = csv.DictReader(lines, delimiter=divided)
         columns = list(table.fieldnames or ())
         if missing := [name for name in needed if name not in columns]:
@@ -164,6 +165,17 @@ def _rows(
                 "has one."
             )
         return columns, list(table)
+
+
+@contextmanager
+def as_utf8(file: Path) -> Iterator[None]:
+    """What is read inside is named where its letters are in another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as that."
+        ) from error
 
 
 def _split_named(name: str | None, number: int, file: Path) -> str:

@@ -151,6 +151,23 @@ def test_bad_tables(lines: list[str], said: str, tmp_path: Path) -> None:
         fm.episodes.images(tmp_path / "table.csv", **SIZES, split="train")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "class,split\nk\xe9a,test\n"), ("val.txt", "k\xe9a\n")],
+)
+def test_lists_in_other_encodings_are_named(name: str, content: str, tmp_path: Path) -> None:
+    photos = write_classes(tmp_path / "photos", 3)
+    file = tmp_path / name
+    file.write_bytes(content.encode("latin-1"))
+    splits: Any = {"test": file} if name == "val.txt" else file
+    with pytest.raises(ValueError, match=rf"{name} is not in UTF-8 \(byte 0xe9\)"):
+        fm.episodes.image_splits(photos, splits)
+    file.write_bytes(b"path,label\nk\xe9a.png,a\n")
+    table = file.rename(tmp_path / "images.csv")
+    with pytest.raises(ValueError, match=r"images\.csv is not in UTF-8 \(byte 0xe9\)"):
+        fm.episodes.image_splits(table)
+
+
 def test_other_files_are_told_and_left_out(tmp_path: Path) -> None:
     photos = write_classes(tmp_path / "photos", 3)
     for name in (".DS_Store", "Thumbs.db"):
