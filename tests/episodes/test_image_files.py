@@ -85,7 +85,12 @@ def late(png: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [photograph("webp", 6), photograph("png", 6), late(photograph("png", 6)), photograph("tiff", 6)],
+    [
+        photograph("webp", 6),
+        photograph("png", 6),
+        late(photograph("png", 6)),
+        photograph("tiff", 6),
+    ],
     ids=["webp", "png", "late png", "tiff"],
 )
 def test_photographs_are_turned_whatever_their_format(tmp_path: Path, content: bytes) -> None:

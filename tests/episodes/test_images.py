@@ -67,6 +67,13 @@ def test_fractions_never_overlap_and_hang_on_names_alone(photos: Path, tmp_path:
         assert source.class_names == tuple(names)
 
 
+def test_the_default_fractions_leave_what_the_docs_say(tmp_path: Path) -> None:
+    for classes, validation, test in ((22, 4, 4), (23, 4, 5), (28, 4, 6), (29, 5, 6)):
+        photos = write_classes(tmp_path / str(classes), classes, images=1)
+        found = fm.episodes.image_splits(photos)
+        assert (len(found["validation"]), len(found["test"])) == (validation, test)
+
+
 def test_splits_are_named_in_four_ways(photos: Path, tmp_path: Path) -> None:
     names = [f"class_{c:02}" for c in range(12)]
     wanted = {"train": names[:8], "validation": names[8:10], "test": names[10:]}
