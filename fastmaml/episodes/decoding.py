@@ -103,7 +103,8 @@ def _orientation(picture: Any) -> int:
     """How the camera was held, from 1 (upright) to 8; Pillow itself turns TIFF files."""
     if picture.format not in _WITH_EXIF or (picture.format == "PNG" and not _png_exif(picture.fp)):
         return 1
-    return int(picture.getexif().get(0x0112, 1))
+    said = picture.getexif().get(0x0112)
+    return said if isinstance(said, int) else 1  # damaged data may hold anything
 
 
 def _png_exif(file: Any) -> bool:

@@ -64,15 +64,16 @@ def test_sixteen_bits_a_channel_are_refused_whatever_the_channels(content: bytes
         decoded(content, "a.png", (3, 3, 2), "crop")
 
 
-def photograph(kind: str, orientation: int | None) -> bytes:
+def photograph(kind: str, orientation: int | bytes | None) -> bytes:
     """4 wide and 2 high, its left half white."""
     pixels = numpy.zeros((2, 4, 3), "uint8")
     pixels[:, :2] = 255
     exif, file = Image.Exif(), io.BytesIO()
-    if orientation is not None:
+    if isinstance(orientation, int):
         exif[0x0112] = orientation
+    data = orientation if isinstance(orientation, bytes) else exif.tobytes()
     lossless = {"lossless": True} if kind == "webp" else {}
-    Image.fromarray(pixels).save(file, kind, exif=exif.tobytes(), **lossless)
+    Image.fromarray(pixels).save(file, kind, exif=data, **lossless)
     return file.getvalue()
 
 
@@ -104,7 +105,8 @@ def test_photographs_are_turned_whatever_their_format(tmp_path: Path, content: b
 
 @pytest.mark.parametrize("kind", ["webp", "png"])
 def test_upright_photographs_stay(kind: str) -> None:
-    for orientation in (None, 1):
+    text = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, 2, 3, b"no", 0)
+    for orientation in (None, 1, text):
         content = photograph(kind, orientation)
         assert header(io.BytesIO(content), "1") == (3, 2, 4)
         assert not decoded(content, "1", (3, 2, 4), "crop")[:, :, 2:].any()
