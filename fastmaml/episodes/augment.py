@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from fastmaml.episodes.batch import Tree
 from fastmaml.episodes.colour import jittered
@@ -73,7 +73,7 @@ class PerExample(Augmentation):
         flat = [x.flatten(0, 1) for x in leaves]
         with _seeded(generator):
             found = [
-                tree_flatten(self.function(tree_unflatten([x[i] for x in flat], structure)))
+                tree_flatten(_own(self.function(tree_unflatten([x[i] for x in flat], structure))))
                 for i in range(len(flat[0]))
             ]
         columns = zip(*(values for values, _ in found), strict=True)
@@ -132,6 +132,11 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(arrays)
+
+
+def _own(result: Tree) -> Tree:
+    """A copy: a function may fill one buffer, and return it, each time."""
+    return tree_map_only(Tensor, lambda x: x.clone(), result)
 
 
 def _stacked(column: tuple[Any, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmaml.episodes.held_out import SPLITS, held_out
-from fastmaml.episodes.image_listing import SPLIT_FOLDERS
+from fastmaml.episodes.image_listing import SPLIT_FOLDERS, as_utf8, plain_name
 
 Splits = tuple[float, float, float] | Mapping[str, Any] | str | os.PathLike[str]
 """Fractions of the classes, names of each split, or a file or folder with them."""
@@ -69,11 +69,17 @@ def _checked(given: Mapping[str, Any], names: Sequence[str], origin: str) -> dic
             raise ValueError(f"{origin} has the split {key!r}: choose of {', '.join(SPLITS)}.")
         if known[key] in parts:
             raise ValueError(f"{origin} has the split {known[key]!r} twice: keep one.")
+        if isinstance(of, str) and of in names and not Path(of).expanduser().is_file():
+            raise ValueError(
+                f"{origin} has {of!r} for the split {key}, which is a class and no file of names: "
+                f"give a list, [{of!r}]."
+            )
         parts[known[key]] = _lines(of) if isinstance(of, str | os.PathLike) else list(of)
-    there, seen = set(names), dict[str, str]()
+    there, seen = {plain_name(name): name for name in names}, dict[str, str]()
     for split, of in parts.items():
-        for name in of:
-            if name not in there:
+        parts[split] = [there.get(plain_name(name), name) for name in map(str, of)]
+        for name in parts[split]:
+            if plain_name(name) not in there:
                 raise ValueError(
                     f"{origin} names {name!r} in the split {split}, which is no class of the data: "
                     f"it has {', '.join(list(names)[:10])}{', ...' if len(names) > 10 else ''}."
@@ -116,7 +122,7 @@ def _read(place: Path) -> dict[str, Any]:
             f"{place}: give a .json file, a .csv file, or a folder with train.txt, val.txt, "
             "test.txt."
         )
-    with place.open(newline="", encoding="utf-8-sig") as lines:
+    with as_utf8(place), place.open(newline="", encoding="utf-8-sig") as lines:
         table = csv.DictReader(lines)
         columns = list(table.fieldnames or ())
         if not {"class", "split"} <= set(columns):
@@ -136,5 +142,6 @@ def _lines(place: str | os.PathLike[str]) -> list[str]:
     path = Path(place).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"splits names the file {path}, which is not there.")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    with as_utf8(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]

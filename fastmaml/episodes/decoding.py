@@ -18,6 +18,7 @@ Fit = Literal["crop", "stretch"]
 GREY_MODES = ("1", "L", "LA", "La")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_WITH_EXIF = ("JPEG", "MPO", "WEBP", "PNG")
 _TURNED = {5, 6, 7, 8}
 """Orientations of photographs whose pixels lie on their side."""
 
@@ -36,9 +37,9 @@ def header(content: Any, name: str) -> Shape:
     try:
         with image.open(content) as picture:
             width, height = picture.size
-            if _is_photograph(picture) and picture.getexif().get(0x0112) in _TURNED:
+            if _orientation(picture) in _TURNED:
                 width, height = height, width
-            return _channels(picture.mode, name), height, width
+            return _channels(picture, name), height, width
     except (OSError, SyntaxError, image.DecompressionBombError) as error:
         raise unreadable(name, error) from error
 
@@ -62,8 +63,8 @@ def decoded(content: bytes, name: str, shape: Shape, fit: Fit) -> Tensor:
     channels, height, width = shape
     try:
         with image.open(io.BytesIO(content)) as picture:
-            _channels(picture.mode, name)
-            shown = operations.exif_transpose(picture) if _is_photograph(picture) else picture
+            _channels(picture, name)
+            shown = operations.exif_transpose(picture) if _orientation(picture) > 1 else picture
             if shown.mode in _WITH_ALPHA or "transparency" in shown.info:
                 shown = shown.convert("RGBA")
                 white = image.new("RGBA", shown.size, "white")
@@ -98,16 +99,45 @@ def unreadable(name: str, error: Exception) -> ValueError:
     return ValueError(f"{name} cannot be read: {said}. Replace or remove that file.")
 
 
-def _is_photograph(picture: Any) -> bool:
-    return picture.format in ("JPEG", "MPO")
-
-
-def _channels(mode: str, name: str) -> int:
-    if mode in GREY_MODES:
+def _orientation(picture: Any) -> int:
+    """How the camera was held, from 1 (upright) to 8; Pillow itself turns TIFF files."""
+    if picture.format not in _WITH_EXIF or (picture.format == "PNG" and not _png_exif(picture.fp)):
         return 1
-    if mode in COLOUR_MODES:
-        return 3
-    raise ValueError(
-        f"{name} has pixels of the mode {mode} (more than 8 bits), which would be cut off: save it "
-        "with 8 bits a channel, scaled as is right for it."
-    )
+    said = picture.getexif().get(0x0112)
+    return said if isinstance(said, int) else 1  # damaged data may hold anything
+
+
+def _png_exif(file: Any) -> bool:
+    """Whether a PNG has EXIF data, maybe behind its pixels, for which Pillow would decode them."""
+    place = file.tell()
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] == b"eXIf":
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+        return False
+    finally:
+        file.seek(place)
+
+
+def _channels(picture: Any, name: str) -> int:
+    mode = picture.mode
+    cut = mode not in (*GREY_MODES, *COLOUR_MODES)
+    if cut or _more_than_8_bits(picture):
+        said = f"pixels of the mode {mode}" if cut else f"{mode} pixels of 16 bits a channel"
+        raise ValueError(
+            f"{name} has {said} (more than 8 bits), which would be cut off: save it with 8 bits a "
+            "channel, scaled as is right for it."
+        )
+    return 1 if mode in GREY_MODES else 3
+
+
+def _more_than_8_bits(picture: Any) -> bool:
+    """Of what Pillow opens as 8 bits a channel: it keeps the upper ones of colours and alpha."""
+    how = picture.tile[0][3] if picture.tile else ()
+    if picture.format == "PNG":
+        return ";16" in str(how)
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (1,))) > 8
+    return picture.format == "PPM" and isinstance(how, tuple) and how[-1] > 255

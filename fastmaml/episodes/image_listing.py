@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastmaml.episodes.pictures import Files
@@ -137,9 +139,10 @@ def _of_table(file: Path) -> Files:
         path, label = row["path"] or "", (row["label"] or "").strip()
         if not path or not label:
             raise ValueError(f"line {number} of {file} has no path or no label: complete it.")
-        if path in seen:
-            raise ValueError(f"lines {seen[path]} and {number} of {file} name {path}: keep one.")
-        seen[path] = number
+        real = os.path.realpath(file.parent / path)  # "./1.png" is "1.png"
+        if real in seen:
+            raise ValueError(f"lines {seen[real]} and {number} of {file} name {path}: keep one.")
+        seen[real] = number
         found.append((path, label, file.parent / path))
         if "split" in columns:
             parts.setdefault(_split_named(row["split"], number, file), []).append(label)
@@ -152,7 +155,7 @@ def _rows(
     file: Path, divided: str, needed: Sequence[str]
 ) -> tuple[list[str], list[dict[str, str]]]:
     """The columns and rows of a table."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
+    with as_utf8(file), file.open(newline="", encoding="utf-8-sig") as lines:
         table = csv.DictReader(lines, delimiter=divided)
         columns = list(table.fieldnames or ())
         if missing := [name for name in needed if name not in columns]:
@@ -162,6 +165,17 @@ def _rows(
                 "has one."
             )
         return columns, list(table)
+
+
+@contextmanager
+def as_utf8(file: Path) -> Iterator[None]:
+    """What is read inside is named where its letters are in another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not in UTF-8 (byte 0x{error.object[error.start]:02x}): save it as that."
+        ) from error
 
 
 def _split_named(name: str | None, number: int, file: Path) -> str:
@@ -181,7 +195,7 @@ def _files(place: Path, found: Sequence[_Found], parts: dict[str, list[str]] | N
         )
     plain: dict[str, str] = {}
     for of in dict.fromkeys(of for _, of, _ in found):
-        same = plain.setdefault(unicodedata.normalize("NFC", of.strip()), of)
+        same = plain.setdefault(plain_name(of), of)
         if same != of:
             raise ValueError(
                 f"{place} has the classes {same!r} and {of!r}, which read alike: give them one "
@@ -195,6 +209,11 @@ def _files(place: Path, found: Sequence[_Found], parts: dict[str, list[str]] | N
         stats.append((stat.st_size, stat.st_mtime_ns))
     names, classes, paths = zip(*found, strict=True)
     return Files(str(place), names, classes, paths, stats, parts)
+
+
+def plain_name(name: str) -> str:
+    """What a class's name reads like: "é" may be one character or two, as systems write it."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _no_class_twice(parts: dict[str, list[str]], place: Path) -> None:

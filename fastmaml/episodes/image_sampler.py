@@ -33,7 +33,8 @@ class ImageSampler(EpisodeSampler):
 
     Meta-batches are float32 ``[tasks, examples, channels, height, width]``. Its state has, besides
     the generator, ``data``: a digest of its images, so that a run goes on with the same ones only;
-    and ``trained``: a digest of the names of the training classes.
+    ``trained``: a digest of the names of the training classes; and, where the normalisation was
+    found, ``measured``: a digest of the training images that it was found on.
 
     Attributes:
         class_names: of the split.
@@ -46,6 +47,7 @@ class ImageSampler(EpisodeSampler):
         chosen: the number of each picture, by class.
         splits: as the attribute.
         normalisation: as the attribute.
+        measured: the digests of the images that it was found on; none where it was given.
         rotations: whether each class turned by 90, 180 and 270 degrees is three more.
         origin: where the images come from, for errors.
         sampling: as of `EpisodeSampler`: ways, shots, queries, tasks, seed, device and augment.
@@ -58,6 +60,7 @@ class ImageSampler(EpisodeSampler):
         splits: Mapping[str, Sequence[str]],
         *,
         normalisation: Normalisation | None,
+        measured: Sequence[bytes] = (),
         rotations: bool,
         origin: str,
         **sampling: Any,
@@ -84,6 +87,11 @@ class ImageSampler(EpisodeSampler):
         self._data = _as_tensor(digest.digest())
         trained = "\0".join(self.splits.get("train", self.class_names)).encode()
         self._trained = _as_tensor(hashlib.blake2b(trained, digest_size=16).digest())
+        self._measured = (
+            _as_tensor(hashlib.blake2b(b"".join(measured), digest_size=16).digest())
+            if measured
+            else None
+        )
 
     def _examples(self, inputs: Tree) -> Tensor:
         """The images of rows of (image, quarter turns)."""
@@ -96,11 +104,18 @@ class ImageSampler(EpisodeSampler):
 
     def _finished(self, inputs: Tree) -> Tensor:
         """Floating-point, normalised on the device."""
+        if inputs.dtype != torch.uint8:
+            raise ValueError(
+                f"augment gives {inputs.dtype} of uint8 images, which are divided by 255 and "
+                "normalised afterwards, once more: let it return uint8 (for torchvision's v2 "
+                "without ToDtype and Normalize)."
+            )
         return inputs.float() / 255 if self.normalisation is None else self.normalisation(inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream is, and of which images."""
-        return super().state_dict() | {"data": self._data, "trained": self._trained}
+        measured = {} if self._measured is None else {"measured": self._measured}
+        return super().state_dict() | {"data": self._data, "trained": self._trained} | measured
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly where `state_dict` was taken, with the same images.
@@ -117,15 +132,25 @@ class ImageSampler(EpisodeSampler):
         super().load_state_dict(state)
 
     def check_trained(self, state: Mapping[str, Tensor]) -> None:
-        """Raise a ValueError if `state` is of a run that was trained on other classes.
+        """Raise a ValueError if `state` is of a run that was trained on other classes or images.
 
-        What is held out here may then have been trained on there.
+        Of other classes, what is held out here may have been trained on there. By other images, it
+        is normalised otherwise than there; those that no normalisation was found on (more than
+        2,000, or none where it is given) change nothing here and are not compared.
         """
         saved = state.get("trained")
         if saved is not None and not torch.equal(saved.cpu(), self._trained):
             raise ValueError(
                 f"{self._origin} has other training classes than this run had, so that some that "
                 "it was trained on may be held out now: restore the folder and the splits."
+            )
+        saved = state.get("measured")
+        now = self._measured
+        if saved is not None and now is not None and not torch.equal(saved.cpu(), now):
+            raise ValueError(
+                f"{self._origin} has other training images than this run had, so that all images "
+                "would be normalised otherwise than it was trained: restore them, or evaluate on "
+                "other data (fastmaml eval RUN --change data=FOLDER)."
             )
 
     def __repr__(self) -> str:
@@ -195,20 +220,21 @@ def image_sampler(
         pixels = in_memory(pictures, wanted, shape, fit)
     else:
         pixels = in_file(pictures, shape, fit, Path(cache))
+    measured: Sequence[bytes] = ()
     if normalise is True:
         train = names if split is None else splits["train"]
         every = [i for name in train for i in by_class[name]]
         some = every[:: -(-len(every) // SAMPLED)]
-        if not all(i in pixels.rows for i in some):
-            found = in_memory(pictures, some, shape, fit).images
-        else:
-            found = pixels.images[[pixels.rows[i] for i in some]]
-        normalise = Normalisation.found(found)
+        held = all(i in pixels.rows for i in some)
+        found = pixels if held else in_memory(pictures, some, shape, fit)
+        normalise = Normalisation.found(found.images[[found.rows[i] for i in some]])
+        measured = [found.digests[found.rows[i]] for i in some]
     return ImageSampler(
         pixels,
         chosen,
         {} if split is None else splits,
         normalisation=normalise or None,
+        measured=measured,
         rotations=rotations,
         origin=pictures.origin,
         ways=ways,

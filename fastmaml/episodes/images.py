@@ -47,7 +47,7 @@ def images(
     ones. Class folders with folders inside are refused, as it is not plain what their class is.
 
     Images are read once, in threads, and held as uint8; every meta-batch is normalised on its
-    device. Photographs are turned as their camera says; what is transparent becomes white.
+    device. Photographs are turned as their EXIF data says; what is transparent becomes white.
     Reading needs ``pip install "fastmaml[vision]"``.
 
     Do not use it for images that are drawn or changed while training: it holds what it read.
@@ -75,7 +75,7 @@ def images(
             training classes (on 2,000 images, evenly spaced, where there are more); (mean, std) of
             pixels from 0 to 1; False: pixels from 0 to 1.
         augment: as of `EpisodeSampler`: changes each image by draws of its own, such as
-            "flip,crop,jitter". Give it for training only.
+            "flip,crop,jitter", or a function from a uint8 image to one. Give it for training only.
         rotations: whether each class turned by 90, 180 and 270 degrees is three more, as in
             Omniglot's protocol.
         cache: "memory", or a folder where all images are kept decoded, in a file that is mapped
@@ -88,9 +88,9 @@ def images(
     Raises:
         FileNotFoundError: no such folder, table or file of splits, or an image that a table names.
         ValueError: no images, an image that cannot be read or has more than 8 bits a channel,
-            images of several sizes and no `size`, a class in two splits or with too few images,
-            more ways than classes in the split, more than half of the free memory, or an argument
-            that is none of the above.
+            images of several sizes and no `size`, a class in two splits or with too few images, an
+            image twice in a table, more ways than classes in the split, more than half of the free
+            memory, or an argument that is none of the above.
         OSError: the cache cannot be written.
         ImportError: numpy or pillow is missing.
     """

@@ -83,24 +83,38 @@ def in_file(pictures: Pictures, shape: Shape, fit: Fit, folder: Path) -> Pixels:
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
-        ValueError: a picture is damaged.
+        ValueError: a picture is damaged, or `folder` is a file or lies in one.
     """
     folder = folder.expanduser()
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"cache={str(folder)!r}: {place} is a file; give a folder.")
     of = _digest(FORMAT, os.path.abspath(pictures.origin), *map(str, shape), fit)[:12]
     name = re.sub(r"\W+", "_", Path(pictures.origin).name)
     stem = f"{name}-{of}-{_digest(pictures.stamp())[:16]}"
     data, about = folder / f"{stem}.uint8", folder / f"{stem}.json"
     whole = len(pictures.names), *shape
-    there = about.is_file() and data.is_file() and data.stat().st_size == _product(whole)
-    if not there:
+    there = data.is_file() and data.stat().st_size == _product(whole)
+    digests = _kept_digests(about, whole[0]) if there else None
+    if digests is None:
         digests = _write(data, pictures, whole, fit)
         write_whole(about, json.dumps([one.hex() for one in digests]).encode())
         for old in folder.glob(f"{name}-{of}-*"):  # of files that have changed since
             if old.stem != stem and old.suffix in (".uint8", ".json"):
                 old.unlink(missing_ok=True)
-    digests = [bytes.fromhex(one) for one in json.loads(about.read_text())]
     images = torch.from_file(str(data), shared=False, size=_product(whole), dtype=torch.uint8)
     return Pixels(images.view(whole), digests, {i: i for i in range(whole[0])}, mapped=True)
+
+
+def _kept_digests(about: Path, number: int) -> list[bytes] | None:
+    """The digests that a file has; None where it is missing or damaged, as by a full disk."""
+    if not about.is_file():
+        return None
+    try:
+        found = [bytes.fromhex(one) for one in json.loads(about.read_bytes())]
+    except (ValueError, TypeError):
+        return None
+    return found if len(found) == number else None
 
 
 def _write(data: Path, pictures: Pictures, whole: tuple[int, ...], fit: Fit) -> list[bytes]:

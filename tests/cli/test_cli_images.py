@@ -10,6 +10,7 @@ import torch
 from drawn_images import picture, write_classes
 
 from fastmaml.cli import main
+from fastmaml.episodes import images
 from fastmaml.training import checkpoint
 from fastmaml.training.config import ImagesConfig
 from fastmaml.training.recipes import build_episodes, build_maml
@@ -63,6 +64,23 @@ def test_a_changed_folder_is_refused(
         assert printed.startswith(f"fastmaml: {photos} has ")
         assert "\n" not in printed
     assert main(["eval", str(out), "--change", f"data={photos}"]) == 0  # as other data
+
+
+def test_replaced_training_images_are_refused_in_an_evaluation(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(photos, out, "--iterations", "1", "--rotations") == 0
+    assert main(["eval", str(out)]) == 0  # rotations are of the training alone
+    trained = images(photos, split="train", ways=2, shots=2, tasks=2).class_names[0]
+    file = photos / trained / "0.png"
+    file.write_bytes(file.read_bytes() + b"\0")  # of no other pixels
+    capsys.readouterr()
+    assert main(["eval", str(out)]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(f"fastmaml: {photos} has other training images than this run had")
+    assert "\n" not in printed
+    assert main(["eval", str(out), "--change", f"data={photos}"]) == 0
 
 
 @pytest.mark.parametrize("model", ["conv4", "resnet12"])

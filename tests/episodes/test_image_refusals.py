@@ -76,6 +76,13 @@ CASES: list[tuple[Change, dict[str, Any], str]] = [
         "names 'class_99' in the split test, which is no class of the data",
     ),
     (lambda x: None, {"splits": {"dev": []}, "split": "test"}, "has the split 'dev'"),
+    (
+        lambda x: None,
+        {"splits": {"test": "class_03"}, "split": "test"},
+        r"'class_03' for the split test, which is a class .* give a list, \['class_03'\]",
+    ),
+    (lambda x: None, {"cache": __file__}, r"cache='.*': .*\.py is a file; give a folder"),
+    (lambda x: None, {"cache": __file__ + "/in"}, r"cache='.*/in': .*\.py is a file; give a fold"),
     (lambda x: None, {"splits": "no.json", "split": "test"}, "splits='no.json': there is no such"),
     (lambda x: None, {"augment": "flap"}, "augment='flap' has 'flap': choose of flip, crop"),
     (lambda x: None, {"channels": 4}, "channels=4: give 1"),
@@ -124,6 +131,11 @@ def test_a_class_in_two_splits(tmp_path: Path) -> None:
     [
         (["file,label", "a.png,a"], "has no column 'path', but file, label"),
         (["path,label", "a.png,a", "a.png,a"], r"lines 2 and 3 of .* name a\.png"),
+        (["path,label", "a.png,a", "./a.png,b"], r"lines 2 and 3 of .* name \./a\.png"),
+        (
+            ["path,label,split", "a.png,a,train", "d/../a.png,b,test"],
+            r"lines 2 and 3 of .* name d/\.\./a\.png",
+        ),
         (["path,label", "b.png,a"], r"names b\.png, but there is no file"),
         (["path,label", "a.png,"], "line 2 of .* has no path or no label"),
         (["path,label,split", "a.png,a,dev"], "line 2 of .* has the split 'dev'"),
@@ -137,6 +149,23 @@ def test_bad_tables(lines: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         fm.episodes.images(tmp_path / "table.csv", **SIZES, split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "class,split\nk\xe9a,test\n"), ("val.txt", "k\xe9a\n")],
+)
+def test_lists_in_other_encodings_are_named(name: str, content: str, tmp_path: Path) -> None:
+    photos = write_classes(tmp_path / "photos", 3)
+    file = tmp_path / name
+    file.write_bytes(content.encode("latin-1"))
+    splits: Any = {"test": file} if name == "val.txt" else file
+    with pytest.raises(ValueError, match=rf"{name} is not in UTF-8 \(byte 0xe9\)"):
+        fm.episodes.image_splits(photos, splits)
+    file.write_bytes(b"path,label\nk\xe9a.png,a\n")
+    table = file.rename(tmp_path / "images.csv")
+    with pytest.raises(ValueError, match=r"images\.csv is not in UTF-8 \(byte 0xe9\)"):
+        fm.episodes.image_splits(table)
 
 
 def test_other_files_are_told_and_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def test_fractions_never_overlap_and_hang_on_names_alone(photos: Path, tmp_path:
         assert source.class_names == tuple(names)
 
 
+def test_the_default_fractions_leave_what_the_docs_say(tmp_path: Path) -> None:
+    for classes, validation, test in ((22, 4, 4), (23, 4, 5), (28, 4, 6), (29, 5, 6)):
+        photos = write_classes(tmp_path / str(classes), classes, images=1)
+        found = fm.episodes.image_splits(photos)
+        assert (len(found["validation"]), len(found["test"])) == (validation, test)
+
+
 def test_splits_are_named_in_four_ways(photos: Path, tmp_path: Path) -> None:
     names = [f"class_{c:02}" for c in range(12)]
     wanted = {"train": names[:8], "validation": names[8:10], "test": names[10:]}
@@ -81,6 +89,21 @@ def test_splits_are_named_in_four_ways(photos: Path, tmp_path: Path) -> None:
     ]
     for splits in given:
         assert fm.episodes.image_splits(photos, splits) == wanted
+
+
+def test_names_in_lists_may_be_written_otherwise(tmp_path: Path) -> None:
+    write_classes(tmp_path / "photos", 2)
+    on_disk, in_list = (unicodedata.normalize(form, "k\u00e9a") for form in ("NFD", "NFC"))
+    (tmp_path / "photos" / "class_00").rename(tmp_path / "photos" / on_disk)
+    assert on_disk != in_list
+    found = fm.episodes.image_splits(tmp_path / "photos", {"test": [in_list]})
+    assert found == {"train": ["class_01"], "validation": [], "test": [on_disk]}
+    one = fm.episodes.images(
+        tmp_path / "photos", split="test", splits={"test": [in_list]}, **SIZES | {"ways": 1}
+    )
+    assert one.class_names == (on_disk,)
+    with pytest.raises(ValueError, match="in the split train and in test"):
+        fm.episodes.image_splits(tmp_path / "photos", {"train": [on_disk], "test": [in_list]})
 
 
 def test_folders_of_splits_and_tables(tmp_path: Path) -> None:
@@ -233,13 +256,17 @@ def test_a_file_in_a_folder_is_what_memory_is(photos: Path, tmp_path: Path) -> N
     again = fm.episodes.images(photos, **settings, cache=cache)
     again.load_state_dict(mapped.state_dict())
     assert torch.equal(again.sample().query.inputs, mapped.sample().query.inputs)
+    for damaged in ("", "[]", '{"a": 1}', '["xy"]', "[1]"):
+        files[0].write_text(damaged)
+        again = fm.episodes.images(photos, **settings, cache=cache)
+        again.load_state_dict(mapped.state_dict())
     picture(200).save(photos / "class_03" / "0.png")
     changed = fm.episodes.images(photos, **settings, cache=cache)
     assert len(list(cache.iterdir())) == 2  # the old one is gone
     assert changed.sample().support.inputs.shape == (3, 4, 3, 8, 8)
 
 
-def test_a_changed_folder_is_refused_on_resume(photos: Path) -> None:
+def test_a_changed_folder_is_refused_on_resume(photos: Path, tmp_path: Path) -> None:
     settings = SIZES | {"split": "train"}
     source = fm.episodes.images(photos, **settings)
     state = source.state_dict()
@@ -251,6 +278,12 @@ def test_a_changed_folder_is_refused_on_resume(photos: Path) -> None:
     picture(250).save(file)
     with pytest.raises(ValueError, match=r"photos has changed since this state was saved"):
         fm.episodes.images(photos, **settings).load_state_dict(state)
+    held_out = settings | {"split": "test"}
+    with pytest.raises(ValueError, match="other training images than this run had"):
+        fm.episodes.images(photos, **held_out).check_trained(state)
+    with pytest.raises(ValueError, match="other training images than this run had"):
+        fm.episodes.images(photos, **held_out, cache=tmp_path / "cache").check_trained(state)
+    fm.episodes.images(photos, **held_out, normalise=(0.5, 0.2)).check_trained(state)
     write_classes(photos, 3, first=20)
     with pytest.raises(ValueError, match="other training classes than this run had"):
         fm.episodes.images(photos, **settings | {"split": "test"}).check_trained(state)

@@ -101,7 +101,7 @@ class Folder(Recipe):
         return SETS[config.dataset](split, root=config.data, **settings)
 
     def check_source(self, source: Any, state: Any, moved: bool) -> None:
-        """Whether what is held out was held out in the run of that state, too."""
+        """Whether it was held out in the run of that state, too, and is normalised as there."""
         if isinstance(source, ImageSampler) and isinstance(state, Mapping) and not moved:
             source.check_trained(state)
 
