@@ -99,7 +99,7 @@ def table(
             embedding, and the model is called as ``model(numbers=..., categories=...)``.
             Categories are those of the training tasks; see `Scaling`.
         scale: bring numbers to mean 0 and standard deviation 1, over the rows of the training
-            tasks; targets of a regression, too. False to leave them. Or another source's
+            tasks, also of those that `small` leaves out; targets of a regression, too. False to leave them. Or another source's
             `Table.scaling`, for a new table of the same columns.
         missing: what to do with rows that lack a value: "error", or "drop" them.
         small: what to do with tasks that have too few rows: "error", or "drop" them.
@@ -149,7 +149,7 @@ def table(
     where = rows, columns.origin
     own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
     whole = WholeTable.of(names, kept, train, kind, own, scale, categories, dtype, where)
-    found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells))
+    found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells), fitted)
     outputs = whole.outputs
     if labels == "task" and whole.kind == "classification":
         outputs = max(len({*whole.targets[torch.tensor(m)].tolist()}) for m in members.values())

@@ -37,6 +37,7 @@ class TaskRows:
         dropped: how many rows of the table had no value in some column.
         left_out: tasks with too few rows.
         fingerprint: uint8 ``[32]``, of the columns that are used of the whole table.
+        trained: uint8 ``[32]``, of the names of the training tasks and of the scaling.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class TaskRows:
     dropped: int
     left_out: tuple[str, ...]
     fingerprint: Tensor
+    trained: Tensor
 
     @property
     def starts(self) -> Tensor:

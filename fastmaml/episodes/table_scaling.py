@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -47,6 +48,10 @@ class Scaling:
         """The other way round: ``[..., targets]`` in their own units, as the model sees them."""
         mean, deviation = self._of_targets(targets)
         return (targets - mean) / deviation
+
+    def told(self) -> str:
+        """All of it in one text, the same wherever it was learned from the same rows."""
+        return repr((dict(self.inputs), dict(self.categories), dict(self.targets)))
 
     def _of_targets(self, like: Tensor) -> Tensor:
         if not self.targets or like.shape[-1] != len(self.targets):
@@ -101,11 +106,14 @@ def learned(
 def _moments(values: Sequence[float], rows: Sequence[int], scale: bool) -> tuple[float, float]:
     if not scale:
         return 0.0, 1.0
-    found = torch.tensor([values[i] for i in rows], dtype=torch.float64)
-    deviation = found.std(correction=0).item()
+    # Over a power of two, so that no square overflows; sums of fsum are the same everywhere.
+    power = math.frexp(max(abs(values[i]) for i in rows))[1]
+    found = [math.ldexp(values[i], -power) for i in rows]
+    mean = math.fsum(found) / len(found)
+    deviation = math.sqrt(math.fsum((x - mean) * (x - mean) for x in found) / len(found))
     # What is constant up to rounding stays so, in place of becoming noise.
-    constant = deviation <= 1e-12 * found.abs().max().item()
-    return found.mean().item(), 1.0 if constant else deviation
+    constant = deviation <= 1e-12 * max(map(abs, found))
+    return math.ldexp(mean, power), 1.0 if constant else math.ldexp(deviation, power)
 
 
 def encoded(

@@ -161,14 +161,31 @@ class Table(EpisodeSource):
         return [group for groups in found for group in groups]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the stream is, and the table's ``fingerprint``."""
-        return {**super().state_dict(), "fingerprint": self._rows.fingerprint}
+        """Where the stream is, the table's ``fingerprint``, and what was ``trained`` on.
+
+        The latter two are digests, of the table's cells and of the names of the training tasks
+        with the scaling.
+        """
+        told = {"fingerprint": self._rows.fingerprint, "trained": self._rows.trained}
+        return {**super().state_dict(), **told}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the table was another one then; or as of `EpisodeSource`.
+            ValueError: as `check_trained`, or as of `EpisodeSource`.
+        """
+        self.check_trained(state)
+        super().load_state_dict(state)
+
+    def check_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Check that a state is of the same table, training tasks and scaling.
+
+        What is held out here was then held out there, too. `shots`, `queries` and what else says
+        how rows are drawn may be others.
+
+        Raises:
+            ValueError: it is of others.
         """
         saved = state.get("fingerprint")
         if saved is None or not torch.equal(saved.cpu(), self._rows.fingerprint):
@@ -177,7 +194,14 @@ class Table(EpisodeSource):
                 "that other tasks would be held out and other numbers scaled: go on with the table "
                 "of before, or train anew."
             )
-        super().load_state_dict(state)
+        trained = state.get("trained")
+        if trained is None or not torch.equal(trained.cpu(), self._rows.trained):
+            raise ValueError(
+                "the state is of other training tasks or another scaling, so that some tasks that "
+                "were trained on may be held out now, or other numbers be meant: give "
+                "validation_tasks=, test_tasks=, tasks_seed=, split_column=, categorical=, kind=, "
+                "labels= and scale= as they were, or train anew."
+            )
 
     def __repr__(self) -> str:
         low, high = int(self._counts.min()), int(self._counts.max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -103,6 +103,7 @@ class WholeTable:
         left_out: Sequence[str],
         dropped: int,
         fingerprint: Tensor,
+        trained: Sequence[str],
     ) -> TaskRows:
         """Those of some tasks.
 
@@ -111,6 +112,7 @@ class WholeTable:
             left_out: what other tasks had too few rows.
             dropped: how many rows of the table had no value in some column.
             fingerprint: of the table.
+            trained: the names of the training tasks.
         """
         order = torch.tensor([i for rows in members.values() for i in rows])
         return TaskRows(
@@ -123,12 +125,17 @@ class WholeTable:
             dropped=dropped,
             left_out=tuple(left_out),
             fingerprint=fingerprint,
+            trained=_digest([self.scaling.told(), *sorted(trained)]),
         )
 
 
 def fingerprint(chosen: Chosen, cells: Columns) -> Tensor:
     """Of the cells of the columns that are used, uint8 ``[32]``."""
+    return _digest(x for name in chosen.all() for x in (name, *cells[name]))
+
+
+def _digest(parts: Iterable[Any]) -> Tensor:
     found = hashlib.sha256()
-    for name in chosen.all():
-        found.update("\x1f".join((name, *map(str, cells[name]), "")).encode())
+    for part in parts:
+        found.update(f"{part}\x1f".encode())
     return torch.tensor(list(found.digest()), dtype=torch.uint8)
