@@ -22,8 +22,8 @@ from fastmaml.episodes.table_rows import (
 )
 from fastmaml.episodes.table_scaling import Categories, Scaling
 from fastmaml.episodes.table_sizes import Queries, Shots, Sizes
-from fastmaml.episodes.table_source import Labels, Table, Unequal
-from fastmaml.episodes.table_targets import Kind
+from fastmaml.episodes.table_source import Table, Unequal
+from fastmaml.episodes.table_targets import Kind, Labels
 from fastmaml.episodes.table_tensors import WholeTable, fingerprint
 
 
@@ -99,8 +99,9 @@ def table(
             embedding, and the model is called as ``model(numbers=..., categories=...)``.
             Categories are those of the training tasks; see `Scaling`.
         scale: bring numbers to mean 0 and standard deviation 1, over the rows of the training
-            tasks, also of those that `small` leaves out; targets of a regression, too. False to leave them. Or another source's
-            `Table.scaling`, for a new table of the same columns.
+            tasks, also of those that `small` leaves out; targets of a regression, too. False to
+            leave them. Or another source's `Table.scaling`, for a new table of the same columns,
+            whose classes then have the numbers that they had there.
         missing: what to do with rows that lack a value: "error", or "drop" them.
         small: what to do with tasks that have too few rows: "error", or "drop" them.
         validation_tasks: tasks held out for validation: a share, how many, or their names.
@@ -116,7 +117,8 @@ def table(
         FileNotFoundError: there is no such file.
         ImportError: pyarrow is needed (parquet).
         ValueError: a value that means nothing, a column that is not there, a cell that is missing
-            or no number, a task with too few rows, or fewer tasks than a meta-batch has.
+            or no number, a class that `scale` does not know, a task with too few rows, or fewer
+            tasks than a meta-batch has.
     """
     check_positive(tasks=tasks)
     for name, value, choices in (
@@ -148,7 +150,7 @@ def table(
         )
     where = rows, columns.origin
     own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
-    whole = WholeTable.of(names, kept, train, kind, own, scale, categories, dtype, where)
+    whole = WholeTable.of(names, kept, train, kind, labels, own, scale, categories, dtype, where)
     found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells), fitted)
     outputs = whole.outputs
     if labels == "task" and whole.kind == "classification":

@@ -26,11 +26,14 @@ class Scaling:
         categories: by column, the texts that the training tasks have, in order; of one-hot inputs
             another text has zeros alone, of indices the number behind the last.
         targets: by column, mean and standard deviation; empty where targets are no numbers.
+        classes: their names, in the order of their numbers; empty where there are none, or each
+            task numbers its own.
     """
 
     inputs: Mapping[str, tuple[float, float]]
     categories: Mapping[str, tuple[str, ...]]
     targets: Mapping[str, tuple[float, float]]
+    classes: tuple[str, ...] = ()
 
     def unscaled(self, predictions: Tensor) -> Tensor:
         """What a model of a regression says, in the targets' own units.
@@ -51,7 +54,8 @@ class Scaling:
 
     def told(self) -> str:
         """All of it in one text, the same wherever it was learned from the same rows."""
-        return repr((dict(self.inputs), dict(self.categories), dict(self.targets)))
+        maps = (dict(x) for x in (self.inputs, self.categories, self.targets))
+        return repr((*maps, self.classes))
 
     def _of_targets(self, like: Tensor) -> Tensor:
         if not self.targets or like.shape[-1] != len(self.targets):

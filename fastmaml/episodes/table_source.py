@@ -18,10 +18,10 @@ from fastmaml.episodes.table_draws import Draw, buckets, drawn
 from fastmaml.episodes.table_rows import TaskRows
 from fastmaml.episodes.table_scaling import Scaling
 from fastmaml.episodes.table_sizes import Sizes, filled_up_to
+from fastmaml.episodes.table_targets import Labels
 from fastmaml.losses import IGNORED, counted, regression
 
 Unequal = Literal["mask", "buckets"]
-Labels = Literal["table", "task"]
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -16,7 +16,7 @@ from fastmaml.episodes.table_cells import Columns, numbers
 from fastmaml.episodes.table_columns import Chosen
 from fastmaml.episodes.table_rows import TaskRows
 from fastmaml.episodes.table_scaling import Categories, Scaling, encoded, learned, scaled
-from fastmaml.episodes.table_targets import Kind, bits, classes_of, kind_of
+from fastmaml.episodes.table_targets import Kind, Labels, bits, check_classes, classes_of, kind_of
 
 Where = tuple[Sequence[int], str]
 """The rows' places in the table as it was given, and where it comes from, for errors."""
@@ -48,6 +48,7 @@ class WholeTable:
         kept: Columns,
         train: Sequence[int],
         kind: Kind | Literal["auto"],
+        labels: Labels,
         categorical: Sequence[str],
         scale: bool | Scaling,
         categories: Categories,
@@ -60,7 +61,7 @@ class WholeTable:
             chosen: which columns are what.
             kept: the cells of these columns.
             train: the rows that scaling is learned from.
-            kind, categorical, scale, categories, dtype: as `table` has them.
+            kind, labels, categorical, scale, categories, dtype: as `table` has them.
             where: for errors.
 
         Raises:
@@ -78,16 +79,21 @@ class WholeTable:
         if asked == "classification":
             (column,) = targets.values()
             names = classes_of(column)
+            if labels == "table" and scaling is scale:
+                names = scaling.classes
+                check_classes(column, names, *where)
+            elif labels == "table":
+                scaling = replace(scaling, classes=names)
             number = {name: i for i, name in enumerate(names)}
-            labels = torch.tensor([number[name_of(x)] for x in column])
-            return cls(found, labels, asked, tuple(names), scaling)
+            numbered = torch.tensor([number[name_of(x)] for x in column])
+            return cls(found, numbered, asked, names, scaling)
         if asked == "multi-label":
             said = torch.tensor(bits(targets, *where), dtype=dtype).T.contiguous()
             return cls(found, said, asked, (), scaling)
-        if scaling.targets.keys() != targets.keys():
+        if [*scaling.targets] != [*targets]:  # whose order is that of the outputs
             raise ValueError(
                 f"scale= was learned of the targets {', '.join(scaling.targets) or 'of none'}, and "
-                f"these are {', '.join(targets)}: give the same columns."
+                f"these are {', '.join(targets)}: give the same columns, in that order."
             )
         floats = {name: numbers(name, values, *where) for name, values in targets.items()}
         return cls(found, scaled(floats, scaling.targets, dtype), asked, (), scaling)
