@@ -14,7 +14,6 @@ from fastmaml.episodes.table_columns import chosen, columns_of
 from fastmaml.episodes.table_rows import (
     Small,
     check_enough,
-    check_own_classes,
     large_enough,
     members_of,
     parts_of,
@@ -155,11 +154,10 @@ def table(
     outputs = whole.outputs
     if labels == "task" and whole.kind == "classification":
         outputs = max(len({*whole.targets[torch.tensor(m)].tolist()}) for m in members.values())
-        check_own_classes(found, sizes)
     if split in ("validation", "test"):
         tasks = min(tasks, len(found.names))
     check_enough(split, found, tasks)
-    return Table(
+    made = Table(
         found,
         whole.scaling,
         sizes,
@@ -170,3 +168,7 @@ def table(
         seed=seed,
         device="cpu" if device is None else device,
     )
+    if made.own_labels:
+        # Held-out tasks are as a rule taken by `all`, each with all of its rows.
+        made.check_own_classes(each=split in ("validation", "test"))
+    return made

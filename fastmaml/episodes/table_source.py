@@ -15,7 +15,7 @@ from fastmaml.episodes.checks import check_positive
 from fastmaml.episodes.sampler import draw
 from fastmaml.episodes.source import EpisodeSource
 from fastmaml.episodes.table_draws import Draw, buckets, drawn
-from fastmaml.episodes.table_rows import TaskRows
+from fastmaml.episodes.table_rows import TaskRows, check_own_classes
 from fastmaml.episodes.table_scaling import Scaling
 from fastmaml.episodes.table_sizes import Sizes, filled_up_to
 from fastmaml.episodes.table_targets import Labels
@@ -36,6 +36,7 @@ class Table(EpisodeSource):
         classes: the names of classes, in the order of their numbers; empty where each task
             numbers its own, or there are none.
         scaling: what columns became numbers by.
+        own_labels: whether each task numbers classes of its own.
         left_out: tasks with too few rows.
         dropped: rows with missing values that were left out of the whole table.
 
@@ -71,8 +72,9 @@ class Table(EpisodeSource):
         self.left_out, self.dropped, self.scaling = rows.left_out, rows.dropped, scaling
         self.classes = rows.classes if labels == "table" else ()
         self.tasks, self.sizes, self.outputs, self.unequal = tasks, sizes, outputs, unequal
-        self._seed, self._own_labels = seed, labels == "task"
+        self._seed = seed
         self._strata = rows.own_classes() if rows.kind == "classification" else None
+        self.own_labels = labels == "task" and self._strata is not None
         self._starts, self._counts = rows.starts, rows.sizes
         self._rows = rows.to(self.device)
         self._fills = unequal == "mask" and not sizes.alike
@@ -111,8 +113,13 @@ class Table(EpisodeSource):
         Args:
             chosen: int64 ``[tasks]``, numbers of tasks, on the CPU.
             generator: of which rows are drawn, on the CPU.
+
+        Raises:
+            ValueError: a task may have more classes of its own than its support set has rows.
         """
         counts, together = self._counts[chosen], self.unequal == "buckets"
+        if together and self.own_labels:
+            self._check_classes([chosen])
         rows = counts.min().expand_as(counts) if together else counts
         supports, queries = self.sizes.drawn(rows, generator, together)
         strata = None
@@ -137,7 +144,7 @@ class Table(EpisodeSource):
         inputs = tree_map_only(Tensor, taken, self._rows.inputs)
         if self.kind == "classification":
             targets = taken(self._rows.targets)
-            if self._own_labels:
+            if self.own_labels:
                 targets = found.labels(side, sizes, size).to(self.device)
             if self._fills:
                 targets = torch.where(counts.to(self.device), targets, IGNORED)
@@ -146,6 +153,22 @@ class Table(EpisodeSource):
         if not self._fills:
             return Batch(inputs, values)
         return Batch(inputs, {"values": values, "counts": counts.to(self.device)})
+
+    def check_own_classes(self, each: bool) -> None:
+        """Check that no support set can lack classes, where each task numbers its own.
+
+        Args:
+            each: whether tasks have all of their rows, also with ``unequal="buckets"``, as those
+                of `all` do.
+
+        Raises:
+            ValueError: one can.
+        """
+        self._check_classes([] if each else self._buckets)
+
+    def _check_classes(self, groups: list[Tensor]) -> None:
+        assert self._strata is not None
+        check_own_classes(self.names, self._counts, self._strata[1], self.sizes, groups)
 
     def groups(self, order: Tensor, tasks: int) -> list[Tensor]:
         """The tasks of meta-batches that have each once: of equal sizes, if none is filled up.

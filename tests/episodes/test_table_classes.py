@@ -50,3 +50,38 @@ def test_targets_keep_their_order() -> None:
     train = source(data, target=["y", "z"])
     with pytest.raises(ValueError, match=r"targets y, z, and these are z, y: .* in that order"):
         source(data, target=["z", "y"], scale=train.scaling)
+
+
+def of_sizes(sizes: tuple[int, ...]) -> dict[str, list[Any]]:
+    """Tasks of 6 rows of 2 classes, and larger ones of 10."""
+    data: dict[str, list[Any]] = {"t": [], "x": [], "y": []}
+    for t, size in enumerate(sizes):
+        for i in range(size):
+            row = (f"t{t}", float(i), "abcdefghij"[i % (2 if size == 6 else 10)])
+            for name, value in zip(data, row, strict=True):
+                data[name].append(value)
+    return data
+
+
+def test_a_buckets_smallest_task_has_to_leave_rows_for_all_classes() -> None:
+    options: dict[str, Any] = {"labels": "task", "unequal": "buckets", "split": "all"}
+    mixed = of_sizes((6, 60) * 8)
+    match = "has 10 classes, .* 3 rows only .beside smaller tasks, .*or unequal='mask'"
+    with pytest.raises(ValueError, match=match):
+        source(mixed, tasks=16, **options)
+    apart = source(mixed, tasks=8, **options)  # buckets of one size each
+    for _, episodes in zip(range(20), apart, strict=False):
+        for support, query in zip(episodes.support.targets, episodes.query.targets, strict=True):
+            assert {*query.tolist()} <= {*support.tolist()}
+
+
+def test_held_out_tasks_of_all_are_each_of_their_own_size() -> None:
+    held = ["t1", "t2", "t3", "t4"]
+    data = of_sizes((60,) * 3 + (6, 60) + (60,) * 8)
+    test = source(
+        data, labels="task", unequal="buckets", split="test", test_tasks=held, tasks=4,
+        validation_tasks=0,
+    )  # fmt: skip
+    assert sum(len(episodes) for episodes in test.all()) == 4
+    with pytest.raises(ValueError, match=r"3 rows only .beside smaller tasks"):
+        test.sample()
