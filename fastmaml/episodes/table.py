@@ -9,7 +9,7 @@ import torch
 
 from fastmaml.episodes.checks import check_choice, check_positive
 from fastmaml.episodes.held_out import Held
-from fastmaml.episodes.table_cells import cleaned, rows_kept
+from fastmaml.episodes.table_cells import check_plain, cleaned, rows_kept
 from fastmaml.episodes.table_columns import chosen, columns_of
 from fastmaml.episodes.table_rows import (
     Small,
@@ -132,6 +132,9 @@ def table(
     columns = columns_of(data)
     names = chosen(columns, task, inputs, target, split_column)
     cells = {name: cleaned(columns.column(name)) for name in names.all()}
+    own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
+    classes = names.targets if kind == "classification" else ()
+    check_plain(cells, {*names.without_numbers(), *own, *classes}, columns.origin)
     rows = rows_kept(cells, missing, columns.origin)
     kept = {name: [values[i] for i in rows] for name, values in cells.items()}
     members = members_of(kept[task])
@@ -148,7 +151,6 @@ def table(
             "the scaling of the source that was trained on, or hold out fewer tasks."
         )
     where = rows, columns.origin
-    own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
     whole = WholeTable.of(names, kept, train, kind, labels, own, scale, categories, dtype, where)
     found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells), fitted)
     outputs = whole.outputs

@@ -161,10 +161,26 @@ def scaled(
     moments: Mapping[str, tuple[float, float]],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Floating ``[rows, columns]``: the numbers less their mean, over their deviation."""
+    """Floating ``[rows, columns]``: the numbers less their mean, over their deviation.
+
+    Raises:
+        ValueError: a number that `dtype` cannot hold.
+    """
     found = torch.tensor(list(columns.values()), dtype=torch.float64).T
     mean, deviation = torch.tensor([moments[n] for n in columns], dtype=torch.float64).T
-    return ((found - mean) / deviation).to(dtype).contiguous()
+    made = ((found - mean) / deviation).to(dtype).contiguous()
+    wrong = [
+        name
+        for name, fits in zip(columns, made.isfinite().all(0).tolist(), strict=True)
+        if not fits
+    ]
+    if wrong:
+        worst = max(columns[wrong[0]], key=abs)
+        raise ValueError(
+            f"the column {wrong[0]!r} has {worst:g}, which {dtype} cannot hold as it is scaled: "
+            "give it in other units (a logarithm, thousands), or correct it."
+        )
+    return made
 
 
 def _index(values: Sequence[Any], texts: Sequence[str]) -> Tensor:
