@@ -9,7 +9,7 @@ import torch
 
 from fastmaml.episodes.checks import check_choice, check_positive
 from fastmaml.episodes.held_out import Held
-from fastmaml.episodes.table_cells import check_plain, cleaned, rows_kept
+from fastmaml.episodes.table_cells import check_alike, check_plain, cleaned, rows_kept
 from fastmaml.episodes.table_columns import chosen, columns_of
 from fastmaml.episodes.table_rows import (
     Small,
@@ -138,6 +138,7 @@ def table(
     rows = rows_kept(cells, missing, columns.origin)
     kept = {name: [values[i] for i in rows] for name, values in cells.items()}
     members = members_of(kept[task])
+    check_alike(members, task, columns.origin)
     held = (0, 0) if split == "all" else (validation_tasks, test_tasks)
     said = None if split_column is None else kept[split_column]
     parts = parts_of(members, said, held, tasks_seed, split_column)

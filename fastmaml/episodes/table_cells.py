@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal
@@ -76,6 +77,22 @@ def check_plain(columns: Columns, names: Collection[str], origin: str) -> None:
             raise ValueError(
                 f"row {row + 1} of {origin} (the first row of data is 1) has {_short(x)} in the "
                 f"column {name!r}, {what}, which is no number and no text: {way}."
+            )
+
+
+def check_alike(names: Iterable[str], column: str, origin: str) -> None:
+    """Check that no two names of a column differ only in spaces around them or in their encoding.
+
+    Raises:
+        ValueError: two do.
+    """
+    plain: dict[str, str] = {}
+    for name in names:
+        same = plain.setdefault(unicodedata.normalize("NFC", name.strip()), name)
+        if same != name:
+            raise ValueError(
+                f"the column {column!r} of {origin} has {same!r} and {name!r}, which read alike "
+                f"({same!a} and {name!a}): write them in one way, or so that they differ."
             )
 
 

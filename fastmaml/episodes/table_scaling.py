@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmaml.episodes.class_names import name_of
-from fastmaml.episodes.table_cells import Columns, check_categories, is_text, numbers
+from fastmaml.episodes.table_cells import Columns, check_alike, check_categories, is_text, numbers
 
 Categories = Literal["one-hot", "index"]
 
@@ -145,6 +145,8 @@ def encoded(
         )
     floats = {name: numbers(name, columns[name], *where) for name in scaling.inputs}
     parts = [scaled(floats, scaling.inputs, dtype)] if floats else []
+    for name, texts in scaling.categories.items():
+        check_alike(dict.fromkeys([*texts, *map(name_of, columns[name])]), name, where[1])
     index = [_index(columns[name], texts) for name, texts in scaling.categories.items()]
     if categories == "index" and index:
         found = {"categories": torch.stack(index, 1)}

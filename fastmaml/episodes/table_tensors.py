@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fastmaml.episodes.class_names import name_of
-from fastmaml.episodes.table_cells import Columns, numbers
+from fastmaml.episodes.table_cells import Columns, check_alike, numbers
 from fastmaml.episodes.table_columns import Chosen
 from fastmaml.episodes.table_rows import TaskRows
 from fastmaml.episodes.table_scaling import Categories, Scaling, encoded, learned, scaled
@@ -77,8 +77,9 @@ class WholeTable:
             scaling = learned(inputs, values, categorical, train, scale, where)
         found = encoded(scaling, inputs, categories, dtype, where)
         if asked == "classification":
-            (column,) = targets.values()
+            ((name, column),) = targets.items()
             names = classes_of(column)
+            check_alike(names, name, where[1])
             if labels == "table" and scaling is scale:
                 names = scaling.classes
                 check_classes(column, names, *where)

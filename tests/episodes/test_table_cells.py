@@ -126,3 +126,42 @@ def test_huge_numbers_are_scaled_or_refused() -> None:
     match = r"the column 'price' has 3.\d+e\+304, which torch.float32 cannot hold"
     with pytest.raises(ValueError, match=match):
         source(data, scale=False)
+
+
+ALIKE: dict[str, tuple[str, str]] = {
+    "space": ("mon", "mon "),
+    "encoding": ("\xe9t\xe9", "e\u0301t\xe9"),
+}
+
+
+@pytest.mark.parametrize("column", ["user", "day", "kind"])
+@pytest.mark.parametrize("case", ALIKE)
+def test_names_that_read_alike_are_refused(case: str, column: str) -> None:
+    """Of tasks, categories and classes."""
+    one, other = ALIKE[case]
+    rows = range(40)
+    data: dict[str, Any] = {
+        "user": [f"u{i % 8}" for i in rows],
+        "day": [("sat", "sun")[i % 2] for i in rows],
+        "kind": [("a", "b", "c")[i % 3] for i in rows],
+    }
+    data[column] = [(one, other)[i % 2] for i in rows]
+    with pytest.raises(ValueError, match=f"the column {column!r} of the dict has .*, which read"):
+        source(data, target="kind", split="all", tasks=1)
+
+
+def test_a_new_table_may_not_write_categories_otherwise() -> None:
+    data = users()
+    train = source(data)
+    data["day"] = [f"{x} " for x in data["day"]]
+    with pytest.raises(
+        ValueError, match=r"'day' of the dict has '(mon|tue)' and '(mon|tue) ', which read"
+    ):
+        source(data, split="all", scale=train.scaling)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("user,x,y\n\xe9,1,2.5\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t.csv is not in UTF-8 .*: save it as UTF-8"):
+        source(path, target="y")
