@@ -9,12 +9,11 @@ import torch
 
 from fastmaml.episodes.checks import check_choice, check_positive
 from fastmaml.episodes.held_out import Held
-from fastmaml.episodes.table_cells import cleaned, rows_kept
+from fastmaml.episodes.table_cells import check_alike, check_plain, cleaned, rows_kept
 from fastmaml.episodes.table_columns import chosen, columns_of
 from fastmaml.episodes.table_rows import (
     Small,
     check_enough,
-    check_own_classes,
     large_enough,
     members_of,
     parts_of,
@@ -22,8 +21,8 @@ from fastmaml.episodes.table_rows import (
 )
 from fastmaml.episodes.table_scaling import Categories, Scaling
 from fastmaml.episodes.table_sizes import Queries, Shots, Sizes
-from fastmaml.episodes.table_source import Labels, Table, Unequal
-from fastmaml.episodes.table_targets import Kind
+from fastmaml.episodes.table_source import Table, Unequal
+from fastmaml.episodes.table_targets import Kind, Labels
 from fastmaml.episodes.table_tensors import WholeTable, fingerprint
 
 
@@ -99,8 +98,9 @@ def table(
             embedding, and the model is called as ``model(numbers=..., categories=...)``.
             Categories are those of the training tasks; see `Scaling`.
         scale: bring numbers to mean 0 and standard deviation 1, over the rows of the training
-            tasks; targets of a regression, too. False to leave them. Or another source's
-            `Table.scaling`, for a new table of the same columns.
+            tasks, also of those that `small` leaves out; targets of a regression, too. False to
+            leave them. Or another source's `Table.scaling`, for a new table of the same columns,
+            whose classes then have the numbers that they had there.
         missing: what to do with rows that lack a value: "error", or "drop" them.
         small: what to do with tasks that have too few rows: "error", or "drop" them.
         validation_tasks: tasks held out for validation: a share, how many, or their names.
@@ -116,7 +116,8 @@ def table(
         FileNotFoundError: there is no such file.
         ImportError: pyarrow is needed (parquet).
         ValueError: a value that means nothing, a column that is not there, a cell that is missing
-            or no number, a task with too few rows, or fewer tasks than a meta-batch has.
+            or no number, a class that `scale` does not know, a task with too few rows, or fewer
+            tasks than a meta-batch has.
     """
     check_positive(tasks=tasks)
     for name, value, choices in (
@@ -131,9 +132,13 @@ def table(
     columns = columns_of(data)
     names = chosen(columns, task, inputs, target, split_column)
     cells = {name: cleaned(columns.column(name)) for name in names.all()}
+    own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
+    classes = names.targets if kind == "classification" else ()
+    check_plain(cells, {*names.without_numbers(), *own, *classes}, columns.origin)
     rows = rows_kept(cells, missing, columns.origin)
     kept = {name: [values[i] for i in rows] for name, values in cells.items()}
     members = members_of(kept[task])
+    check_alike(members, task, columns.origin)
     held = (0, 0) if split == "all" else (validation_tasks, test_tasks)
     said = None if split_column is None else kept[split_column]
     parts = parts_of(members, said, held, tasks_seed, split_column)
@@ -147,17 +152,15 @@ def table(
             "the scaling of the source that was trained on, or hold out fewer tasks."
         )
     where = rows, columns.origin
-    own = (categorical,) if isinstance(categorical, str) else tuple(categorical)
-    whole = WholeTable.of(names, kept, train, kind, own, scale, categories, dtype, where)
-    found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells))
+    whole = WholeTable.of(names, kept, train, kind, labels, own, scale, categories, dtype, where)
+    found = whole.rows(left, few, len(cells[task]) - len(rows), fingerprint(names, cells), fitted)
     outputs = whole.outputs
     if labels == "task" and whole.kind == "classification":
         outputs = max(len({*whole.targets[torch.tensor(m)].tolist()}) for m in members.values())
-        check_own_classes(found, sizes)
     if split in ("validation", "test"):
         tasks = min(tasks, len(found.names))
     check_enough(split, found, tasks)
-    return Table(
+    made = Table(
         found,
         whole.scaling,
         sizes,
@@ -168,3 +171,7 @@ def table(
         seed=seed,
         device="cpu" if device is None else device,
     )
+    if made.own_labels:
+        # Held-out tasks are as a rule taken by `all`, each with all of its rows.
+        made.check_own_classes(each=split in ("validation", "test"))
+    return made

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal
 
 MISSING = ("NoneType", "NAType", "NaTType")
+TIMES = ("datetime64", "timedelta64")  # of numpy, whose items may be bare counts of nanoseconds
 """The types of what pandas, polars and Python have where there is nothing."""
 
 MOST_CATEGORIES = 100
@@ -23,10 +27,78 @@ def cleaned(values: Sequence[Any]) -> list[Any]:
 def _plain(x: Any) -> Any:
     if isinstance(x, str):
         return None if x.strip() in ("", "nan", "NaN") else x
-    if type(x).__name__ in MISSING:
+    kind = type(x).__name__
+    if kind in MISSING or (kind in TIMES and str(x) == "NaT"):
         return None
-    x = x.item() if hasattr(x, "item") else x
+    if hasattr(x, "item") and not getattr(x, "ndim", 0) and kind not in TIMES:
+        x = x.item()
+    if isinstance(x, Decimal | Fraction):
+        x = _whole_or_float(x)
     return None if isinstance(x, float) and math.isnan(x) else x
+
+
+def _whole_or_float(x: Decimal | Fraction) -> int | float:
+    """Whole numbers stay exact, as they may be names."""
+    if isinstance(x, Decimal) and not x.is_finite():
+        return math.nan if x.is_nan() else float(x)
+    try:
+        value = float(x)
+    except OverflowError:
+        return math.inf
+    return int(x) if math.isfinite(value) and x == int(x) else value
+
+
+def check_plain(columns: Columns, names: Collection[str], origin: str) -> None:
+    """Check that cells are texts, numbers or truth values, or else names.
+
+    Args:
+        columns: cleaned, by name.
+        names: the columns whose cells are names, which may be whatever has one value, such as a
+            date, but nothing of several.
+        origin: where they come from, for errors.
+
+    Raises:
+        ValueError: a cell that is none of these.
+    """
+    for name, values in columns.items():
+        single = name in names
+        for row, x in enumerate(values):
+            if x is None or isinstance(x, str | int | float):
+                continue
+            if single and isinstance(x, Hashable) and not isinstance(x, tuple):
+                continue
+            what = f"a {type(x).__name__}"
+            way = (
+                "give a column of texts or numbers"
+                if single
+                else "make numbers of it, such as days or a column for each value, leave it out "
+                "of inputs=, or, if it is a name, such as a date, write it as a text"
+            )
+            raise ValueError(
+                f"row {row + 1} of {origin} (the first row of data is 1) has {_short(x)} in the "
+                f"column {name!r}, {what}, which is no number and no text: {way}."
+            )
+
+
+def check_alike(names: Iterable[str], column: str, origin: str) -> None:
+    """Check that no two names of a column differ only in spaces around them or in their encoding.
+
+    Raises:
+        ValueError: two do.
+    """
+    plain: dict[str, str] = {}
+    for name in names:
+        same = plain.setdefault(unicodedata.normalize("NFC", name.strip()), name)
+        if same != name:
+            raise ValueError(
+                f"the column {column!r} of {origin} has {same!r} and {name!r}, which read alike "
+                f"({same!a} and {name!a}): write them in one way, or so that they differ."
+            )
+
+
+def _short(x: Any) -> str:
+    told = " ".join(repr(x).split())
+    return told if len(told) <= 60 else f"{told[:57]}..."
 
 
 def rows_kept(columns: Columns, missing: Literal["error", "drop"], origin: str) -> list[int]:
@@ -57,12 +129,16 @@ def rows_kept(columns: Columns, missing: Literal["error", "drop"], origin: str) 
 
 def number(x: Any) -> float | None:
     """The number that a cell holds or spells; None for a text."""
-    if isinstance(x, str):
-        try:
-            return float(x)
-        except ValueError:
-            return None
-    return float(x) if isinstance(x, bool | int | float) else None
+    if isinstance(x, str) and "_" in x:
+        return None  # which Python's own numbers have, and no table's
+    if not isinstance(x, str | int | float):
+        return None
+    try:
+        return float(x)
+    except OverflowError:
+        return math.inf if x > 0 else -math.inf  # type: ignore[operator]
+    except ValueError:
+        return None
 
 
 def numbers(name: str, values: Sequence[Any], rows: Sequence[int], origin: str) -> list[float]:
@@ -82,10 +158,10 @@ def numbers(name: str, values: Sequence[Any], rows: Sequence[int], origin: str) 
         value = number(x)
         if value is None or not math.isfinite(value):
             raise ValueError(
-                f"row {row + 1} of {origin} (the first row of data is 1) has {x!r} in the column "
-                f"{name!r}, which is {'no number' if value is None else 'not finite'}: correct it, "
-                "leave the cell empty and say missing='drop', or name the column in categorical= "
-                "if it holds names."
+                f"row {row + 1} of {origin} (the first row of data is 1) has {_short(x)} in the "
+                f"column {name!r}, which is {'no number' if value is None else 'not finite'}: "
+                "correct it, leave the cell empty and say missing='drop', or name the column in "
+                "categorical= if it holds names."
             )
         found.append(value)
     return found

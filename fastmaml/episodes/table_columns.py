@@ -55,7 +55,11 @@ def columns_of(data: Any) -> NamedColumns:
 
 
 def _listed(column: Any) -> list[Any]:
-    found: list[Any] = column.tolist() if hasattr(column, "tolist") else list(column)
+    times = getattr(getattr(column, "dtype", None), "kind", "") in (
+        "m",
+        "M",
+    )  # whose items are kept
+    found: list[Any] = list(column) if times or not hasattr(column, "tolist") else column.tolist()
     return found
 
 
@@ -86,6 +90,10 @@ class Chosen:
     def all(self) -> list[str]:
         """Each, in a fixed order."""
         return [self.task, *self.inputs, *self.targets, *([self.split] if self.split else [])]
+
+    def without_numbers(self) -> list[str]:
+        """Those whose cells are names."""
+        return [self.task, *([self.split] if self.split else [])]
 
 
 def chosen(

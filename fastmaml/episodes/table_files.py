@@ -57,6 +57,11 @@ def read_columns(path: Path, header: Sequence[str] = ()) -> NamedColumns:
             raise ValueError(f"its name ends with {kind!r}; known are {', '.join(FILES)}")
         with _opened(path) as file:
             rows = list(_separated(file, kind, header) if kind in DELIMITERS else _json(file, kind))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}), as which tables are "
+            "read: save it as UTF-8."
+        ) from error
     except (ValueError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from error
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -37,6 +37,7 @@ class TaskRows:
         dropped: how many rows of the table had no value in some column.
         left_out: tasks with too few rows.
         fingerprint: uint8 ``[32]``, of the columns that are used of the whole table.
+        trained: uint8 ``[32]``, of the names of the training tasks and of the scaling.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class TaskRows:
     dropped: int
     left_out: tuple[str, ...]
     fingerprint: Tensor
+    trained: Tensor
 
     @property
     def starts(self) -> Tensor:
@@ -178,14 +180,32 @@ def check_enough(split: str, rows: TaskRows, tasks: int) -> None:
         )
 
 
-def check_own_classes(rows: TaskRows, sizes: Sizes) -> None:
-    """Raise a ValueError where a task has classes that its support set could lack."""
-    counts = rows.own_classes()[1].tolist()
-    for name, size, classes in zip(rows.names, rows.sizes.tolist(), counts, strict=True):
-        least = sizes.smallest_support(size)
-        if least < classes:
+def check_own_classes(
+    names: Sequence[str], sizes: Tensor, classes: Tensor, rule: Sizes, groups: Sequence[Tensor]
+) -> None:
+    """Check that a support set cannot lack classes of its task.
+
+    Args:
+        names: of the tasks.
+        sizes: int64 ``[tasks]``, how many rows each has.
+        classes: int64 ``[tasks]``, how many classes.
+        rule: how rows are divided.
+        groups: numbers of tasks that may be in one meta-batch with as many rows as the smallest
+            has; empty where each has all of its own.
+
+    Raises:
+        ValueError: one could.
+    """
+    for group in groups or torch.arange(len(sizes)).split(1):
+        least = rule.smallest_support(int(sizes[group].min()))
+        worst = int(group[classes[group].argmax()])
+        if least < classes[worst]:
+            smaller = least < rule.smallest_support(int(sizes[worst]))
+            there = " (beside smaller tasks, as unequal='buckets' has it)" * smaller
+            other = ", or unequal='mask'" * smaller
             raise ValueError(
-                f"the task {name!r} has {classes} classes, and its support set may have {least} "
-                "rows only: what a class is called that is not in it, nobody could know. Ask for "
-                "more shots=, or give labels='table' if classes mean the same in all tasks."
+                f"the task {names[worst]!r} has {classes[worst]} classes, and its support set may "
+                f"have {least} rows only{there}: what a class is called that is not in it, nobody "
+                f"could know. Ask for more shots={other}, or give labels='table' if classes mean "
+                "the same in all tasks."
             )

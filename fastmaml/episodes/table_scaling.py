@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmaml.episodes.class_names import name_of
-from fastmaml.episodes.table_cells import Columns, check_categories, is_text, numbers
+from fastmaml.episodes.table_cells import Columns, check_alike, check_categories, is_text, numbers
 
 Categories = Literal["one-hot", "index"]
 
@@ -25,11 +26,14 @@ class Scaling:
         categories: by column, the texts that the training tasks have, in order; of one-hot inputs
             another text has zeros alone, of indices the number behind the last.
         targets: by column, mean and standard deviation; empty where targets are no numbers.
+        classes: their names, in the order of their numbers; empty where there are none, or each
+            task numbers its own.
     """
 
     inputs: Mapping[str, tuple[float, float]]
     categories: Mapping[str, tuple[str, ...]]
     targets: Mapping[str, tuple[float, float]]
+    classes: tuple[str, ...] = ()
 
     def unscaled(self, predictions: Tensor) -> Tensor:
         """What a model of a regression says, in the targets' own units.
@@ -47,6 +51,11 @@ class Scaling:
         """The other way round: ``[..., targets]`` in their own units, as the model sees them."""
         mean, deviation = self._of_targets(targets)
         return (targets - mean) / deviation
+
+    def told(self) -> str:
+        """All of it in one text, the same wherever it was learned from the same rows."""
+        maps = (dict(x) for x in (self.inputs, self.categories, self.targets))
+        return repr((*maps, self.classes))
 
     def _of_targets(self, like: Tensor) -> Tensor:
         if not self.targets or like.shape[-1] != len(self.targets):
@@ -101,11 +110,14 @@ def learned(
 def _moments(values: Sequence[float], rows: Sequence[int], scale: bool) -> tuple[float, float]:
     if not scale:
         return 0.0, 1.0
-    found = torch.tensor([values[i] for i in rows], dtype=torch.float64)
-    deviation = found.std(correction=0).item()
+    # Over a power of two, so that no square overflows; sums of fsum are the same everywhere.
+    power = math.frexp(max(abs(values[i]) for i in rows))[1]
+    found = [math.ldexp(values[i], -power) for i in rows]
+    mean = math.fsum(found) / len(found)
+    deviation = math.sqrt(math.fsum((x - mean) * (x - mean) for x in found) / len(found))
     # What is constant up to rounding stays so, in place of becoming noise.
-    constant = deviation <= 1e-12 * found.abs().max().item()
-    return found.mean().item(), 1.0 if constant else deviation
+    constant = deviation <= 1e-12 * max(map(abs, found))
+    return math.ldexp(mean, power), 1.0 if constant else math.ldexp(deviation, power)
 
 
 def encoded(
@@ -133,6 +145,8 @@ def encoded(
         )
     floats = {name: numbers(name, columns[name], *where) for name in scaling.inputs}
     parts = [scaled(floats, scaling.inputs, dtype)] if floats else []
+    for name, texts in scaling.categories.items():
+        check_alike(dict.fromkeys([*texts, *map(name_of, columns[name])]), name, where[1])
     index = [_index(columns[name], texts) for name, texts in scaling.categories.items()]
     if categories == "index" and index:
         found = {"categories": torch.stack(index, 1)}
@@ -149,10 +163,26 @@ def scaled(
     moments: Mapping[str, tuple[float, float]],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Floating ``[rows, columns]``: the numbers less their mean, over their deviation."""
+    """Floating ``[rows, columns]``: the numbers less their mean, over their deviation.
+
+    Raises:
+        ValueError: a number that `dtype` cannot hold.
+    """
     found = torch.tensor(list(columns.values()), dtype=torch.float64).T
     mean, deviation = torch.tensor([moments[n] for n in columns], dtype=torch.float64).T
-    return ((found - mean) / deviation).to(dtype).contiguous()
+    made = ((found - mean) / deviation).to(dtype).contiguous()
+    wrong = [
+        name
+        for name, fits in zip(columns, made.isfinite().all(0).tolist(), strict=True)
+        if not fits
+    ]
+    if wrong:
+        worst = max(columns[wrong[0]], key=abs)
+        raise ValueError(
+            f"the column {wrong[0]!r} has {worst:g}, which {dtype} cannot hold as it is scaled: "
+            "give it in other units (a logarithm, thousands), or correct it."
+        )
+    return made
 
 
 def _index(values: Sequence[Any], texts: Sequence[str]) -> Tensor:

@@ -15,13 +15,13 @@ from fastmaml.episodes.checks import check_positive
 from fastmaml.episodes.sampler import draw
 from fastmaml.episodes.source import EpisodeSource
 from fastmaml.episodes.table_draws import Draw, buckets, drawn
-from fastmaml.episodes.table_rows import TaskRows
+from fastmaml.episodes.table_rows import TaskRows, check_own_classes
 from fastmaml.episodes.table_scaling import Scaling
 from fastmaml.episodes.table_sizes import Sizes, filled_up_to
+from fastmaml.episodes.table_targets import Labels
 from fastmaml.losses import IGNORED, counted, regression
 
 Unequal = Literal["mask", "buckets"]
-Labels = Literal["table", "task"]
 
 
 @final
@@ -36,6 +36,7 @@ class Table(EpisodeSource):
         classes: the names of classes, in the order of their numbers; empty where each task
             numbers its own, or there are none.
         scaling: what columns became numbers by.
+        own_labels: whether each task numbers classes of its own.
         left_out: tasks with too few rows.
         dropped: rows with missing values that were left out of the whole table.
 
@@ -71,8 +72,9 @@ class Table(EpisodeSource):
         self.left_out, self.dropped, self.scaling = rows.left_out, rows.dropped, scaling
         self.classes = rows.classes if labels == "table" else ()
         self.tasks, self.sizes, self.outputs, self.unequal = tasks, sizes, outputs, unequal
-        self._seed, self._own_labels = seed, labels == "task"
+        self._seed = seed
         self._strata = rows.own_classes() if rows.kind == "classification" else None
+        self.own_labels = labels == "task" and self._strata is not None
         self._starts, self._counts = rows.starts, rows.sizes
         self._rows = rows.to(self.device)
         self._fills = unequal == "mask" and not sizes.alike
@@ -111,8 +113,13 @@ class Table(EpisodeSource):
         Args:
             chosen: int64 ``[tasks]``, numbers of tasks, on the CPU.
             generator: of which rows are drawn, on the CPU.
+
+        Raises:
+            ValueError: a task may have more classes of its own than its support set has rows.
         """
         counts, together = self._counts[chosen], self.unequal == "buckets"
+        if together and self.own_labels:
+            self._check_classes([chosen])
         rows = counts.min().expand_as(counts) if together else counts
         supports, queries = self.sizes.drawn(rows, generator, together)
         strata = None
@@ -137,7 +144,7 @@ class Table(EpisodeSource):
         inputs = tree_map_only(Tensor, taken, self._rows.inputs)
         if self.kind == "classification":
             targets = taken(self._rows.targets)
-            if self._own_labels:
+            if self.own_labels:
                 targets = found.labels(side, sizes, size).to(self.device)
             if self._fills:
                 targets = torch.where(counts.to(self.device), targets, IGNORED)
@@ -146,6 +153,22 @@ class Table(EpisodeSource):
         if not self._fills:
             return Batch(inputs, values)
         return Batch(inputs, {"values": values, "counts": counts.to(self.device)})
+
+    def check_own_classes(self, each: bool) -> None:
+        """Check that no support set can lack classes, where each task numbers its own.
+
+        Args:
+            each: whether tasks have all of their rows, also with ``unequal="buckets"``, as those
+                of `all` do.
+
+        Raises:
+            ValueError: one can.
+        """
+        self._check_classes([] if each else self._buckets)
+
+    def _check_classes(self, groups: list[Tensor]) -> None:
+        assert self._strata is not None
+        check_own_classes(self.names, self._counts, self._strata[1], self.sizes, groups)
 
     def groups(self, order: Tensor, tasks: int) -> list[Tensor]:
         """The tasks of meta-batches that have each once: of equal sizes, if none is filled up.
@@ -161,14 +184,31 @@ class Table(EpisodeSource):
         return [group for groups in found for group in groups]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the stream is, and the table's ``fingerprint``."""
-        return {**super().state_dict(), "fingerprint": self._rows.fingerprint}
+        """Where the stream is, the table's ``fingerprint``, and what was ``trained`` on.
+
+        The latter two are digests, of the table's cells and of the names of the training tasks
+        with the scaling.
+        """
+        told = {"fingerprint": self._rows.fingerprint, "trained": self._rows.trained}
+        return {**super().state_dict(), **told}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the table was another one then; or as of `EpisodeSource`.
+            ValueError: as `check_trained`, or as of `EpisodeSource`.
+        """
+        self.check_trained(state)
+        super().load_state_dict(state)
+
+    def check_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Check that a state is of the same table, training tasks and scaling.
+
+        What is held out here was then held out there, too. `shots`, `queries` and what else says
+        how rows are drawn may be others.
+
+        Raises:
+            ValueError: it is of others.
         """
         saved = state.get("fingerprint")
         if saved is None or not torch.equal(saved.cpu(), self._rows.fingerprint):
@@ -177,7 +217,14 @@ class Table(EpisodeSource):
                 "that other tasks would be held out and other numbers scaled: go on with the table "
                 "of before, or train anew."
             )
-        super().load_state_dict(state)
+        trained = state.get("trained")
+        if trained is None or not torch.equal(trained.cpu(), self._rows.trained):
+            raise ValueError(
+                "the state is of other training tasks or another scaling, so that some tasks that "
+                "were trained on may be held out now, or other numbers be meant: give "
+                "validation_tasks=, test_tasks=, tasks_seed=, split_column=, categorical=, kind=, "
+                "labels= and scale= as they were, or train anew."
+            )
 
     def __repr__(self) -> str:
         low, high = int(self._counts.min()), int(self._counts.max())

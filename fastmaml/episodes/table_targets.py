@@ -10,6 +10,7 @@ from fastmaml.episodes.table_cells import Columns, is_text, number, numbers
 
 Kind = Literal["regression", "classification", "multi-label"]
 KINDS = get_args(Kind)
+Labels = Literal["table", "task"]
 
 FEW = 10
 """Whole numbers that are no more different ones than this may be classes."""
@@ -57,9 +58,40 @@ def kind_of(targets: Columns, kind: Kind | Literal["auto"], origin: str) -> Kind
     return "regression"
 
 
-def classes_of(column: Sequence[Any]) -> list[str]:
+def classes_of(column: Sequence[Any]) -> tuple[str, ...]:
     """The different classes of a column, in order."""
-    return ordered(name_of(x) for x in column)
+    return tuple(ordered(name_of(x) for x in column))
+
+
+def check_classes(
+    column: Sequence[Any], known: Sequence[str], rows: Sequence[int], origin: str
+) -> None:
+    """Check that a column has no other classes than a scaling knows.
+
+    Args:
+        column: of classes.
+        known: the names of those that were there when the scaling was learned.
+        rows: their places in the whole table, for errors.
+        origin: where they come from, for errors.
+
+    Raises:
+        ValueError: it has.
+    """
+    if not known:
+        raise ValueError(
+            "scale= was learned of a table without classes that mean the same in all tasks, so "
+            "that it does not say which number a class has: give the scaling of a table with "
+            "kind='classification' and labels='table'."
+        )
+    names = {*known}
+    i = next((i for i, x in enumerate(column) if name_of(x) not in names), None)
+    if i is not None:
+        raise ValueError(
+            f"row {rows[i] + 1} of {origin} (the first row of data is 1) is of the class "
+            f"{name_of(column[i])!r}, and scale= was learned of the classes "
+            f"{', '.join(known[:20])}{', ...' * (len(known) > 20)}: leave such rows out, or train "
+            "anew with all classes."
+        )
 
 
 def bits(columns: Columns, rows: Sequence[int], origin: str) -> list[list[float]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fastmaml.episodes.class_names import name_of
-from fastmaml.episodes.table_cells import Columns, numbers
+from fastmaml.episodes.table_cells import Columns, check_alike, numbers
 from fastmaml.episodes.table_columns import Chosen
 from fastmaml.episodes.table_rows import TaskRows
 from fastmaml.episodes.table_scaling import Categories, Scaling, encoded, learned, scaled
-from fastmaml.episodes.table_targets import Kind, bits, classes_of, kind_of
+from fastmaml.episodes.table_targets import Kind, Labels, bits, check_classes, classes_of, kind_of
 
 Where = tuple[Sequence[int], str]
 """The rows' places in the table as it was given, and where it comes from, for errors."""
@@ -48,6 +48,7 @@ class WholeTable:
         kept: Columns,
         train: Sequence[int],
         kind: Kind | Literal["auto"],
+        labels: Labels,
         categorical: Sequence[str],
         scale: bool | Scaling,
         categories: Categories,
@@ -60,7 +61,7 @@ class WholeTable:
             chosen: which columns are what.
             kept: the cells of these columns.
             train: the rows that scaling is learned from.
-            kind, categorical, scale, categories, dtype: as `table` has them.
+            kind, labels, categorical, scale, categories, dtype: as `table` has them.
             where: for errors.
 
         Raises:
@@ -76,18 +77,24 @@ class WholeTable:
             scaling = learned(inputs, values, categorical, train, scale, where)
         found = encoded(scaling, inputs, categories, dtype, where)
         if asked == "classification":
-            (column,) = targets.values()
+            ((name, column),) = targets.items()
             names = classes_of(column)
+            check_alike(names, name, where[1])
+            if labels == "table" and scaling is scale:
+                names = scaling.classes
+                check_classes(column, names, *where)
+            elif labels == "table":
+                scaling = replace(scaling, classes=names)
             number = {name: i for i, name in enumerate(names)}
-            labels = torch.tensor([number[name_of(x)] for x in column])
-            return cls(found, labels, asked, tuple(names), scaling)
+            numbered = torch.tensor([number[name_of(x)] for x in column])
+            return cls(found, numbered, asked, names, scaling)
         if asked == "multi-label":
             said = torch.tensor(bits(targets, *where), dtype=dtype).T.contiguous()
             return cls(found, said, asked, (), scaling)
-        if scaling.targets.keys() != targets.keys():
+        if [*scaling.targets] != [*targets]:  # whose order is that of the outputs
             raise ValueError(
                 f"scale= was learned of the targets {', '.join(scaling.targets) or 'of none'}, and "
-                f"these are {', '.join(targets)}: give the same columns."
+                f"these are {', '.join(targets)}: give the same columns, in that order."
             )
         floats = {name: numbers(name, values, *where) for name, values in targets.items()}
         return cls(found, scaled(floats, scaling.targets, dtype), asked, (), scaling)
@@ -103,6 +110,7 @@ class WholeTable:
         left_out: Sequence[str],
         dropped: int,
         fingerprint: Tensor,
+        trained: Sequence[str],
     ) -> TaskRows:
         """Those of some tasks.
 
@@ -111,6 +119,7 @@ class WholeTable:
             left_out: what other tasks had too few rows.
             dropped: how many rows of the table had no value in some column.
             fingerprint: of the table.
+            trained: the names of the training tasks.
         """
         order = torch.tensor([i for rows in members.values() for i in rows])
         return TaskRows(
@@ -123,12 +132,17 @@ class WholeTable:
             dropped=dropped,
             left_out=tuple(left_out),
             fingerprint=fingerprint,
+            trained=_digest([self.scaling.told(), *sorted(trained)]),
         )
 
 
 def fingerprint(chosen: Chosen, cells: Columns) -> Tensor:
     """Of the cells of the columns that are used, uint8 ``[32]``."""
+    return _digest(x for name in chosen.all() for x in (name, *cells[name]))
+
+
+def _digest(parts: Iterable[Any]) -> Tensor:
     found = hashlib.sha256()
-    for name in chosen.all():
-        found.update("\x1f".join((name, *map(str, cells[name]), "")).encode())
+    for part in parts:
+        found.update(f"{part}\x1f".encode())
     return torch.tensor(list(found.digest()), dtype=torch.uint8)

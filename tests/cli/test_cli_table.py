@@ -66,3 +66,33 @@ def test_another_table_is_refused(place: Path, capsys: pytest.CaptureFixture[str
             assert len(told.splitlines()) == 1
     finally:
         path.write_text(text)
+
+
+def test_a_run_is_not_tested_on_what_it_was_trained_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor with numbers scaled otherwise; other shots are another question of the same tasks."""
+    folder = str(place / "held")
+    assert train(place, "--out", folder, "--quick") == 0
+    for change in ("test_tasks=user 3,user 5", "validation_tasks=0.3", "scale=false"):
+        capsys.readouterr()
+        assert main(["eval", folder, "--change", change]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("fastmaml: the state is of other training tasks or another scaling")
+        assert len(told.splitlines()) == 1
+    assert main(["eval", folder, "--change", "shots=0.3"]) == 0
+
+
+def test_numbers_may_be_numbers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a TOML file and after --change, where "3" is a number and "1-2" is none."""
+    settings = "shots = 3\ntest_tasks = 4\nvalidation_tasks = 0\nqueries = 1\nhidden_layers = 8\n"
+    (place / "run.toml").write_text(f'dataset = "table"\n{settings}')
+    folder = str(place / "numbers")
+    assert train(place, "--out", folder, "--quick", "--config", str(place / "run.toml")) == 0
+    for shots in ("2", "0.5", "1-2"):
+        assert main(["eval", folder, "--change", f"shots={shots}"]) == 0
+    capsys.readouterr()
+    assert main(["eval", folder, "--change", "test_tasks=0.5"]) == 2
+    assert "other training tasks" in capsys.readouterr().err
+    for flags in (("--shots", "2-3"), ("--shots", "4"), ("--test-tasks", "user 3,user 5")):
+        assert train(place, "--out", str(place / "flags"), "--quick", *flags) == 0

@@ -8,6 +8,9 @@ from typing import Literal
 
 from fastmaml.training.config.run import RunConfig
 
+WRITTEN = ("shots", "queries", "test_tasks", "validation_tasks", "hidden_layers")
+"""Settings that are texts, as each may be more than a number, and are given as numbers, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(RunConfig):
@@ -57,6 +60,14 @@ class TableConfig(RunConfig):
     """Units of the network's hidden layers, divided by commas."""
     metrics: str | None = None
     """What else is measured, divided by commas, such as rmse,pearson or f1 (none: rmse, if any)."""
+
+    def __post_init__(self) -> None:
+        """As of any run; ``shots = 3`` of a TOML file is "3"."""
+        for name in WRITTEN:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                object.__setattr__(self, name, str(value))
+        super().__post_init__()
 
     @property
     def title(self) -> str:

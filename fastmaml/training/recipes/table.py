@@ -88,8 +88,8 @@ class Table(Recipe):
         return _held("validation_tasks", config.validation_tasks) not in (0, 0.0, [])
 
     def check_source(self, source: Any, state: Any, moved: bool) -> None:
-        """Raise a ValueError where the table, which columns are scaled by, is another."""
-        self._trained.load_state_dict(state)
+        """Raise a ValueError where the table, its training tasks or the scaling are others."""
+        self._trained.check_trained(state)
 
     def episodes(self, split: str, seed: int, device: torch.device) -> Any:
         """Meta-batches of the training tasks; of the others each task once."""
