@@ -209,15 +209,15 @@ class Entropy(nn.Module):
 def test_a_loss() -> None:
     expected = facts(*problem("all"))
     facts(*problem("all", loss=Entropy())).assert_same(expected)
-    assert expected.plan["classes"] == 3
+    assert expected.plan["classes"] == (3, 3)
 
 
 def test_a_loss_that_does_not_say_what_targets_are() -> None:
     """Its labels are not checked before it runs, and that is all."""
     expected = facts(*problem("all"))
     own = facts(*problem("all", loss=lambda y, t: F.cross_entropy(y, t)))
-    assert own.plan.pop("classes") is None
-    assert expected.plan.pop("classes") == 3
+    assert own.plan.pop("classes") == (None, None)
+    assert expected.plan.pop("classes") == (3, 3)
     own.assert_same(expected)
 
 
