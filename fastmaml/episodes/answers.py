@@ -13,10 +13,7 @@ from torch import Tensor
 from fastmaml.episodes.batch import Batch
 from fastmaml.episodes.prompts import Example
 from fastmaml.episodes.tokens import BLOCK, Cache, cached, check_tokenizer, padded_length
-
-IGNORED = -100
-"""The label where nothing is to be predicted, as losses of PyTorch and transformers have it."""
-
+from fastmaml.losses import IGNORED
 
 PROMPT, ANSWER = 1, 2
 """What of a text has been cut."""

@@ -9,13 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fastmaml.episodes.answers import IGNORED, AnswerTokens
+from fastmaml.episodes.answers import AnswerTokens
 from fastmaml.episodes.batch import Batch
 from fastmaml.episodes.checks import check_choice, check_positive
 from fastmaml.episodes.named import NamedEpisodes
 from fastmaml.episodes.pools import NOTHING, SAMPLING, Sampling, choose, pick
 from fastmaml.episodes.prompts import Example
 from fastmaml.episodes.source import EpisodeSource
+from fastmaml.losses import IGNORED
 
 
 @final

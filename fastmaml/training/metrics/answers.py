@@ -10,15 +10,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from fastmaml.losses import logits_of, masked, of_right_options
+from fastmaml.losses import IGNORED, logits_of, masked, of_right_options
 
 Kind = Literal["classification", "regression", "tokens", "other"]
 """What a task asks for: a class or a number for every example, tokens, or something else."""
 
 KINDS: tuple[Kind, ...] = ("classification", "regression", "tokens", "other")
-
-IGNORED = -100
-"""The label of a token that is not to be predicted."""
 
 
 @final
