@@ -110,6 +110,26 @@ def test_names_of_splits_and_networks(photos: Path, tmp_path: Path, model: str) 
 
 
 @pytest.mark.parametrize(
+    ("shots", "sizes"), [("1-2", {2, 3, 4, 6}), ("meta-dataset", set(range(2, 16)))]
+)
+def test_ranges(photos: Path, tmp_path: Path, shots: str, sizes: set[int]) -> None:
+    flags = ["--fractions", "0.5,0.25,0.25", "--ways", "2-3", "--shots", shots, "--queries", "1"]
+    assert train(photos, tmp_path / "run", *flags) == 0
+    saved = checkpoint.load(tmp_path / "run" / "last.safetensors").config
+    assert (saved["ways"], saved["shots"]) == ("2-3", shots)
+    config = ImagesConfig(**saved)
+    batches = [b for b, _ in zip(build_episodes(config, "train"), range(20), strict=False)]
+    found = {batch.query.inputs.shape[1] for batch in batches}
+    assert found == {2, 3}
+    found = {batch.support.inputs.shape[1] for batch in batches}
+    assert len(found) > 2
+    assert found <= sizes
+    maml = build_maml(config)
+    assert maml.module(batches[0].support.inputs[0]).shape[-1] == 3
+    assert main(["eval", str(tmp_path / "run"), "--change", "ways=2", "shots=1", "outputs=3"]) == 0
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--fractions", "0.5,0.5"], "which sum to 1"),
@@ -117,6 +137,12 @@ def test_names_of_splits_and_networks(photos: Path, tmp_path: Path, model: str) 
         (["--fractions", "1,0,0", "--split-file", "x"], "split_file='x': give one"),
         (["--split-file", "none.json"], "splits='none.json': there is no such file"),
         (["--ways", "3"], "ways=3, but the split 'validation'"),
+        (["--ways", "2-3"], "ways=(2, 3), but the split 'validation'"),
+        (["--outputs", "1"], "outputs=1 with ways=2: give as many at least"),
+        (["--ways", "many"], "ways='many': give a number, a range such as 5-20."),
+        (["--shots", "2-1"], "shots=(2, 1): give the smallest first"),
+        (["--shots", "1-x"], "shots='1-x': give a number, a range such as 5-20, or 'meta-dataset'"),
+        (["--shots", "0"], "shots=0: give at least 1"),
         (["--augment", "flop"], "augment='flop' has 'flop'"),
         (["--channels", "2"], "channels=2: give 1"),
         (["--size", "8", "--pool", "max"], "too small for pool='max'"),

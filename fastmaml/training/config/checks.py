@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 LEAST = {
     **dict.fromkeys(("iterations", "validation_episodes", "test_episodes", "eval_steps"), 1),
-    **dict.fromkeys(("ways", "shots", "queries", "tasks", "filters"), 1),
+    **dict.fromkeys(("ways", "shots", "queries", "tasks", "filters", "outputs"), 1),
     **dict.fromkeys(("support", "query", "test_query", "max_length", "lora_rank", "limit"), 1),
     **dict.fromkeys(("inner_steps", "segments", "last", "tasks_chunk", "threads"), 1),
     **dict.fromkeys(("evaluate_every", "checkpoint_every", "seed", "validation_alphabets"), 0),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fastmaml.episodes.sizes import largest
+from fastmaml.training.config.numbers import META_DATASET, number, range_of
 from fastmaml.training.config.run import RunConfig
 
 
@@ -44,12 +46,14 @@ class ImagesConfig(RunConfig):
     """memory, or a folder for the decoded images, where they need more than memory holds."""
     download: bool = True
     """Fetch missing files of the data set, where there is an address with a checksum."""
-    ways: int = 5
-    """Classes an episode."""
-    shots: int = 5
-    """Support examples a class."""
+    ways: int | str = 5
+    """Classes an episode, or a range such as 5-20, of which each meta-batch draws its number."""
+    shots: int | str = 5
+    """Support examples a class, or a range, or meta-dataset: for each class another number."""
     queries: int = 5
     """Query examples a class."""
+    outputs: int | None = None
+    """Of the network (none: as many as ways, of a range its largest)."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """Network."""
     filters: int = 32
@@ -57,8 +61,24 @@ class ImagesConfig(RunConfig):
     pool: Literal["stride", "max"] = "max"
     """How conv4 shrinks the image."""
 
+    def __post_init__(self) -> None:
+        """As of any run; ``ways="5"`` is 5."""
+        super().__post_init__()
+        object.__setattr__(self, "ways", number("ways", self.ways))
+        object.__setattr__(self, "shots", number("shots", self.shots, META_DATASET))
+        if self.outputs is not None and self.outputs < self.most_ways:
+            raise ValueError(
+                f"outputs={self.outputs} with ways={self.ways}: give as many at least."
+            )
+
+    @property
+    def most_ways(self) -> int:
+        """That an episode can have."""
+        return largest(range_of("ways", self.ways))
+
     @property
     def title(self) -> str:
         """Such as "images, birds, 5-way 1-shot"."""
         name = f", {Path(self.data).name}" if self.dataset == "images" and self.data else ""
-        return f"{self.dataset}{name}, {self.ways}-way {self.shots}-shot"
+        shots = "Meta-Dataset's shots" if self.shots == META_DATASET else f"{self.shots}-shot"
+        return f"{self.dataset}{name}, {self.ways}-way {shots}"

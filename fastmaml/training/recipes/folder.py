@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from fastmaml import episodes, models
 from fastmaml.episodes import ImageSampler
+from fastmaml.episodes.image_sampler import Shots
 from fastmaml.heads import Head
 from fastmaml.training.config import ImagesConfig
+from fastmaml.training.config.numbers import META_DATASET, range_of
 from fastmaml.training.metrics import Choice
 from fastmaml.training.recipes.base import Recipe
 
@@ -41,16 +43,15 @@ class Folder(Recipe):
         """A network for images of the shape that the data has."""
         config = self.config
         channels, height, width = self._geometry
+        outputs = config.outputs or config.most_ways
         if config.model == "resnet12":
-            return models.resnet12(config.ways, channels)
+            return models.resnet12(outputs, channels)
         if config.pool == "max" and height != width:
             raise ValueError(
                 f"the images have {width}x{height} pixels, and conv4 with pool='max' takes "
                 "squares: give size=, or pool='stride'."
             )
-        return models.conv4(
-            config.ways, channels, config.filters, pool=config.pool, image_size=height
-        )
+        return models.conv4(outputs, channels, config.filters, pool=config.pool, image_size=height)
 
     def loss(self) -> Callable[[Any, Any], Tensor]:
         """Cross-entropy."""
@@ -80,8 +81,8 @@ class Folder(Recipe):
         config = self.config
         training = split == "train"
         settings: dict[str, Any] = {
-            "ways": config.ways,
-            "shots": config.shots,
+            "ways": range_of("ways", config.ways),
+            "shots": self._shots,
             "queries": config.queries,
             "tasks": config.tasks,
             "size": self._geometry[1:],
@@ -104,6 +105,11 @@ class Folder(Recipe):
         """Whether it was held out in the run of that state, too, and is normalised as there."""
         if isinstance(source, ImageSampler) and isinstance(state, Mapping) and not moved:
             source.check_trained(state)
+
+    @property
+    def _shots(self) -> Shots:
+        given = self.config.shots
+        return "meta-dataset" if given == META_DATASET else range_of("shots", given)
 
     def _folder(self) -> str:
         if self.config.data is None:

@@ -16,6 +16,7 @@ from fastmaml.episodes.table_columns import columns_of
 from fastmaml.episodes.table_files import NamedColumns
 from fastmaml.heads import Head
 from fastmaml.training.config import TableConfig
+from fastmaml.training.config.numbers import range_of
 from fastmaml.training.metrics import Choice, Kind, RootMeanSquare, chosen, suited
 from fastmaml.training.recipes.base import Recipe
 from fastmaml.training.recipes.intents import words
@@ -126,9 +127,8 @@ class Table(Recipe):
 
 def _shots(text: str) -> int | float | tuple[int, int]:
     """5, 0.5 or 5-20."""
-    low, dash, high = text.partition("-")
-    if dash:
-        return _whole("shots", low), _whole("shots", high)
+    if "-" in text:
+        return range_of("shots", text)
     found = _number("shots", text)
     return found if isinstance(found, int) or found < 1 else _whole("shots", text)
 
