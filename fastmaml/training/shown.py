@@ -29,7 +29,7 @@ def show_evaluation(console: Any, test: Evaluation, title: str) -> None:
     if len({one.episodes for one in columns}) > 1:
         table.add_row("episodes", *(str(one.episodes) for one in columns))
     most = max(one.episodes for one in columns)
-    table.caption = f"mean and 95% interval over {most} episodes"
+    table.caption = "one episode" if most == 1 else f"mean and 95% interval over {most} episodes"
     console.print(table)
     if test.by_name:
         _show_by_name(console, test)

@@ -101,7 +101,11 @@ def _figures(metric: str, means: list[float], intervals: list[float]) -> dict[st
 
 
 def format_metric(metric: str, mean: float, interval: float | None = None) -> str:
-    """A share in per cent, or another number with three digits, with its interval if it has one."""
+    """A share in per cent, or another number with three digits, with its interval if it has one.
+
+    One episode has none (nan).
+    """
+    interval = None if interval is None or math.isnan(interval) else interval
     if metric in SHARES:
         return f"{mean:.1%}" if interval is None else f"{100 * mean:.1f} ± {100 * interval:.1f}%"
     return f"{mean:.3g}" if interval is None else f"{mean:.3g} ± {interval:.2g}"

@@ -188,7 +188,7 @@ def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
 @pytest.mark.parametrize(
     ("output", "targets"),
     [
-        (torch.zeros(2, 3), torch.zeros(2, 3)),  # three values an example
+        (torch.zeros(2, 3), torch.full((2, 3), 0.5)),  # three values an example
         (torch.zeros(2, 5, 4, 4), torch.zeros(2, 4, 4).long()),  # images of classes
         (torch.zeros(2, 3), torch.zeros(3).long()),
         (torch.zeros(2, 1), torch.zeros(2).long()),
@@ -198,6 +198,24 @@ def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
 )
 def test_other_tasks(output: Any, targets: Any) -> None:
     assert Answers(output, targets, 0.0).kind == "other"
+
+
+def test_of_several_labels() -> None:
+    """Three examples, four labels; the last one is never there and never said."""
+    right = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    said = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]])
+    answers = Answers((2.0 * said - 1).double(), right, 0.0)
+    assert answers.kind == "multi-label"
+    found = {m.name: m.value(answers) for m in chosen("accuracy,exact_match,f1").everywhere}
+    assert found == {
+        "accuracy": pytest.approx(10 / 12),
+        "exact_match": pytest.approx(1 / 3),
+        "f1": pytest.approx((1 + 1 + 0) / 3),
+    }
+    nothing = Answers(torch.full((3, 4), -1.0), torch.zeros(3, 4), 0.0)
+    assert F1().value(nothing) is None
+    single = Answers(torch.tensor([[1.0, -1], [-1, -1]]), torch.tensor([[1.0, 0], [1, 0]]), 0.0)
+    assert F1().value(single) == pytest.approx(2 / 3)
 
 
 def test_accuracy_is_that_of_the_meta_step() -> None:
@@ -229,7 +247,7 @@ def test_choosing() -> None:
     assert (own.of("b"), own.of("c"), own.of(None)) == ((Named(), F1()), (), ())
     assert own.names == ["f1", "halves"]
     assert chosen(own) is own
-    assert Named().kinds == ("classification", "regression", "tokens", "other")
+    assert Named().kinds == ("classification", "multi-label", "regression", "tokens", "other")
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,9 @@ class Table(Recipe):
     def _kind(self) -> Kind:
         """What metrics call these tasks."""
         found = self._trained
-        if found.kind == "classification":
-            return "classification"
-        return "regression" if found.kind == "regression" and found.outputs == 1 else "other"
+        if found.kind != "regression":
+            return found.kind
+        return "regression" if found.outputs == 1 else "other"
 
     def model(self) -> nn.Module:
         """A multi-layer perceptron from the columns to the targets or classes."""
@@ -68,9 +68,13 @@ class Table(Recipe):
         return None
 
     def metrics(self) -> Choice:
-        """What the configuration names, or how far off a single value is; in its own units."""
+        """What the configuration names; else how far off a single value is, or right labels.
+
+        An error is in the units of the target.
+        """
         moments = [*self._trained.scaling.targets.values()]
-        asked = self.config.metrics or ("rmse" if len(moments) == 1 else None)
+        usual = "accuracy" if self._kind == "multi-label" else "rmse" if len(moments) == 1 else None
+        asked = self.config.metrics or usual
         found = chosen(asked).everywhere
         if asked is not None:
             suited(asked, {"every task": self._kind})  # which raises
