@@ -33,7 +33,7 @@ class ALFA(Rule):
 
     Args:
         lr: what α begins near.
-        decay: what β begins near; the authors' code has 0.0005.
+        decay: what β begins near: the authors' code has 0.0005 times a rate of 0.01.
         seed: of the network's first weights.
 
     Raises:
@@ -42,7 +42,7 @@ class ALFA(Rule):
     """
 
     lr: float
-    decay: float = 0.0005
+    decay: float = 5e-6
     seed: int = 0
     linear: ClassVar[bool] = False
 
