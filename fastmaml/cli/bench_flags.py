@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
-from tyro.conf import Positional, Suppress, arg, subcommand
+from tyro.conf import Positional, subcommand
 
 from fastmaml.cli.bench_plan import BenchPlan
+from fastmaml.cli.configured import Configured, of_each
 from fastmaml.engine.recording.executors import ExecutorName
 from fastmaml.ops._load import Backend
 from fastmaml.training.config import (
@@ -51,72 +51,13 @@ class Swept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Swept):
+class Bench(Configured, Swept):
     """Those, and a configuration as of ``fastmaml train``."""
 
-    dataset: Suppress[str] = ""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with the names of the configuration's flags; flags override it."""
 
-    def __post_init__(self) -> None:
-        """Leave the checks to `configuration`: their errors read better outside the parser."""
-
-    def configuration(self) -> RunConfig:
-        """The checked configuration, without what concerns the sweep."""
-        kind = next(config for config, bench in KINDS.items() if isinstance(self, bench))
-        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchImages(Bench, TrainConfig):
-    """The flags of ``fastmaml bench`` for images and sinusoids."""
-
-    dataset: Suppress[str] = "digits"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchFolder(Bench, ImagesConfig):
-    """The flags of ``fastmaml bench`` for a folder of images and the image data sets."""
-
-    dataset: Suppress[str] = "images"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchIntents(Bench, IntentsConfig):
-    """The flags of ``fastmaml bench intents``."""
-
-    dataset: Suppress[str] = "intents"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchGlue(Bench, GlueConfig):
-    """The flags of ``fastmaml bench glue``."""
-
-    dataset: Suppress[str] = "glue"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchInstructions(Bench, InstructionsConfig):
-    """The flags of ``fastmaml bench instructions``."""
-
-    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchTable(Bench, TableConfig):
-    """The flags of ``fastmaml bench table``."""
-
-    dataset: Suppress[str] = "table"  # type: ignore[assignment]
-
-
-KINDS: dict[type[RunConfig], type[Bench]] = {
-    TrainConfig: BenchImages,
-    ImagesConfig: BenchFolder,
-    IntentsConfig: BenchIntents,
-    GlueConfig: BenchGlue,
-    InstructionsConfig: BenchInstructions,
-    TableConfig: BenchTable,
-}
+KINDS = of_each(
+    Bench, TrainConfig, ImagesConfig, IntentsConfig, GlueConfig, InstructionsConfig, TableConfig
+)
 """Of every kind of configuration, its flags."""
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, Suppress, arg, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from fastmaml.cli.bench_flags import bench_command
 from fastmaml.cli.bench_plan import as_subcommand
+from fastmaml.cli.configured import Configured, of_each
 from fastmaml.cli.factory import is_factory
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import profile_command
@@ -28,30 +29,22 @@ from fastmaml.training.config import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(Configured):
     """The flags of ``fastmaml train``: those of a configuration, and where it comes from."""
 
-    dataset: Suppress[str] = ""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with the names of these flags (`inner_lr = 0.4`); flags override it."""
     resume: Annotated[tuple[Path, ...] | None, arg(metavar="[PATH]")] = None
     """Go on from a checkpoint, by default that in --out. Its configuration is taken over."""
 
     quick: bool = False
     """A first look: few iterations, small sets, short texts, and few episodes to test on."""
 
-    def __post_init__(self) -> None:
-        """Leave the checks to `configuration`: their errors read better outside the parser."""
-
-    def configuration(self) -> RunConfig:
-        """The checked configuration, without what concerns the command line only."""
-        kind = next(config for config, train in KINDS.items() if isinstance(self, train))
-        values = {f.name: getattr(self, f.name) for f in fields(kind)}
+    def _values(self, kind: type[RunConfig]) -> dict[str, Any]:
+        values = super()._values(kind)
         if self.quick:
             capped = [n for n in QUICK.keys() & values.keys() if isinstance(values[n], int)]
             values |= {name: min(values[name], QUICK[name]) for name in capped}
             values["patience"] = None  # of ten iterations none is waited for
-        return kind(**values)
+        return values
 
 
 QUICK = {
@@ -71,63 +64,9 @@ class TrainSmall(Train):
     multi-step loss for a tenth of the iterations, first order for half of them, schedule cosine."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainImages(TrainSmall, TrainConfig):
-    """The flags of ``fastmaml train`` for images and sinusoids."""
-
-    dataset: Suppress[str] = "digits"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFolder(TrainSmall, ImagesConfig):
-    """The flags of ``fastmaml train`` for a folder of images and the image data sets."""
-
-    dataset: Suppress[str] = "images"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainIntents(Train, IntentsConfig):
-    """The flags of ``fastmaml train intents``."""
-
-    dataset: Suppress[str] = "intents"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainGlue(Train, GlueConfig):
-    """The flags of ``fastmaml train glue``."""
-
-    dataset: Suppress[str] = "glue"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainInstructions(Train, InstructionsConfig):
-    """The flags of ``fastmaml train instructions``."""
-
-    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTable(Train, TableConfig):
-    """The flags of ``fastmaml train table``."""
-
-    dataset: Suppress[str] = "table"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainPolicy(Train, PolicyConfig):
-    """The flags of ``fastmaml train`` for policies."""
-
-    dataset: Suppress[str] = "navigation"  # type: ignore[assignment]
-
-
 KINDS: dict[type[RunConfig], type[Train]] = {
-    TrainConfig: TrainImages,
-    ImagesConfig: TrainFolder,
-    IntentsConfig: TrainIntents,
-    GlueConfig: TrainGlue,
-    InstructionsConfig: TrainInstructions,
-    TableConfig: TrainTable,
-    PolicyConfig: TrainPolicy,
+    **of_each(TrainSmall, TrainConfig, ImagesConfig),
+    **of_each(Train, IntentsConfig, GlueConfig, InstructionsConfig, TableConfig, PolicyConfig),
 }
 """Of every kind of configuration, its flags."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
-from tyro.conf import Positional, Suppress, arg, subcommand
+from tyro.conf import Positional, subcommand
 
+from fastmaml.cli.configured import Configured, of_each
 from fastmaml.training.config import (
     GlueConfig,
     ImagesConfig,
@@ -33,72 +33,13 @@ class Profiled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile(Profiled):
+class Profile(Configured, Profiled):
     """Those, and a configuration as of ``fastmaml train``."""
 
-    dataset: Suppress[str] = ""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with the names of the configuration's flags; flags override it."""
 
-    def __post_init__(self) -> None:
-        """Leave the checks to `configuration`: their errors read better outside the parser."""
-
-    def configuration(self) -> RunConfig:
-        """The checked configuration, without what concerns the profile."""
-        kind = next(config for config, flags in KINDS.items() if isinstance(self, flags))
-        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileImages(Profile, TrainConfig):
-    """The flags of ``fastmaml profile`` for images and sinusoids."""
-
-    dataset: Suppress[str] = "digits"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileFolder(Profile, ImagesConfig):
-    """The flags of ``fastmaml profile`` for a folder of images and the image data sets."""
-
-    dataset: Suppress[str] = "images"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileIntents(Profile, IntentsConfig):
-    """The flags of ``fastmaml profile intents``."""
-
-    dataset: Suppress[str] = "intents"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileGlue(Profile, GlueConfig):
-    """The flags of ``fastmaml profile glue``."""
-
-    dataset: Suppress[str] = "glue"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileInstructions(Profile, InstructionsConfig):
-    """The flags of ``fastmaml profile instructions``."""
-
-    dataset: Suppress[str] = "instructions"  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileTable(Profile, TableConfig):
-    """The flags of ``fastmaml profile table``."""
-
-    dataset: Suppress[str] = "table"  # type: ignore[assignment]
-
-
-KINDS: dict[type[RunConfig], type[Profile]] = {
-    TrainConfig: ProfileImages,
-    ImagesConfig: ProfileFolder,
-    IntentsConfig: ProfileIntents,
-    GlueConfig: ProfileGlue,
-    InstructionsConfig: ProfileInstructions,
-    TableConfig: ProfileTable,
-}
+KINDS = of_each(
+    Profile, TrainConfig, ImagesConfig, IntentsConfig, GlueConfig, InstructionsConfig, TableConfig
+)
 """Of every kind of configuration, its flags."""
 
 
