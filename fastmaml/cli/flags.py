@@ -43,7 +43,7 @@ class Train(Configured):
         if self.quick:
             capped = [n for n in QUICK.keys() & values.keys() if isinstance(values[n], int)]
             values |= {name: min(values[name], QUICK[name]) for name in capped}
-            values["patience"] = None  # of ten iterations none is waited for
+            values |= {"patience": None, "best_by": None}  # ten iterations have no validation
         return values
 
 

@@ -33,6 +33,7 @@ class EpisodeSampler(EpisodeSource):
     Where `ways` or `shots` is a pair, each meta-batch draws its own number; its tasks are alike in
     size, so that nothing is padded. The model needs as many outputs as the largest number of ways;
     targets are below the number of the meta-batch. On a GPU, drawing a number waits for the device.
+    To test on such, ``tasks=1`` gives the narrowest intervals: each episode draws its own numbers.
 
     Args:
         data: a tuple ``(inputs, labels)``: a tensor, or a tuple or dict of tensors, whose first
@@ -99,6 +100,11 @@ class EpisodeSampler(EpisodeSource):
         self._order = targets.argsort(stable=True).to(self.device)
         self._counts = counts.to(self.device)
         self._starts = self._counts.cumsum(0) - self._counts
+
+    @property
+    def shares_draws(self) -> bool:
+        """Whether a meta-batch draws numbers of ways or shots for all of its tasks."""
+        return self.tasks > 1 and not (isinstance(self.ways, int) and isinstance(self.shots, int))
 
     def sample(self) -> Episodes:
         """The next meta-batch: ``[tasks, ways·shots, ...]`` and ``[tasks, ways·queries, ...]``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import final
 
 import torch
 from torch import Tensor
@@ -32,9 +33,16 @@ class EpisodeSource(ABC):
     def sample(self) -> Episodes:
         """The next meta-batch, drawn from ``self.generator``."""
 
+    @property
+    def shares_draws(self) -> bool:
+        """Whether the tasks of a meta-batch have a draw in common, such as their number of ways.
+
+        They are no independent sample of tasks then, and an evaluation says so by its intervals.
+        """
+        return False
+
     def __iter__(self) -> Iterator[Episodes]:
-        while True:
-            yield self.sample()
+        return _Stream(self)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream is: ``generator``, a uint8 tensor on the CPU."""
@@ -56,3 +64,14 @@ class EpisodeSource(ABC):
                 "on the kind of device that the state was saved on, or start with a new seed."
             )
         self.generator.set_state(saved.cpu().contiguous())
+
+
+@final
+class _Stream(Iterator[Episodes]):
+    """The meta-batches of a source, which it still knows."""
+
+    def __init__(self, source: EpisodeSource) -> None:
+        self.source = source
+
+    def __next__(self) -> Episodes:
+        return self.source.sample()

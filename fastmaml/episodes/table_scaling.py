@@ -15,6 +15,9 @@ from fastmaml.episodes.table_cells import Columns, check_alike, check_categories
 
 Categories = Literal["one-hot", "index"]
 
+UNSCALED = (0.0, 1.0)
+"""Mean and deviation of what stays as it is."""
+
 
 @final
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Scaling:
         inputs: by column, mean and standard deviation, in the column's own units.
         categories: by column, the texts that the training tasks have, in order; of one-hot inputs
             another text has zeros alone, of indices the number behind the last.
-        targets: by column, mean and standard deviation; empty where targets are no numbers.
+        targets: by column, mean and standard deviation (`UNSCALED` of several labels); empty
+            where targets are classes.
         classes: their names, in the order of their numbers; empty where there are none, or each
             task numbers its own.
     """

@@ -90,6 +90,11 @@ class Table(EpisodeSource):
         }
         return losses[self.kind]
 
+    @property
+    def shares_draws(self) -> bool:
+        """Whether a meta-batch draws a bucket for all of its tasks."""
+        return len(self._buckets) > 1 and self.tasks > 1
+
     def sample(self) -> Episodes:
         """The next meta-batch, of tasks that differ from one another."""
         among = torch.arange(len(self.names))
@@ -244,12 +249,15 @@ class EachTask:
 
     Attributes:
         total: the number of tasks.
+        shares_draws: no: what is drawn is which rows of each task.
 
     Args:
         source: whose tasks they are.
         seed: of their order and of the rows that are drawn.
         tasks: tasks a meta-batch, at most.
     """
+
+    shares_draws = False
 
     def __init__(self, source: Table, seed: int, tasks: int) -> None:
         check_positive(tasks=tasks)

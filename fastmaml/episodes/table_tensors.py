@@ -15,7 +15,14 @@ from fastmaml.episodes.class_names import name_of
 from fastmaml.episodes.table_cells import Columns, check_alike, numbers
 from fastmaml.episodes.table_columns import Chosen
 from fastmaml.episodes.table_rows import TaskRows
-from fastmaml.episodes.table_scaling import Categories, Scaling, encoded, learned, scaled
+from fastmaml.episodes.table_scaling import (
+    UNSCALED,
+    Categories,
+    Scaling,
+    encoded,
+    learned,
+    scaled,
+)
 from fastmaml.episodes.table_targets import Kind, Labels, bits, check_classes, classes_of, kind_of
 
 Where = tuple[Sequence[int], str]
@@ -75,6 +82,8 @@ class WholeTable:
         else:
             values = targets if asked == "regression" else {}
             scaling = learned(inputs, values, categorical, train, scale, where)
+            if asked == "multi-label":
+                scaling = replace(scaling, targets=dict.fromkeys(targets, UNSCALED))
         found = encoded(scaling, inputs, categories, dtype, where)
         if asked == "classification":
             ((name, column),) = targets.items()
@@ -88,14 +97,19 @@ class WholeTable:
             number = {name: i for i, name in enumerate(names)}
             numbered = torch.tensor([number[name_of(x)] for x in column])
             return cls(found, numbered, asked, names, scaling)
-        if asked == "multi-label":
-            said = torch.tensor(bits(targets, *where), dtype=dtype).T.contiguous()
-            return cls(found, said, asked, (), scaling)
         if [*scaling.targets] != [*targets]:  # whose order is that of the outputs
             raise ValueError(
                 f"scale= was learned of the targets {', '.join(scaling.targets) or 'of none'}, and "
                 f"these are {', '.join(targets)}: give the same columns, in that order."
             )
+        if asked == "multi-label":
+            if any(moments != UNSCALED for moments in scaling.targets.values()):
+                raise ValueError(
+                    f"scale= was learned of {', '.join(targets)} as numbers to predict, and these "
+                    "are labels (kind='multi-label'): give one that was learned of such."
+                )
+            said = torch.tensor(bits(targets, *where), dtype=dtype).T.contiguous()
+            return cls(found, said, asked, (), scaling)
         floats = {name: numbers(name, values, *where) for name, values in targets.items()}
         return cls(found, scaled(floats, scaling.targets, dtype), asked, (), scaling)
 

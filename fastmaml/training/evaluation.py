@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,12 +59,14 @@ def evaluate(
     ranks = Ranks() if ranks is None else ranks
     parts: list[Measured] = []
     done, count, stream = 0, extent(episodes, count), iter(episodes)
+    shared = shares_draws(episodes)
     with evaluating(maml):
         while done < count:
             batch = next(stream, None)
             if batch is None:
                 raise ValueError(f"the episodes to evaluate on ended after {done} of {count}.")
-            parts += ranks.divided(batch, lambda own: measure(maml, own, steps, choice))
+            found = ranks.divided(batch, lambda own: measure(maml, own, steps, choice))
+            parts += [replace(one, draw=done) for one in found] if shared else found
             done = min(done + len(batch), count)
             after_batch(done)
     return summarised(parts[:count], choice)
@@ -86,6 +89,18 @@ def extent(episodes: Any, count: int | None) -> int:
             "finite set that has its number of episodes as `total`, such as table(...).all()."
         )
     return min(x for x in (count, total) if x is not None)
+
+
+def shares_draws(episodes: Any) -> bool:
+    """Whether the tasks of a meta-batch are no independent draws, as those of a range of ways.
+
+    Args:
+        episodes: an `EpisodeSource`, its iterator, or what has one as ``source``, says so.
+    """
+    while not hasattr(episodes, "shares_draws"):
+        if (episodes := getattr(episodes, "source", None)) is None:
+            return False
+    return bool(episodes.shares_draws)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Measured:
         name: of the task, where it has one.
         kind: of the task; None where no metric was asked for.
         scores: by the name of a metric, a number for 0, 1, ..., steps inner steps.
+        draw: episodes of the same one are no independent draws; None for one of its own.
     """
 
     losses: Tensor
@@ -41,6 +42,7 @@ class Measured:
     name: str | None
     kind: Kind | None
     scores: Mapping[str, Sequence[float]]
+    draw: int | None = None
 
 
 def measure(maml: MAML, batch: Episodes, steps: int, choice: Choice) -> list[Measured]:
@@ -95,14 +97,21 @@ def _value(metric: Metric, answers: Answers) -> float | None:
 
 
 def _chances(batch: Episodes) -> list[float]:
-    """Of every task: one over the number of its classes, where targets are classes."""
+    """Of every task: one over the number of its classes, where targets are classes.
+
+    Those of plain labels are the classes in any of its sets: its query set may lack some.
+    """
     targets = batch.query.targets
     if isinstance(targets, Mapping) and "classes" in targets:
         found: list[float] = (1 / targets["classes"].flatten().double()).tolist()
         return found
     if not isinstance(targets, Tensor):
         return [math.nan] * len(batch)
-    return [1 / max(own[own != IGNORED].unique().numel(), 1) for own in targets]
+    sets = [part.targets for part in (batch.support, *batch.later, batch.query)]
+    if not all(isinstance(x, Tensor) and x.dtype == targets.dtype for x in sets):
+        sets = [targets]
+    every = torch.cat([x.flatten(1) for x in sets], 1)
+    return [1 / max(own[own != IGNORED].unique().numel(), 1) for own in every]
 
 
 def summarised(measured: Sequence[Measured], choice: Choice) -> Evaluation:
@@ -142,15 +151,17 @@ def _means(measured: Sequence[Measured], metrics: Sequence[str]) -> Evaluation:
     if classified:
         chance = torch.tensor([one.chance for one in classified], dtype=torch.float64).mean().item()
         table = torch.stack([one.accuracies for one in classified])
-        main = averaged("accuracy", table, chance)
+        main = averaged("accuracy", table, chance, [one.draw for one in classified])
     else:
-        main = averaged("loss", torch.stack([one.losses for one in measured]), None)
+        table, draws = torch.stack([x.losses for x in measured]), [x.draw for x in measured]
+        main = averaged("loss", table, None, draws)
     scores = {}
     for name in metrics:
-        values = [one.scores[name] for one in measured if name in one.scores]
-        if values:
-            table = torch.tensor(values, dtype=torch.float64)
-            scores[name] = averaged(name, table, main.chance if name == main.metric else None)
+        scored = [one for one in measured if name in one.scores]
+        if scored:
+            table = torch.tensor([one.scores[name] for one in scored], dtype=torch.float64)
+            guessed = main.chance if name == main.metric else None
+            scores[name] = averaged(name, table, guessed, [one.draw for one in scored])
     return replace(main, scores=scores)
 
 

@@ -67,10 +67,11 @@ def _per_step(axes: Any, test: Evaluation) -> None:
 
 
 def _band(
-    axes: Any, x: Sequence[float], means: Sequence[float], half: Sequence[float], label: str
+    axes: Any, x: Sequence[float], means: Sequence[float], half: Sequence[float | None], label: str
 ) -> None:
-    low = [m - h for m, h in zip(means, half, strict=True)]
-    high = [m + h for m, h in zip(means, half, strict=True)]
+    """Where an episode is the only one, there is no interval."""
+    low = [m - (h or 0.0) for m, h in zip(means, half, strict=True)]
+    high = [m + (h or 0.0) for m, h in zip(means, half, strict=True)]
     axes.fill_between(x, low, high, color=UNSEEN, alpha=0.2, lw=0)
     axes.plot(x, means, color=UNSEEN, lw=1.8, marker="o", ms=4, label=label)
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from fastmaml.training.intervals import half_width
 
-SHARES = ("accuracy", "f1", "exact_match", "option")
+SHARES = (
+    *("accuracy", "f1", "exact_match", "option"),
+    *("label_accuracy", "label_f1", "label_match"),
+)
 """The metrics that are shown in per cent."""
 
 
@@ -46,7 +49,8 @@ class Evaluation:
             policies; in `scores` the metric's name.
         means: one number for 0, 1, ..., steps of adaptation.
         intervals: half the width of the 95% confidence interval of each mean over episodes, by
-            Student's t (nan for a single one).
+            Student's t (nan for a single one). Where the episodes of a meta-batch share a draw, as
+            those of ranges of ways or shots do, it is over meta-batches.
         episodes: how many episodes.
         chance: the accuracy of guessing, or None; of policies the return of an untrained one.
         by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
@@ -90,13 +94,15 @@ class Evaluation:
 
 
 def _figures(metric: str, means: list[float], intervals: list[float]) -> dict[str, Any]:
+    """An interval that there is none of is None: nan is no JSON."""
+    known = [None if math.isnan(x) else x for x in intervals]
     return {
         metric: means[-1],
-        "interval_95": intervals[-1],
+        "interval_95": known[-1],
         "no_adaptation": means[0],
-        "no_adaptation_interval_95": intervals[0],
+        "no_adaptation_interval_95": known[0],
         "per_step": means,
-        "per_step_interval_95": intervals,
+        "per_step_interval_95": known,
     }
 
 
@@ -116,9 +122,18 @@ def quantity(metric: str) -> str:
     return metric if metric == "return" else f"query {metric}"
 
 
-def averaged(metric: str, table: Tensor, chance: float | None) -> Evaluation:
-    """Means and intervals of ``[episodes, steps + 1]``."""
-    means, intervals = _mean_and_interval(table)
+def averaged(
+    metric: str, table: Tensor, chance: float | None, draws: Sequence[int | None] = ()
+) -> Evaluation:
+    """Means and intervals of ``[episodes, steps + 1]``.
+
+    Args:
+        metric: what it is of.
+        table: the numbers.
+        chance: as of `Evaluation`.
+        draws: of each episode, as of `Measured`; empty where each is a draw of its own.
+    """
+    means, intervals = _mean_and_interval(table, draws)
     return Evaluation(metric, means, intervals, len(table), chance)
 
 
@@ -130,10 +145,19 @@ def over_names(found: Mapping[str, Evaluation]) -> OverNames | None:
     return OverNames(*_mean_and_interval(table), tuple(found))
 
 
-def _mean_and_interval(table: Tensor) -> tuple[list[float], list[float]]:
-    count = len(table)
-    spread = table.std(0) if count > 1 else torch.full_like(table[0], math.nan)
-    return table.mean(0).tolist(), half_width(spread, count).tolist()
+def _mean_and_interval(
+    table: Tensor, draws: Sequence[int | None] = ()
+) -> tuple[list[float], list[float]]:
+    """Of episodes that share draws, the sums of what each draw adds to the mean are independent."""
+    mean, count = table.mean(0), len(table)
+    if any(draw is not None for draw in draws):
+        names = [(i, None) if draw is None else (None, draw) for i, draw in enumerate(draws)]
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        of_draw = torch.tensor([number[name] for name in names])
+        sums = table.new_zeros(len(number), *table.shape[1:]).index_add_(0, of_draw, table - mean)
+        table, count = mean + sums * (len(number) / count), len(number)
+    spread = table.std(0) if count > 1 else torch.full_like(mean, math.nan)
+    return mean.tolist(), half_width(spread, count).tolist()
 
 
 def trained(lines: Sequence[Mapping[str, Any]], steps: int) -> Evaluation:

@@ -183,13 +183,13 @@ class _Repeated:
     """Episodes that start from the same place each time they are iterated over."""
 
     def __init__(self, episodes: Iterable[Episodes]) -> None:
-        self.episodes, self.start = episodes, _state(episodes)
+        self.source, self.start = episodes, _state(episodes)
         self.total = getattr(episodes, "total", None)  # of a finite set
 
     def __iter__(self) -> Iterator[Episodes]:
         if self.start is not None:
-            self.episodes.load_state_dict(self.start)  # type: ignore[attr-defined]
-        return iter(self.episodes)
+            self.source.load_state_dict(self.start)  # type: ignore[attr-defined]
+        return iter(self.source)
 
 
 def _state(episodes: Iterable[Episodes]) -> Any:

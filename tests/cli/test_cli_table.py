@@ -43,7 +43,8 @@ def test_a_run_is_tested_evaluated_and_extended(
     assert main(["train", "table", "--resume", str(place / "run"), "--iterations", "6"]) == 0
 
 
-def test_several_labels(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["late,odd", "late"])
+def test_labels(place: Path, tmp_path: Path, targets: str) -> None:
     lines = (place / "users.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines[1:]]
     head = lines[0].split(",")
@@ -51,14 +52,20 @@ def test_several_labels(place: Path, tmp_path: Path) -> None:
     bits = [[*row, str(int(float(row[at]) > 20)), str(i % 2)] for i, row in enumerate(rows)]
     table = tmp_path / "bits.csv"
     table.write_text("\n".join(",".join(row) for row in [[*head, "late", "odd"], *bits]))
-    flags = ["--data", str(table), "--target", "late,odd", "--inputs", "km", "--kind"]
-    flags += ["multi-label", "--out", str(tmp_path / "run")]
+    flags = ["--data", str(table), "--target", targets, "--inputs", "km", "--kind"]
+    flags += ["multi-label", "--out", str(tmp_path / "run"), "--dtype", "float64"]
+    flags += ["--evaluate-every", "2", "--best-by", "label_accuracy"]
     assert train(place, *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert list(result["test"]["scores"]) == ["accuracy"]
-    assert 0 < result["test"]["scores"]["accuracy"]["accuracy"] < 1
-    change = ("--change", "metrics=exact_match")
+    assert list(result["test"]["scores"]) == ["label_accuracy"]
+    assert 0 < result["test"]["scores"]["label_accuracy"]["label_accuracy"] < 1
+    change = ("--change", "metrics=label_match", "best_by=none")
     assert main(["eval", str(tmp_path / "run"), *change]) == 0
+
+
+def test_a_first_look_has_no_validation(place: Path, tmp_path: Path) -> None:
+    flags = ("--quick", "--best-by", "rmse", "--patience", "2", "--out", str(tmp_path / "run"))
+    assert train(place, "--inputs", "km", *flags) == 0
 
 
 def test_what_cannot_be_done_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,14 @@ def test_several_labels_and_values() -> None:
     values = bits.sample().support.targets["values"]
     assert values.shape[2] == 2
     assert {*values.flatten().tolist()} == {0.0, 1.0}
+    again = {"inputs": "hour", "kind": "multi-label", "split": "test", "scale": bits.scaling}
+    assert source(data, target=["late", "dear"], **again).scaling is bits.scaling
+    for targets in (["dear", "late"], ["late"]):
+        with pytest.raises(ValueError, match="learned of the targets late, dear"):
+            source(data, target=targets, **again)
+    number = source(data, target="late", inputs="hour", kind="regression").scaling
+    with pytest.raises(ValueError, match="as numbers to predict, and these are labels"):
+        source(data, target="late", **{**again, "scale": number})
     two = source(data, target=["score", "price"], inputs="hour")
     assert (two.kind, two.outputs, two.sample().query.targets["values"].shape[2]) == (
         "regression",

@@ -173,6 +173,38 @@ def test_batch_statistics_are_refused(kind: str) -> None:
         fm.MAML(fm.models.per_step_batch_norm(net, 1), 0.3, loss=KINDS[kind][2])(padded)
 
 
+def mixed(labels: Tensor) -> dict[str, Tensor]:
+    """Targets of `losses.classification`: two classifications of three classes, a regression."""
+    classes = torch.tensor([[3], [3], [1]])
+    return {"labels": labels, "values": labels.double(), "classes": classes}
+
+
+def test_labels_of_a_mixture() -> None:
+    """As plain labels, in metrics and beside BatchNorm; a regression has no labels."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    inputs = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.arange(18).view(3, 6) % 3
+    padded = labels.clone()
+    padded[:2, 4:] = -100
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    maml = fm.MAML(net, 0.3, loss=fm.losses.classification, executor="eager")
+    with pytest.raises(ValueError, match=r"model.1 normalises.*unequal='buckets'"):
+        maml(fm.Episodes(*[fm.Batch(inputs, mixed(padded))] * 2))
+    of_regressions = labels.clone()
+    of_regressions[2] = -100
+    maml(fm.Episodes(*[fm.Batch(inputs, mixed(of_regressions))] * 2))
+    maml = fm.MAML(model(), 0.3, loss=fm.losses.classification, executor="eager")
+    found = [
+        evaluate(
+            maml, [fm.Episodes(*[fm.Batch(inputs, targets)] * 2)[:2]], 2, 1, metrics="accuracy,f1"
+        )
+        for targets in (mixed(padded), padded)
+    ]
+    means = [{name: one.means for name, one in x.scores.items()} for x in found]
+    assert means[0] == means[1]
+    assert means[0]["accuracy"] == found[0].means == found[1].means
+
+
 def test_losses_say_what_does_not_fit() -> None:
     rows = {"values": torch.zeros(4, 2), "counts": torch.ones(4, dtype=torch.bool)}
     with pytest.raises(ValueError, match="has to return 2 values an example"):

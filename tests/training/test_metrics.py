@@ -188,7 +188,7 @@ def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
 @pytest.mark.parametrize(
     ("output", "targets"),
     [
-        (torch.zeros(2, 3), torch.full((2, 3), 0.5)),  # three values an example
+        (torch.zeros(2, 3), torch.zeros(2, 3)),  # three values an example
         (torch.zeros(2, 5, 4, 4), torch.zeros(2, 4, 4).long()),  # images of classes
         (torch.zeros(2, 3), torch.zeros(3).long()),
         (torch.zeros(2, 1), torch.zeros(2).long()),
@@ -205,17 +205,40 @@ def test_of_several_labels() -> None:
     right = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
     said = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]])
     answers = Answers((2.0 * said - 1).double(), right, 0.0)
-    assert answers.kind == "multi-label"
-    found = {m.name: m.value(answers) for m in chosen("accuracy,exact_match,f1").everywhere}
-    assert found == {
-        "accuracy": pytest.approx(10 / 12),
-        "exact_match": pytest.approx(1 / 3),
-        "f1": pytest.approx((1 + 1 + 0) / 3),
-    }
+    names = "label_accuracy,label_match,label_f1"
+    found = {m.name: m.value(answers) for m in chosen(names).everywhere}
+    assert found == {"label_accuracy": 10 / 12, "label_match": 1 / 3, "label_f1": 2 * 3 / (4 + 4)}
+    metrics = pytest.importorskip("sklearn.metrics")
+    expected = metrics.f1_score(right.numpy(), said.numpy(), average="micro")
+    assert found["label_f1"] == pytest.approx(expected)
     nothing = Answers(torch.full((3, 4), -1.0), torch.zeros(3, 4), 0.0)
-    assert F1().value(nothing) is None
-    single = Answers(torch.tensor([[1.0, -1], [-1, -1]]), torch.tensor([[1.0, 0], [1, 0]]), 0.0)
-    assert F1().value(single) == pytest.approx(2 / 3)
+    assert [m.value(nothing) for m in chosen(names).everywhere] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_of_one_label(shape: tuple[int, ...]) -> None:
+    answers = Answers(
+        torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([1.0, 1, 0]).view(shape), 0
+    )
+    found = {m.name: m.value(answers) for m in chosen("label_accuracy,label_f1").everywhere}
+    assert found == {"label_accuracy": 1 / 3, "label_f1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("output", "targets"),
+    [
+        (torch.zeros(2, 3), torch.full((2, 3), 0.5)),
+        (torch.zeros(2, 3), torch.zeros(2, 2)),
+        (torch.zeros(2, 3), torch.zeros(2).long()),
+        ("nothing", torch.zeros(2, 3)),
+    ],
+)
+def test_of_no_labels(output: Any, targets: Any) -> None:
+    assert chosen("label_f1").everywhere[0].value(Answers(output, targets, 0.0)) is None
+
+
+def test_where_less_is_better() -> None:
+    assert chosen("rmse,perplexity,loss,f1,pearson").lower == {"rmse", "perplexity", "loss"}
 
 
 def test_accuracy_is_that_of_the_meta_step() -> None:
@@ -247,7 +270,7 @@ def test_choosing() -> None:
     assert (own.of("b"), own.of("c"), own.of(None)) == ((Named(), F1()), (), ())
     assert own.names == ["f1", "halves"]
     assert chosen(own) is own
-    assert Named().kinds == ("classification", "multi-label", "regression", "tokens", "other")
+    assert Named().kinds == ("classification", "regression", "tokens", "other")
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_tokens_of_a_causal_language_model() -> None:
     assert scores["perplexity"] == pytest.approx([math.exp(x) for x in found.means], rel=1e-5)
     assert scores["exact_match"][0] < 1
     assert scores["exact_match"][1] == scores["accuracy"][1] == 1
-    with pytest.raises(ValueError, match="'f1', which is of classification or multi-label, and"):
+    with pytest.raises(ValueError, match="'f1', which is of classification, and these tasks are t"):
         evaluate(maml, iter([fm.Episodes(tasks, tasks)]), 3, 1, metrics="f1")
     nothing = fm.Batch(tasks.inputs, torch.full_like(tasks.targets, -100))
     batches = iter([fm.Episodes(tasks, nothing)])
@@ -278,7 +278,10 @@ def test_the_tables() -> None:
 def test_a_single_episode_has_no_interval() -> None:
     first = next(episodes())
     one = fm.Episodes(first.support, first.query)
-    printed = shown(evaluate(learner(), iter([one]), 1, STEPS))
+    found = evaluate(learner(), iter([one]), 1, STEPS)
+    kept = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert kept["per_step_interval_95"] == [None] * (STEPS + 1)
+    printed = shown(found)
     assert "one episode" in printed
     assert "nan" not in printed
     assert "±" not in printed

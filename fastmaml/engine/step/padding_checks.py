@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,9 +36,12 @@ def _padded(batch: Batch) -> bool:
     _, counts = counted_rows(batch.targets)
     if counts is not None:
         return True
-    targets = batch.targets
-    labels = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
-    return labels and bool((targets == IGNORED).any())
+    labels, judged = batch.targets, True
+    if isinstance(labels, Mapping) and {"labels", "classes"} <= labels.keys():
+        labels, judged = labels["labels"], labels["classes"] > 1  # others are regressions
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return False
+    return bool(((labels == IGNORED) & judged).any())
 
 
 def by_batch(model: nn.Module, own: bool) -> str | None:

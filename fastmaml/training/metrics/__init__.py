@@ -4,6 +4,12 @@ from fastmaml.training.metrics.answers import IGNORED, Answers, Kind
 from fastmaml.training.metrics.base import Metric
 from fastmaml.training.metrics.choice import Choice, Metrics, chosen, of_next_tokens, suited
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
+from fastmaml.training.metrics.several_labels import (
+    LabelAccuracy,
+    LabelF1,
+    LabelMatch,
+    SeveralLabels,
+)
 from fastmaml.training.metrics.tokens import ExactMatch, Option, Perplexity
 from fastmaml.training.metrics.values import Pearson, RootMeanSquare, Spearman
 
@@ -15,6 +21,9 @@ __all__ = [
     "Choice",
     "ExactMatch",
     "Kind",
+    "LabelAccuracy",
+    "LabelF1",
+    "LabelMatch",
     "Loss",
     "Matthews",
     "Metric",
@@ -23,6 +32,7 @@ __all__ = [
     "Pearson",
     "Perplexity",
     "RootMeanSquare",
+    "SeveralLabels",
     "Spearman",
     "chosen",
     "of_next_tokens",

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastmaml.losses import IGNORED, logits_of, masked, of_right_options
 
-Kind = Literal["classification", "multi-label", "regression", "tokens", "other"]
-"""What a task asks for: a class, several labels or a number for every example, tokens, or else."""
+Kind = Literal["classification", "regression", "tokens", "other"]
+"""What a task asks for: a class or a number for every example, tokens, or something else."""
 
-KINDS: tuple[Kind, ...] = ("classification", "multi-label", "regression", "tokens", "other")
+KINDS: tuple[Kind, ...] = ("classification", "regression", "tokens", "other")
 
 
 @final
@@ -40,9 +40,6 @@ class Answers:
         "classification"
             integers ``[examples]`` and logits ``[examples, classes]``; or the targets of
             `fastmaml.losses.classification` with at least 2 ``classes``.
-        "multi-label"
-            floating targets and logits ``[examples, labels]`` of several labels, every target being
-            0 or 1, as of a binary cross-entropy.
         "regression"
             floating targets and outputs of one number an example; or the targets of
             `fastmaml.losses.classification` with 1 of ``classes``.
@@ -62,11 +59,8 @@ class Answers:
         if not isinstance(labels, Tensor) or labels.is_complex() or labels.dtype == torch.bool:
             return "other"
         if labels.is_floating_point():
-            if labels.ndim > 0 and labels.numel() == len(labels) == logits.numel():
-                return "regression"
-            several = labels.ndim == 2 and labels.shape == logits.shape and len(labels) > 0
-            bits = several and bool(((labels == 0) | (labels == 1)).all())
-            return "multi-label" if bits else "other"
+            single = labels.ndim > 0 and labels.numel() == len(labels) == logits.numel()
+            return "regression" if single else "other"
         if logits.shape[:-1] != labels.shape:
             return "other"
         if labels.ndim == 1 and logits.shape[1] > 1:
@@ -96,8 +90,6 @@ class Answers:
     def labels(self) -> Tensor:
         """The right classes ``[examples]``, or tokens ``[examples, length]``: integers.
 
-        Of a multi-label task ``[examples, labels]``: 0 or 1, floating.
-
         Where every option of a question has a row, the tokens of wrong ones do not count.
         """
         if self.options is not None:
@@ -115,13 +107,8 @@ class Answers:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """int64 ``[examples]``: the likeliest of the task's own classes.
-
-        Of a multi-label task ``[examples, labels]``: 1 where a logit is above 0.
-        """
+        """int64 ``[examples]``: the likeliest of the task's own classes."""
         logits = self.logits
-        if self.kind == "multi-label":
-            return (logits > 0).long()
         return masked(logits, torch.tensor([self.classes], device=logits.device)).argmax(-1)
 
     @property

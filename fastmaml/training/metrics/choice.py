@@ -10,6 +10,7 @@ from fastmaml import losses
 from fastmaml.training.metrics.answers import Kind
 from fastmaml.training.metrics.base import Metric
 from fastmaml.training.metrics.labels import F1, Accuracy, Loss, Matthews
+from fastmaml.training.metrics.several_labels import LabelAccuracy, LabelF1, LabelMatch
 from fastmaml.training.metrics.tokens import ExactMatch, Option, Perplexity
 from fastmaml.training.metrics.values import Pearson, RootMeanSquare, Spearman
 
@@ -22,6 +23,9 @@ NAMED: dict[str, Callable[[bool], Metric]] = {
     "accuracy": lambda shifted: Accuracy(shifted=shifted),
     "f1": lambda _: F1(),
     "matthews": lambda _: Matthews(),
+    "label_accuracy": lambda _: LabelAccuracy(),
+    "label_f1": lambda _: LabelF1(),
+    "label_match": lambda _: LabelMatch(),
     "rmse": lambda _: RootMeanSquare(),
     "pearson": lambda _: Pearson(),
     "spearman": lambda _: Spearman(),

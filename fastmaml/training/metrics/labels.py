@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import final
-
-from torch import Tensor
 
 from fastmaml.training.metrics.answers import Answers
 from fastmaml.training.metrics.base import Metric, scikit_learn
@@ -15,7 +12,7 @@ from fastmaml.training.metrics.base import Metric, scikit_learn
 @final
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Metric):
-    """The share of right answers: of examples, of all their labels, or of tokens to predict.
+    """The share of right answers: of examples, or where tokens are predicted, of these.
 
     Args:
         shifted: where tokens are predicted, whether the logits at a position are of the next one's
@@ -24,7 +21,7 @@ class Accuracy(Metric):
 
     shifted: bool
     name = "accuracy"
-    kinds = ("classification", "multi-label", "tokens")
+    kinds = ("classification", "tokens")
 
     def value(self, answers: Answers) -> float | None:
         """None where no token is to be predicted."""
@@ -42,33 +39,21 @@ class F1(Metric):
     """scikit-learn's ``f1_score``: of class 1 where there are two, else the classes' mean (macro).
 
     That mean is over the classes that occur, as labels or as answers. A class that is never
-    answered, or never right, has 0. Where an example may have several labels, it is the mean over
-    the labels that occur, each a question of yes or no.
+    answered, or never right, has 0.
     """
 
     name = "f1"
-    kinds = ("classification", "multi-label")
+    kinds = ("classification",)
 
     def __post_init__(self) -> None:
         scikit_learn(self.name)
 
-    def value(self, answers: Answers) -> float | None:
-        """From the answers' classes; None where no label occurs, of several an example."""
+    def value(self, answers: Answers) -> float:
+        """From the answers' classes."""
         average = "binary" if answers.classes == 2 else "macro"
-        right, said = answers.labels.long(), answers.predicted
-        if answers.kind == "multi-label":
-            occurs, average = ((right + said) > 0).any(0), "macro"
-            if not occurs.any():
-                return None
-            # One column would be read as classes of its own, of which 0 is one, too.
-            columns = zip(right[:, occurs].unbind(1), said[:, occurs].unbind(1), strict=True)
-            return fmean(self._score(a, b, "binary") for a, b in columns)
-        return self._score(right, said, average)
-
-    def _score(self, right: Tensor, said: Tensor, average: str) -> float:
+        right, said = answers.labels.cpu().numpy(), answers.predicted.cpu().numpy()
         f1_score = scikit_learn(self.name).f1_score
-        found = f1_score(right.cpu().numpy(), said.cpu().numpy(), average=average, zero_division=0)
-        return float(found)
+        return float(f1_score(right, said, average=average, zero_division=0.0))
 
 
 @final

@@ -1,4 +1,4 @@
-"""Metrics of predicted tokens, and of whole answers."""
+"""Metrics of predicted tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from fastmaml.training.metrics.base import Metric
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExactMatch(Metric):
-    """The share of examples whose every token to predict is the likeliest one, or label right.
+    """The share of examples whose every token to predict is the likeliest one.
 
     The tokens before each are the right ones (teacher forcing): an example counts just where greedy
     decoding would give its answer, token by token. Examples with nothing to predict do not count.
-    Of an example with several labels, all of them have to be right.
 
     Args:
         shifted: whether the logits at a position are of the next one's label, as those of causal
@@ -28,12 +27,10 @@ class ExactMatch(Metric):
 
     shifted: bool
     name = "exact_match"
-    kinds = ("tokens", "multi-label")
+    kinds = ("tokens",)
 
     def value(self, answers: Answers) -> float | None:
         """None where no token is to be predicted."""
-        if answers.kind == "multi-label":
-            return (answers.predicted == answers.labels).all(1).double().mean().item()
         logits, labels, there = answers.tokens(self.shifted)
         right = ((logits.argmax(-1) == labels) | ~there).all(1)[there.any(1)]
         return right.double().mean().item() if right.numel() else None

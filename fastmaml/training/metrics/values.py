@@ -25,6 +25,7 @@ class RootMeanSquare(Metric):
     unit: float = 1.0
     name = "rmse"
     kinds = ("regression",)
+    lower_is_better = True
 
     def value(self, answers: Answers) -> float:
         """Of one value an example."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,15 +73,8 @@ class Converted:
     def __init__(self, source: Any, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
         self.total = getattr(source, "total", None)  # of a finite set
+        if hasattr(source, "state_dict"):  # finite sets begin anew each time
+            self.state_dict, self.load_state_dict = source.state_dict, source.load_state_dict
 
     def __iter__(self) -> Iterator[Episodes]:
         return (batch.to(dtype=self.dtype) for batch in self.source)
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """The state of the source."""
-        found: Mapping[str, Any] = self.source.state_dict()
-        return found
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give the source its state back."""
-        self.source.load_state_dict(state)

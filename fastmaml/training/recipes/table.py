@@ -45,8 +45,8 @@ class Table(Recipe):
     def _kind(self) -> Kind:
         """What metrics call these tasks."""
         found = self._trained
-        if found.kind != "regression":
-            return found.kind
+        if found.kind == "classification":
+            return "classification"
         return "regression" if found.outputs == 1 else "other"
 
     def model(self) -> nn.Module:
@@ -70,10 +70,12 @@ class Table(Recipe):
     def metrics(self) -> Choice:
         """What the configuration names; else how far off a single value is, or right labels.
 
-        An error is in the units of the target.
+        How far off is in the units of the target.
         """
         moments = [*self._trained.scaling.targets.values()]
-        usual = "accuracy" if self._kind == "multi-label" else "rmse" if len(moments) == 1 else None
+        usual = "rmse" if len(moments) == 1 else None
+        if self._trained.kind == "multi-label":
+            usual = "label_accuracy"
         asked = self.config.metrics or usual
         found = chosen(asked).everywhere
         if asked is not None:
