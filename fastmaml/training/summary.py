@@ -52,7 +52,8 @@ class Evaluation:
             Student's t (nan for a single one). Where the episodes of a meta-batch share a draw, as
             those of ranges of ways or shots do, it is over meta-batches.
         episodes: how many episodes.
-        chance: the accuracy of guessing, or None; of policies the return of an untrained one.
+        chance: the accuracy of guessing among the classes that a task has, or None; of policies
+            the return of an untrained one.
         by_name: the same for the tasks of each name, where `NamedEpisodes` have several.
         scores: by its name, each metric that was asked for, over the episodes that it is of.
         over_names: the mean over the data sets' means, where several have this metric; else None.
