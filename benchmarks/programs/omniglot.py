@@ -33,8 +33,6 @@ COMMON: dict[str, Any] = {
     "pool": "stride",
     "filters": 64,
     "shots": 1,
-    "queries": 1,
-    "meta_lr": 1e-3,
     "schedule": "cosine",
     "evaluate_every": 500,
     "validation_episodes": 96,
@@ -46,6 +44,8 @@ COMMON: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "5-way": {
         "ways": 5,
+        "queries": 1,
+        "meta_lr": 1e-3,
         "tasks": 32,
         "inner_lr": 0.4,
         "inner_steps": 1,
@@ -54,15 +54,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "20-way": {
         "ways": 20,
-        "tasks": 8,
+        "queries": 5,
+        "meta_lr": 2e-3,
+        "tasks": 4,
         "inner_lr": 0.1,
         "inner_steps": 5,
         "eval_steps": None,
-        "iterations": 5_000,
+        "iterations": 6_000,
     },
 }
-"""The MAML paper's network and inner loops (Finn et al., 2017, appendix A.1), a sixth to a twelfth
-of its iterations, and for 20 ways half of its tasks in a meta-batch."""
+"""The MAML paper's network and inner loops (Finn et al., 2017, appendix A.1) with less of the outer
+loop: a sixth of its iterations; for 20 ways a tenth, of a quarter of its tasks, but of five times
+as many query examples, which cost little beside five inner steps, and at twice its rate."""
 SHORTER: dict[str, dict[str, Any]] = {"5-way": {"tasks": 16, "iterations": 5_000}}
 """For MAML++, whose five inner steps cost as much as more iterations."""
 METHODS = ("MAML", "MAML++")
