@@ -13,7 +13,13 @@ PAPERS = {
 }
 """Finn et al. (2017), table 1; Antoniou et al. (2019), table 1."""
 
-HEADER = ["1-shot", "accuracy, mean of seeds (each)", "the paper's", "meta-training", "minutes"]
+HEADER = [
+    "1-shot",
+    "accuracy, mean of seeds (each)",
+    "the paper's",
+    "meta-training",
+    "minutes of each",
+]
 
 
 def runs(found: dict[str, Any]) -> str:
@@ -26,20 +32,21 @@ def runs(found: dict[str, Any]) -> str:
             setting, test = kept["setting"], each[0]["test"]
             shown = ", ".join(f"{100 * x:.1f}" for x in accuracies)
             minutes = ", ".join(f"{run['seconds'] / 60:.0f}" for run in each)
-            steps = f"{setting['inner_steps']} inner steps"
+            inner = f"inner steps: {setting['inner_steps']}, queries a class: {setting['queries']}"
             rows.append(
                 [
                     f"{name}, {method}",
                     f"**{100 * statistics.mean(accuracies):.1f}%** ({shown})",
                     f"{100 * PAPERS[name][method]:.1f}%",
-                    f"{setting['iterations']:,} x {setting['tasks']} tasks, {steps}",
+                    f"{setting['iterations']:,} x {setting['tasks']} tasks, {inner}",
                     minutes,
                 ]
             )
     text = (
         f"On {test['episodes']} tasks of 423 characters never seen, at most "
-        f"± {100 * max(_intervals(found)):.1f}% each (95%). {found['device']}, threads: "
-        f"{found['threads']}, torch {found['torch']}, beside other work."
+        f"± {100 * max(_intervals(found)):.1f}% each (95%), with as many inner steps as in training "
+        f"(5-way MAML: 3, as in its paper). {found['device']}, threads: {found['threads']}, torch "
+        f"{found['torch']}, beside other work."
     )
     return f"{table(HEADER, rows)}\n\n{text}"
 
