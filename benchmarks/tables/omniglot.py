@@ -42,11 +42,12 @@ def runs(found: dict[str, Any]) -> str:
                     minutes,
                 ]
             )
+    widest = 100 * max(_intervals(found))
     text = (
-        f"On {test['episodes']} tasks of 423 characters never seen, at most "
-        f"± {100 * max(_intervals(found)):.1f}% each (95%), with as many inner steps as in training; "
-        "MAML of 5 ways with 3, as in its paper. "
-        f"{found['device']}, threads: {found['threads']}, torch {found['torch']}, beside other work."
+        f"On {test['episodes']} tasks of 423 characters never seen, at most ± {widest:.1f}% each "
+        "(95%), with as many inner steps as in training; MAML of 5 ways with 3, as in its paper. "
+        f"{found['device']}, threads: {found['threads']}, torch {found['torch']}, beside other "
+        "work."
     )
     return f"{table(HEADER, rows)}\n\n{text}"
 
