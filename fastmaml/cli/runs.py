@@ -40,9 +40,10 @@ def tested_in(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or the best one is of another run.
     """
     from fastmaml.training import checkpoint
+    from fastmaml.training.own_folder import best_in
     from fastmaml.training.run_folder import BEST
 
     last = checkpoint_in(path)
@@ -51,7 +52,10 @@ def tested_in(path: Path) -> Path:
     saved = checkpoint.load(last)
     best = saved.state.get("best", {"value": None})
     on_best = saved.config.get("test_on") == "best" and best["value"] is not None
-    return path / BEST if on_best and best["iteration"] != saved.iteration else last
+    if not on_best or best["iteration"] == saved.iteration:
+        return last
+    best_in(path, best["iteration"], saved.run)
+    return path / BEST
 
 
 def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:

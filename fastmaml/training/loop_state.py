@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,10 @@ from fastmaml.training.callbacks import Callback
 from fastmaml.training.checkpoint import Checkpoint
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.loggers import loggers_of
+from fastmaml.training.own_folder import OwnFolder, best_beside
 from fastmaml.training.ranks import Ranks
 from fastmaml.training.rates import Rates, Scheduler
 from fastmaml.training.run_folder import BEST, CHECKPOINT
-from fastmaml.training.run_lock import RunFolderError
 
 
 class LoopState(ABC):
@@ -61,8 +62,8 @@ class LoopState(ABC):
         self._averages = Averages(maml, config.ema) if config.ema else None
         self._aside: dict[str, Tensor] | None = None
         self._best_from: Path | None = None
-        self._resumed: Path | None = None
-        self._written: tuple[int, ...] | None = None
+        self._brought: bytes | None = None
+        self._own = OwnFolder(self.folder, self.ranks.of_first(uuid.uuid4().hex))
         self._undo: Callable[[], None] | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
 
@@ -89,6 +90,9 @@ class LoopState(ABC):
         Args:
             path: of the file; None for ``last.safetensors`` in the run's folder, and
                 ``best.safetensors``, too, where the last validation was the best.
+
+        Raises:
+            RunFolderError: another run is training into the run's folder, or has written there.
         """
         self._put_back()
         paths = [path or self.folder / CHECKPOINT]
@@ -106,12 +110,12 @@ class LoopState(ABC):
             "best": self.best.state_dict(),
             "callbacks": [[type(x).__name__, x.state_dict()] for x in self.callbacks],
         }
-        saved = Checkpoint(self.config.as_dict(), self.iteration, state)
+        saved = Checkpoint(self.config.as_dict(), self.iteration, state, self._own.run)
         with self.ranks.together():
-            for one in paths if self.ranks.first else ():
-                checkpoint.save(one, saved)
-        if path is None:
-            self._written = _mark(paths[0])
+            if self.ranks.first:
+                with self._own.writing(paths[0]):
+                    for one in paths:
+                        checkpoint.save(one, saved)
 
     def resume(self, path: Path) -> None:
         """Take the state of a checkpoint; `fit` then goes on from there.
@@ -125,6 +129,7 @@ class LoopState(ABC):
         """
         saved = checkpoint.load(path)
         self._check_resumable(path, saved)
+        best = best_beside(path, saved)
         state = saved.state
         self._load_source(state["episodes"])  # first, as it may be that of other data
         load_learned(self.maml, state["maml"])
@@ -136,19 +141,11 @@ class LoopState(ABC):
         if "best" in state:
             self.best.load_state_dict(state["best"])
         self._load_callbacks(state.get("callbacks", []))
-        self._best_from = _best_of(path, saved)
+        self._best_from = best
         self._aside = None
         self.iteration, self._seconds = saved.iteration, state["seconds"]
-        self._since, self._resumed, self._written = time.perf_counter(), path, _mark(path)
-
-    def _require_own_folder(self) -> None:
-        """Raise RunFolderError where another run has written to the folder of this one since."""
-        if self._written != _mark(self.folder / CHECKPOINT):
-            raise RunFolderError(
-                f"{self.folder / CHECKPOINT} is not the one that this trainer wrote or resumed: "
-                "another run has the folder now, or it was removed. Give each trainer a folder of "
-                "its own: LoopConfig(name=...) or LoopConfig(out=...)."
-            )
+        self._since = time.perf_counter()
+        self._own.resumed(path, saved.run)
 
     def _load_callbacks(self, states: list[Any]) -> None:
         """Each gets the first state of its kind that none before it got."""
@@ -179,12 +176,20 @@ class LoopState(ABC):
         self.rates.require(path, saved.state.get("scheduler"))
         self._require_source(path, saved.state["episodes"])
 
-    def _bring_best(self) -> None:
-        """Copy the best checkpoint of a run that is resumed here from another file."""
+    def _read_best(self) -> None:
+        """Read the best checkpoint of a run that is resumed from elsewhere."""
         source, own = self._best_from, self.folder / BEST
-        if source is not None and source.resolve() != own.resolve():
-            write_whole(own, source.read_bytes())
+        here = self._own.continued and own.exists()
+        if source is not None and not (here and source.samefile(own)):
+            self._brought = source.read_bytes()
         self._best_from = None
+
+    def _bring_best(self) -> None:
+        """Write it to this run's folder."""
+        with self.ranks.together():
+            if self._brought is not None:
+                write_whole(self.folder / BEST, self._brought)
+        self._brought = None
 
     def _put(self, weights: dict[str, Any]) -> None:
         """Give the learner these weights, and keep what is trained."""
@@ -253,36 +258,6 @@ class LoopState(ABC):
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def _mark(path: Path) -> tuple[int, ...] | None:
-    """What tells this file from another that takes its place; None where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _best_of(path: Path, saved: Checkpoint) -> Path | None:
-    """The file with the weights of the best validation of a run; None where there was none.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not beside the checkpoint.
-    """
-    best = saved.state.get("best")
-    if best is None or best["value"] is None:
-        return None
-    if best["iteration"] == saved.iteration:
-        return path
-    found = path.parent / BEST
-    if not found.is_file() or checkpoint.load(found).iteration != best["iteration"]:
-        raise ValueError(
-            f"{path} is of a run whose best validation was at iteration {best['iteration']}, and "
-            f"{found} is not of that one: put the run's best.safetensors beside it, or resume "
-            "another checkpoint."
-        )
-    return found
 
 
 def _copy(own: dict[str, Any], given: dict[str, Tensor]) -> None:
