@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from fastmaml.training.own_folder import OwnFolder, best_beside
 from fastmaml.training.ranks import Ranks
 from fastmaml.training.rates import Rates, Scheduler
 from fastmaml.training.run_folder import BEST, CHECKPOINT
+from fastmaml.training.source_states import data_of, has_changed
 
 
 class LoopState(ABC):
@@ -79,6 +80,22 @@ class LoopState(ABC):
     def _require_source(self, path: Path, state: Any) -> None:
         """Raise ValueError where it cannot go on from there."""
 
+    @abstractmethod
+    def _held_out(self) -> dict[str, Any]:
+        """Where validation and test begin, by name, as far as that can be said."""
+
+    def _measured_by(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the figures of a validation hang on, besides the weights.
+
+        Args:
+            config: of a checkpoint, for what it tells; None for all that is known of this run.
+        """
+        values = self.config.as_dict() if config is None else config
+        found = {x: values[x] for x in ("validation_episodes", "eval_steps") if x in values}
+        if found.get("eval_steps", 0) is None:
+            found["eval_steps"] = self.maml.steps
+        return found
+
     @property
     def seconds(self) -> float:
         """Seconds spent so far, of the resumed run too."""
@@ -108,6 +125,7 @@ class LoopState(ABC):
             "scheduler": self.rates.state_dict(),
             "averages": {} if self._averages is None else self._averages.state_dict(),
             "best": self.best.state_dict(),
+            "held_out": {name: data_of(state) for name, state in self._held_out().items()},
             "callbacks": [[type(x).__name__, x.state_dict()] for x in self.callbacks],
         }
         saved = Checkpoint(self.config.as_dict(), self.iteration, state, self._own.run)
@@ -131,7 +149,13 @@ class LoopState(ABC):
         self._check_resumable(path, saved)
         best = best_beside(path, saved)
         state = saved.state
+        source = self._source_state()
         self._load_source(state["episodes"])  # first, as it may be that of other data
+        try:
+            self._check_held_out(path, state.get("held_out", {}))
+        except ValueError:
+            self._load_source(source)
+            raise
         load_learned(self.maml, state["maml"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._load_random(state["random"])
@@ -139,13 +163,32 @@ class LoopState(ABC):
         if self._averages is not None:
             self._averages.load_state_dict(state["averages"])
         if "best" in state:
-            self.best.load_state_dict(state["best"])
+            self.best = self._best_of(saved)
         self._load_callbacks(state.get("callbacks", []))
         self._best_from = best
         self._aside = None
         self.iteration, self._seconds = saved.iteration, state["seconds"]
         self._since = time.perf_counter()
         self._own.resumed(path, saved.run)
+
+    def _check_held_out(self, path: Path, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raise ValueError where what is validated or tested on is other data by now."""
+        now = self._held_out()
+        for name, then in saved.items():
+            if has_changed(then, data_of(now.get(name))):
+                raise ValueError(
+                    f"{path} cannot be resumed: the data of the {name} episodes has changed since "
+                    "it was saved (examples, classes, splits or their size): restore it, or train "
+                    "anew."
+                )
+
+    def _best_of(self, saved: Checkpoint) -> Best:
+        """The best validation that a checkpoint tells of."""
+        found = Best(self.config.best_by)
+        if "best" in saved.state:
+            found.load_state_dict(saved.state["best"])
+            found.measured_by = found.measured_by or self._measured_by(saved.config)
+        return found
 
     def _load_callbacks(self, states: list[Any]) -> None:
         """Each gets the first state of its kind that none before it got."""
@@ -175,6 +218,12 @@ class LoopState(ABC):
             )
         self.rates.require(path, saved.state.get("scheduler"))
         self._require_source(path, saved.state["episodes"])
+        changed = self._best_of(saved).changes(self._measured_by())
+        if changed and self.rates.on_plateau:
+            raise ValueError(
+                f"{path}: {'; '.join(changed)}, and ReduceLROnPlateau would compare what cannot be "
+                "compared: validate as before, or give another scheduler and train anew."
+            )
 
     def _read_best(self) -> None:
         """Read the best checkpoint of a run that is resumed from elsewhere."""

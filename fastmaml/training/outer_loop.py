@@ -190,6 +190,7 @@ class OuterLoop(LoopState):
                 self._compare(line)
                 report.line(line)
             if self._goes_on():
+                self._measure_best_anew(report, show)
                 report.stage(show, self.iteration, "first iteration: planning and recording")
             while self._goes_on():
                 line = self.step()
@@ -228,7 +229,29 @@ class OuterLoop(LoopState):
         if self.iteration == 0:
             return False
         self.rates.validated(value)
-        return self.best.seen(self.iteration, value, lower)
+        return self.best.seen(self.iteration, value, lower, self._measured_by())
+
+    def _measure_best_anew(self, report: Report, show: Callable[..., None]) -> None:
+        """Validate the best weights where validations are of something else by now.
+
+        Its old value would be compared with what it cannot be compared with.
+        """
+        config, best = self.config, self.best
+        known = best.value is not None and self._validates and config.evaluate_every
+        changed = self.ranks.of_first(best.changes(self._measured_by()) if known else [])
+        if not changed:
+            return
+        report.say(
+            f"{'; '.join(changed)}: the best validation so far, after iteration {best.iteration}, "
+            "is measured anew."
+        )
+        with self._discardable(draws=False):
+            self._put_weights(best.iteration)
+            try:
+                found = self._validate()["validation"]
+            finally:
+                self._put_back()
+        best.measured(figure(found, config.best_by, self._lower)[0], self._measured_by())
 
     def _check(self, guard: InterruptGuard) -> None:
         """Stop where a signal has arrived, or a callback asked for it, in whichever process."""
@@ -281,12 +304,15 @@ class OuterLoop(LoopState):
 
     def _choose_weights(self) -> int:
         """Give the learner the weights to test; the iteration that they are of."""
-        if self._best_is_earlier:
-            self._put(self._own.best(self.best.iteration).weights)
-            return self.best.iteration
-        if self._averages is not None:
+        return self._put_weights(self.best.iteration if self._best_is_earlier else self.iteration)
+
+    def _put_weights(self, iteration: int) -> int:
+        """Give the learner the weights after an iteration: that of the best one, or this one."""
+        if iteration != self.iteration:
+            self._put(self._own.best(iteration).weights)
+        elif self._averages is not None:
             self._put(self._averages.state_dict())
-        return self.iteration
+        return iteration
 
     def _test(self, report: Report, guard: InterruptGuard) -> Evaluation | None:
         title, tested = self.config.full_title, self._choose_weights()
