@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmaml._files import same_place
 from fastmaml.integrations.quantized.state import load_learned
 from fastmaml.training.config import RunConfig
 from fastmaml.training.presets import PRESETS
@@ -56,6 +57,18 @@ def tested_in(path: Path) -> Path:
         return last
     best_in(path, best["iteration"], saved.run)
     return path / BEST
+
+
+def is_moved(before: str | None, now: str | None) -> bool:
+    """Whether other data is named, and not the same in other words.
+
+    Args:
+        before: where the run's data was.
+        now: where it is now.
+    """
+    if before is None or now is None:
+        return before != now
+    return not same_place(Path(before), Path(now))
 
 
 def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:

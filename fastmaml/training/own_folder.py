@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
+from fastmaml._files import same_place
 from fastmaml.training import checkpoint
 from fastmaml.training.checkpoint import Checkpoint
 from fastmaml.training.run_folder import BEST, CHECKPOINT
@@ -72,7 +73,7 @@ class OwnFolder:
         Raises:
             RunFolderError: another run holds the folder, or has written to it since.
         """
-        if path.name not in (CHECKPOINT, BEST) or not _same(path.parent, self.path):
+        if path.name not in (CHECKPOINT, BEST) or not same_place(path.parent, self.path):
             yield
             return
         if self._held:
@@ -147,14 +148,7 @@ def best_beside(path: Path, saved: Checkpoint) -> Path | None:
 
 def _beside(path: Path, folder: Path) -> bool:
     """Whether a file, or what it is a link to, lies in the folder."""
-    return _same(path.parent, folder) or _same(path.resolve().parent, folder)
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are of one folder, however they are written."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
+    return same_place(path.parent, folder) or same_place(path.resolve().parent, folder)
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:
