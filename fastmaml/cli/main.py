@@ -124,9 +124,9 @@ def _evaluate(command: Evaluate) -> int:
             )
         own = getattr(config, "data", None)
         config = config.updated(change, "--change")
-        moved = is_moved(own, getattr(config, "data", None))
+        elsewhere = is_moved(own, getattr(config, "data", None))
         maml, evaluate = recipes.build_evaluator(
-            config, command.split, command.seed, saved.state["episodes"], moved
+            config, command.split, command.seed, saved.state["episodes"], elsewhere
         )
         load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)
