@@ -73,6 +73,18 @@ def require_folder(folder: Path, said: str) -> None:
         raise ValueError(f"{said}: {there} cannot be written to. Give another folder.")
 
 
+def same_place(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file or folder, however they are written.
+
+    Args:
+        one: of either, there or not.
+        other: the same.
+    """
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
 def _host() -> str:
     """This machine, in a form for names of files."""
     return "".join(x if x.isalnum() else "_" for x in platform.node())

@@ -13,7 +13,7 @@ from fastmaml.cli.errors import BadInputError, RunFailedError, run_errors, user_
 from fastmaml.cli.flags import Evaluate, Train, parse
 from fastmaml.cli.language_flags import Adapt, Export
 from fastmaml.cli.profile_flags import Profile, ProfileModule
-from fastmaml.cli.runs import checkpoint_in, config_of, load_into, tested_in
+from fastmaml.cli.runs import checkpoint_in, config_of, is_moved, load_into, tested_in
 from fastmaml.training.config import RunConfig, read_toml
 from fastmaml.training.config.toml import assignments
 from fastmaml.training.presets import PRESETS, mamlpp_defaults
@@ -122,9 +122,11 @@ def _evaluate(command: Evaluate) -> int:
                 f"--change {min(moved)}=...: others would be held out, so that the run was trained "
                 "on some that it is tested on. Train with it, or test on other data."
             )
+        own = getattr(config, "data", None)
         config = config.updated(change, "--change")
+        elsewhere = is_moved(own, getattr(config, "data", None))
         maml, evaluate = recipes.build_evaluator(
-            config, command.split, command.seed, saved.state["episodes"], moved="data" in change
+            config, command.split, command.seed, saved.state["episodes"], elsewhere
         )
         load_into(maml, saved.weights, path)
         count, steps = _extent(command, config, maml.steps)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmaml._files import same_place
 from fastmaml.integrations.quantized.state import load_learned
 from fastmaml.training.config import RunConfig
 from fastmaml.training.presets import PRESETS
@@ -40,9 +41,10 @@ def tested_in(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or the best one is of another run.
     """
     from fastmaml.training import checkpoint
+    from fastmaml.training.own_folder import best_in
     from fastmaml.training.run_folder import BEST
 
     last = checkpoint_in(path)
@@ -51,7 +53,22 @@ def tested_in(path: Path) -> Path:
     saved = checkpoint.load(last)
     best = saved.state.get("best", {"value": None})
     on_best = saved.config.get("test_on") == "best" and best["value"] is not None
-    return path / BEST if on_best and best["iteration"] != saved.iteration else last
+    if not on_best or best["iteration"] == saved.iteration:
+        return last
+    best_in(path, best["iteration"], saved.run)
+    return path / BEST
+
+
+def is_moved(before: str | None, now: str | None) -> bool:
+    """Whether other data is named, and not the same in other words.
+
+    Args:
+        before: where the run's data was.
+        now: where it is now.
+    """
+    if before is None or now is None:
+        return before != now
+    return not same_place(Path(before), Path(now))
 
 
 def config_of(path: Path, saved: Mapping[str, Any]) -> RunConfig:

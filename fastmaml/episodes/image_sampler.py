@@ -33,8 +33,9 @@ class ImageSampler(EpisodeSampler):
 
     Meta-batches are float32 ``[tasks, examples, channels, height, width]``. Its state has, besides
     the generator, ``data``: a digest of its images, so that a run goes on with the same ones only;
-    ``trained``: a digest of the names of the training classes; and, where the normalisation was
-    found, ``measured``: a digest of the training images that it was found on.
+    ``classes``: one of each class's; ``trained``: a digest of the names of the training classes;
+    and, where the normalisation was found, ``measured``: a digest of the training images that it
+    was found on.
 
     Attributes:
         class_names: of the split.
@@ -84,6 +85,9 @@ class ImageSampler(EpisodeSampler):
             digest.update(f"{name}\0".encode())
             for i in numbers:
                 digest.update(pixels.digests[pixels.rows[i]])
+        self._classes = torch.stack(
+            [_of_class([pixels.digests[pixels.rows[i]] for i in of]) for of in chosen.values()]
+        )
         self._data = _as_tensor(digest.digest())
         trained = "\0".join(self.splits.get("train", self.class_names)).encode()
         self._trained = _as_tensor(hashlib.blake2b(trained, digest_size=16).digest())
@@ -115,7 +119,8 @@ class ImageSampler(EpisodeSampler):
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream is, and of which images."""
         measured = {} if self._measured is None else {"measured": self._measured}
-        return super().state_dict() | {"data": self._data, "trained": self._trained} | measured
+        told = {"data": self._data, "classes": self._classes, "trained": self._trained}
+        return super().state_dict() | told | measured
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly where `state_dict` was taken, with the same images.
@@ -151,6 +156,24 @@ class ImageSampler(EpisodeSampler):
                 f"{self._origin} has other training images than this run had, so that all images "
                 "would be normalised otherwise than it was trained: restore them, or evaluate on "
                 "other data (fastmaml eval RUN --change data=FOLDER)."
+            )
+
+    def check_other(self, state: Mapping[str, Tensor]) -> None:
+        """Raise a ValueError if a class has the images of one that a run was trained on.
+
+        For other data than the run's. Classes are compared by their images' files, all of them,
+        whatever their names: one with an image more is not found out.
+
+        Args:
+            state: of the run's training episodes; one of before it told of classes says nothing.
+        """
+        trained = {bytes(one) for one in state.get("classes", torch.empty(0)).tolist()}
+        own = zip(self.class_names, self._classes.tolist(), strict=True)
+        if found := [name for name, one in own if bytes(one) in trained]:
+            shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            raise ValueError(
+                f"{self._origin} has classes whose images are those of classes that "
+                f"this run was trained on ({shown}): evaluate on others."
             )
 
     def __repr__(self) -> str:
@@ -274,6 +297,11 @@ def pair_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         if not isinstance(one, int) or isinstance(one, bool) or one < 1:
             raise ValueError(f"size={size!r}: give positive numbers of pixels.")
     return pair[0], pair[1]
+
+
+def _of_class(digests: Sequence[bytes]) -> Tensor:
+    """A digest of a class's images, in whatever order."""
+    return _as_tensor(hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).digest())
 
 
 def _as_tensor(digest: bytes) -> Tensor:

@@ -30,11 +30,13 @@ class Checkpoint:
         config: the configuration, by field name.
         iteration: iterations done.
         state: a tree of dicts, lists, tuples, tensors, numbers, strings, booleans and None.
+        run: what tells the run from all others; None in files of before there was such a thing.
     """
 
     config: dict[str, Any]
     iteration: int
     state: dict[str, Any]
+    run: str | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         {
             "config": checkpoint.config,
             "iteration": checkpoint.iteration,
+            "run": checkpoint.run,
             "state": _pack(checkpoint.state, "", tensors),
         }
     )
@@ -100,7 +103,20 @@ def load(path: Path) -> Checkpoint:
         )
     header = json.loads(metadata["fastmaml"])
     state = _unpack(header["state"], tensors)
-    return Checkpoint(header["config"], header["iteration"], state)
+    return Checkpoint(header["config"], header["iteration"], state, header.get("run"))
+
+
+def run_of(path: Path) -> str | None:
+    """The run that a file is of; None where it does not say, is missing or cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("fastmaml", "{}"))
+    except (FileNotFoundError, SafetensorError, ValueError):
+        return None
+    found: str | None = header.get("run")
+    return found
 
 
 def require_storable(tree: Any, what: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from fastmaml.training.callbacks import Callback
 from fastmaml.training.checkpoint import Checkpoint
 from fastmaml.training.config import LoopConfig
 from fastmaml.training.loggers import loggers_of
+from fastmaml.training.own_folder import OwnFolder, best_beside
 from fastmaml.training.ranks import Ranks
 from fastmaml.training.rates import Rates, Scheduler
 from fastmaml.training.run_folder import BEST, CHECKPOINT
-from fastmaml.training.run_lock import RunFolderError
+from fastmaml.training.source_states import data_of, has_changed
 
 
 class LoopState(ABC):
@@ -61,8 +63,8 @@ class LoopState(ABC):
         self._averages = Averages(maml, config.ema) if config.ema else None
         self._aside: dict[str, Tensor] | None = None
         self._best_from: Path | None = None
-        self._resumed: Path | None = None
-        self._written: tuple[int, ...] | None = None
+        self._brought: bytes | None = None
+        self._own = OwnFolder(self.folder, self.ranks.of_first(uuid.uuid4().hex))
         self._undo: Callable[[], None] | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
 
@@ -78,6 +80,22 @@ class LoopState(ABC):
     def _require_source(self, path: Path, state: Any) -> None:
         """Raise ValueError where it cannot go on from there."""
 
+    @abstractmethod
+    def _held_out(self) -> dict[str, Any]:
+        """Where validation and test begin, by name, as far as that can be said."""
+
+    def _measured_by(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the figures of a validation hang on, besides the weights.
+
+        Args:
+            config: of a checkpoint, for what it tells; None for all that is known of this run.
+        """
+        values = self.config.as_dict() if config is None else config
+        found = {x: values[x] for x in ("validation_episodes", "eval_steps") if x in values}
+        if found.get("eval_steps", 0) is None:
+            found["eval_steps"] = self.maml.steps
+        return found
+
     @property
     def seconds(self) -> float:
         """Seconds spent so far, of the resumed run too."""
@@ -89,6 +107,9 @@ class LoopState(ABC):
         Args:
             path: of the file; None for ``last.safetensors`` in the run's folder, and
                 ``best.safetensors``, too, where the last validation was the best.
+
+        Raises:
+            RunFolderError: another run is training into the run's folder, or has written there.
         """
         self._put_back()
         paths = [path or self.folder / CHECKPOINT]
@@ -104,14 +125,15 @@ class LoopState(ABC):
             "scheduler": self.rates.state_dict(),
             "averages": {} if self._averages is None else self._averages.state_dict(),
             "best": self.best.state_dict(),
+            "held_out": {name: data_of(state) for name, state in self._held_out().items()},
             "callbacks": [[type(x).__name__, x.state_dict()] for x in self.callbacks],
         }
-        saved = Checkpoint(self.config.as_dict(), self.iteration, state)
+        saved = Checkpoint(self.config.as_dict(), self.iteration, state, self._own.run)
         with self.ranks.together():
-            for one in paths if self.ranks.first else ():
-                checkpoint.save(one, saved)
-        if path is None:
-            self._written = _mark(paths[0])
+            if self.ranks.first:
+                with self._own.writing(paths[0]):
+                    for one in paths:
+                        checkpoint.save(one, saved)
 
     def resume(self, path: Path) -> None:
         """Take the state of a checkpoint; `fit` then goes on from there.
@@ -125,8 +147,15 @@ class LoopState(ABC):
         """
         saved = checkpoint.load(path)
         self._check_resumable(path, saved)
+        best = best_beside(path, saved)
         state = saved.state
+        source = self._source_state()
         self._load_source(state["episodes"])  # first, as it may be that of other data
+        try:
+            self._check_held_out(path, state.get("held_out", {}))
+        except ValueError:
+            self._load_source(source)
+            raise
         load_learned(self.maml, state["maml"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._load_random(state["random"])
@@ -134,21 +163,32 @@ class LoopState(ABC):
         if self._averages is not None:
             self._averages.load_state_dict(state["averages"])
         if "best" in state:
-            self.best.load_state_dict(state["best"])
+            self.best = self._best_of(saved)
         self._load_callbacks(state.get("callbacks", []))
-        self._best_from = _best_of(path, saved)
+        self._best_from = best
         self._aside = None
         self.iteration, self._seconds = saved.iteration, state["seconds"]
-        self._since, self._resumed, self._written = time.perf_counter(), path, _mark(path)
+        self._since = time.perf_counter()
+        self._own.resumed(path, saved.run)
 
-    def _require_own_folder(self) -> None:
-        """Raise RunFolderError where another run has written to the folder of this one since."""
-        if self._written != _mark(self.folder / CHECKPOINT):
-            raise RunFolderError(
-                f"{self.folder / CHECKPOINT} is not the one that this trainer wrote or resumed: "
-                "another run has the folder now, or it was removed. Give each trainer a folder of "
-                "its own: LoopConfig(name=...) or LoopConfig(out=...)."
-            )
+    def _check_held_out(self, path: Path, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raise ValueError where what is validated or tested on is other data by now."""
+        now = self._held_out()
+        for name, then in saved.items():
+            if has_changed(then, data_of(now.get(name))):
+                raise ValueError(
+                    f"{path} cannot be resumed: the data of the {name} episodes has changed since "
+                    "it was saved (examples, classes, splits or their size): restore it, or train "
+                    "anew."
+                )
+
+    def _best_of(self, saved: Checkpoint) -> Best:
+        """The best validation that a checkpoint tells of."""
+        found = Best(self.config.best_by)
+        if "best" in saved.state:
+            found.load_state_dict(saved.state["best"])
+            found.measured_by = found.measured_by or self._measured_by(saved.config)
+        return found
 
     def _load_callbacks(self, states: list[Any]) -> None:
         """Each gets the first state of its kind that none before it got."""
@@ -178,13 +218,27 @@ class LoopState(ABC):
             )
         self.rates.require(path, saved.state.get("scheduler"))
         self._require_source(path, saved.state["episodes"])
+        changed = self._best_of(saved).changes(self._measured_by())
+        if changed and self.rates.on_plateau:
+            raise ValueError(
+                f"{path}: {'; '.join(changed)}, and ReduceLROnPlateau would compare what cannot be "
+                "compared: validate as before, or give another scheduler and train anew."
+            )
+
+    def _read_best(self) -> None:
+        """Read the best checkpoint of a run that is resumed from elsewhere."""
+        source, own = self._best_from, self.folder / BEST
+        here = self._own.continued and own.exists()
+        if source is not None and not (here and source.samefile(own)):
+            self._brought = source.read_bytes()
+        self._best_from = None
 
     def _bring_best(self) -> None:
-        """Copy the best checkpoint of a run that is resumed here from another file."""
-        source, own = self._best_from, self.folder / BEST
-        if source is not None and source.resolve() != own.resolve():
-            write_whole(own, source.read_bytes())
-        self._best_from = None
+        """Write it to this run's folder."""
+        with self.ranks.together():
+            if self._brought is not None:
+                write_whole(self.folder / BEST, self._brought)
+        self._brought = None
 
     def _put(self, weights: dict[str, Any]) -> None:
         """Give the learner these weights, and keep what is trained."""
@@ -253,36 +307,6 @@ class LoopState(ABC):
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def _mark(path: Path) -> tuple[int, ...] | None:
-    """What tells this file from another that takes its place; None where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _best_of(path: Path, saved: Checkpoint) -> Path | None:
-    """The file with the weights of the best validation of a run; None where there was none.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not beside the checkpoint.
-    """
-    best = saved.state.get("best")
-    if best is None or best["value"] is None:
-        return None
-    if best["iteration"] == saved.iteration:
-        return path
-    found = path.parent / BEST
-    if not found.is_file() or checkpoint.load(found).iteration != best["iteration"]:
-        raise ValueError(
-            f"{path} is of a run whose best validation was at iteration {best['iteration']}, and "
-            f"{found} is not of that one: put the run's best.safetensors beside it, or resume "
-            "another checkpoint."
-        )
-    return found
 
 
 def _copy(own: dict[str, Any], given: dict[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from fastmaml._environment import describe_device, versions
 from fastmaml.engine.base.errors import NonFiniteLoss
 from fastmaml.maml import MAML
-from fastmaml.training import checkpoint
 from fastmaml.training.best import LOWER, figure
 from fastmaml.training.callbacks import Callback
 from fastmaml.training.config import LoopConfig
@@ -23,7 +22,7 @@ from fastmaml.training.interrupts import Interrupted, InterruptGuard
 from fastmaml.training.loop_state import LoopState
 from fastmaml.training.rates import Scheduler
 from fastmaml.training.reports import Report, Silent
-from fastmaml.training.run_folder import BEST, CHECKPOINT, RunReport, note
+from fastmaml.training.run_folder import BEST, RunReport, note
 from fastmaml.training.summary import trained
 
 
@@ -116,9 +115,12 @@ class OuterLoop(LoopState):
         several = self.ranks.several
         notice = self._stopping_together(report) if several else report.stopping
         guard = InterruptGuard(notice, self._can_give_up, once=not several)
-        with report, guard:
+        with report, guard, self._own.held():
             started: list[Callback] = []
             try:
+                self._bring_best()
+                if self._best_is_earlier:
+                    self._own.best(self.best.iteration)  # raises before any work is lost
                 for one in self.callbacks:
                     one.on_start(self)
                     started.append(one)
@@ -162,20 +164,17 @@ class OuterLoop(LoopState):
 
     def _report(self) -> Report:
         """What the run tells; of several processes only the first one does."""
-        continued = self._resumed is not None and self._resumed.parent == self.folder
-        last = self.iteration if continued else None
+        own = self._own
+        last = self.iteration if own.continued else None
         report: Report = Silent(())
         with self.ranks.together():
             if self.ranks.first:
                 config = self.config
-                if continued:
-                    self._require_own_folder()
-                else:
-                    self._written = None
                 board = "tensorboard" in logger_names(config.loggers)
-                report = RunReport(self.folder, last, config.plots, self.screen, board)
-                self._bring_best()
-        self._resumed = self.folder / CHECKPOINT  # another `fit` goes on here
+                self._read_best()  # before it may be moved
+                require = own.require if own.continued else None
+                report = RunReport(self.folder, last, config.plots, self.screen, board, require)
+        own.continued = True  # another `fit` goes on here
         lines = self.ranks.of_first(report.lines)
         return report if self.ranks.first else Silent(lines)
 
@@ -191,6 +190,7 @@ class OuterLoop(LoopState):
                 self._compare(line)
                 report.line(line)
             if self._goes_on():
+                self._measure_best_anew(report, show)
                 report.stage(show, self.iteration, "first iteration: planning and recording")
             while self._goes_on():
                 line = self.step()
@@ -229,7 +229,29 @@ class OuterLoop(LoopState):
         if self.iteration == 0:
             return False
         self.rates.validated(value)
-        return self.best.seen(self.iteration, value, lower)
+        return self.best.seen(self.iteration, value, lower, self._measured_by())
+
+    def _measure_best_anew(self, report: Report, show: Callable[..., None]) -> None:
+        """Validate the best weights where validations are of something else by now.
+
+        Its old value would be compared with what it cannot be compared with.
+        """
+        config, best = self.config, self.best
+        known = best.value is not None and self._validates and config.evaluate_every
+        changed = self.ranks.of_first(best.changes(self._measured_by()) if known else [])
+        if not changed:
+            return
+        report.say(
+            f"{'; '.join(changed)}: the best validation so far, after iteration {best.iteration}, "
+            "is measured anew."
+        )
+        with self._discardable(draws=False):
+            self._put_weights(best.iteration)
+            try:
+                found = self._validate()["validation"]
+            finally:
+                self._put_back()
+        best.measured(figure(found, config.best_by, self._lower)[0], self._measured_by())
 
     def _check(self, guard: InterruptGuard) -> None:
         """Stop where a signal has arrived, or a callback asked for it, in whichever process."""
@@ -274,16 +296,23 @@ class OuterLoop(LoopState):
             self.iteration % every == 0 or self.iteration == self.config.iterations
         )
 
+    @property
+    def _best_is_earlier(self) -> bool:
+        """Whether the test would be of the file of the best validation."""
+        best, asked = self.best, self.config.test_on == "best"
+        return asked and best.value is not None and best.iteration != self.iteration
+
     def _choose_weights(self) -> int:
         """Give the learner the weights to test; the iteration that they are of."""
-        best = self.best
-        chosen = self.config.test_on == "best" and best.value is not None
-        if chosen and best.iteration != self.iteration:
-            self._put(checkpoint.load(self.folder / BEST).weights)
-            return best.iteration
-        if self._averages is not None:
+        return self._put_weights(self.best.iteration if self._best_is_earlier else self.iteration)
+
+    def _put_weights(self, iteration: int) -> int:
+        """Give the learner the weights after an iteration: that of the best one, or this one."""
+        if iteration != self.iteration:
+            self._put(self._own.best(iteration).weights)
+        elif self._averages is not None:
             self._put(self._averages.state_dict())
-        return self.iteration
+        return iteration
 
     def _test(self, report: Report, guard: InterruptGuard) -> Evaluation | None:
         title, tested = self.config.full_title, self._choose_weights()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +18,7 @@ from fastmaml.training.config import PolicyConfig
 from fastmaml.training.evaluation import Evaluation, evaluating
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.reports import Report
+from fastmaml.training.source_states import digest
 from fastmaml.training.summary import averaged
 
 _AT_ONCE = 20
@@ -142,6 +143,19 @@ class PolicyTrainer(OuterLoop):
 
     def _source_state(self) -> Any:
         return self.train.state_dict()
+
+    def _held_out(self) -> dict[str, Any]:
+        both = {"validation": self.validation, "test": self.test}
+        return {name: one.state_dict() for name, one in both.items() if one is not None}
+
+    def _measured_by(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found = super()._measured_by(config)
+        if config is None:
+            found["test_trajectories"] = self.policy_config.test_trajectories
+            found["what is validated on"] = digest(self._held_out().get("validation"))
+        elif "test_trajectories" in config:
+            found["test_trajectories"] = config["test_trajectories"]
+        return found
 
     def _load_source(self, state: Any) -> None:
         self.train.load_state_dict(state)

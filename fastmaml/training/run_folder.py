@@ -40,6 +40,8 @@ class RunReport(Report):
         plots: whether to write TensorBoard files and the PNG.
         screen: whether to print.
         board: whether to write TensorBoard files where there are no plots, too.
+        require: raises where the folder may not be used after all; called once it is locked, before
+            anything there is changed.
 
     Raises:
         RunFolderError: it is a file or write-protected, another run writes to it, or what would be
@@ -53,6 +55,7 @@ class RunReport(Report):
         plots: bool,
         screen: bool = True,
         board: bool = False,
+        require: Callable[[], None] | None = None,
     ) -> None:
         from rich.console import Console
 
@@ -66,6 +69,8 @@ class RunReport(Report):
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(folder)
         try:
+            if require is not None:
+                require()
             self._make_ready(iteration)
             self._lines = _truncated(folder / "metrics.jsonl", iteration or 0)
             self._metrics = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -21,6 +21,7 @@ from fastmaml.training.metrics import Choice, Metrics, chosen, of_next_tokens
 from fastmaml.training.outer_loop import OuterLoop
 from fastmaml.training.rates import Scheduler
 from fastmaml.training.schedules import multi_step_weights
+from fastmaml.training.source_states import digest
 
 
 @final
@@ -145,6 +146,17 @@ class MetaTrainer(OuterLoop):
                 "have no state_dict() and load_state_dict() to continue where they stopped."
             )
 
+    def _held_out(self) -> dict[str, Any]:
+        both = {"validation": self.validation, "test": self.test}
+        return {name: getattr(one, "start", None) for name, one in both.items()}
+
+    def _measured_by(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found = super()._measured_by(config)
+        if config is None:
+            found["what is validated on"] = digest(self._held_out().get("validation"))
+            found["the metric of best_by"] = _described(self.metrics, self.config.best_by)
+        return found
+
     def _next(self) -> Episodes:
         episodes = next(self._episodes, None)
         if episodes is None:
@@ -190,6 +202,13 @@ class _Repeated:
         if self.start is not None:
             self.source.load_state_dict(self.start)  # type: ignore[attr-defined]
         return iter(self.source)
+
+
+def _described(choice: Choice, name: str | None) -> str | None:
+    """The metrics of a name, with their settings; None where there are none."""
+    groups = {"": choice.everywhere} if choice.by_name is None else choice.by_name
+    found = [f"{of}: {x!r}" for of, metrics in groups.items() for x in metrics if x.name == name]
+    return "; ".join(found) or None
 
 
 def _state(episodes: Iterable[Episodes]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +65,50 @@ def test_a_changed_folder_is_refused(
         printed = capsys.readouterr().err.strip()
         assert printed.startswith(f"fastmaml: {photos} has ")
         assert "\n" not in printed
-    assert main(["eval", str(out), "--change", f"data={photos}"]) == 0  # as other data
+
+
+def test_the_same_folder_in_other_words_is_no_other_data(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    assert train(Path("photos"), out, "--iterations", "1") == 0
+    Path("link").symlink_to("photos")
+    for folder in ("photos", str(photos), "link", f"../{tmp_path.name}/photos"):
+        capsys.readouterr()
+        change = ["--change", f"data={folder}", "splits_seed=3"]
+        assert main(["eval", str(out), *change]) == 2
+        assert "has other training classes than this run had" in capsys.readouterr().err
+        assert main(["eval", str(out), "--change", f"data={folder}"]) == 0
+
+
+def test_other_data_with_classes_that_were_trained_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, copy = tmp_path / "run", tmp_path / "copy"
+    assert train(photos, out, "--iterations", "1") == 0
+    trained = images(photos, split="train", ways=2, shots=2, tasks=2).class_names
+    shutil.copytree(photos, copy)
+    assert main(["eval", str(out), "--change", f"data={copy}"]) == 0  # the same are held out
+    for name in trained:
+        (copy / name).rename(copy / f"renamed_{name}")
+    held = images(copy, split="test", ways=2, shots=2, tasks=2).class_names
+    seen = [name for name in held if name.startswith("renamed")]
+    assert seen, "else nothing is shown"
+    capsys.readouterr()
+    assert main(["eval", str(out), "--change", f"data={copy}"]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert "has classes whose images are those of classes that this run was trained on" in printed
+    assert seen[0] in printed
+    path = out / "last.safetensors"
+    saved = checkpoint.load(path)
+    del saved.state["episodes"]["classes"]  # as before there was such a thing
+    for name in ("last", "best"):
+        checkpoint.save(out / f"{name}.safetensors", saved)
+    assert main(["eval", str(out), "--change", f"data={copy}"]) == 0
+    shutil.rmtree(copy)
+    write_classes(copy, 12, first=30)
+    assert main(["eval", str(out), "--change", f"data={copy}"]) == 0
 
 
 def test_replaced_training_images_are_refused_in_an_evaluation(
@@ -80,7 +125,7 @@ def test_replaced_training_images_are_refused_in_an_evaluation(
     printed = capsys.readouterr().err.strip()
     assert printed.startswith(f"fastmaml: {photos} has other training images than this run had")
     assert "\n" not in printed
-    assert main(["eval", str(out), "--change", f"data={photos}"]) == 0
+    assert main(["eval", str(out), "--change", f"data={photos}"]) == 2  # is no other data
 
 
 @pytest.mark.parametrize("model", ["conv4", "resnet12"])

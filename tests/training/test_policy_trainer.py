@@ -100,6 +100,27 @@ def test_evaluating_changes_no_run(tmp_path: Path) -> None:
     assert len({tuple(v["per_step"]) for v in found}) == 5, "the policy learns in between"
 
 
+def test_the_best_of_other_validations_is_measured_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trainer(tmp_path, schedule="constant")
+    first.fit()
+    first.best.value = 1e9
+    first.save()
+    again = trainer(tmp_path, schedule="constant", iterations=6, test_trajectories=5)
+    again.resume(tmp_path / "last.safetensors")
+    again.screen = True
+    again.fit()
+    assert "test_trajectories is 5 now and was 4: the best valid" in capsys.readouterr().out
+    assert again.best.value is not None
+    assert again.best.value < 1e9
+    unchanged = trainer(tmp_path, schedule="constant", iterations=7, test_trajectories=5)
+    unchanged.resume(tmp_path / "last.safetensors")
+    unchanged.screen = True
+    unchanged.fit()
+    assert "anew" not in capsys.readouterr().out
+
+
 def test_other_settings_cannot_be_resumed(tmp_path: Path) -> None:
     run = trainer(tmp_path / "run")
     run.save()

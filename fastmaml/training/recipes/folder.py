@@ -102,9 +102,12 @@ class Folder(Recipe):
         return SETS[config.dataset](split, root=config.data, **settings)
 
     def check_source(self, source: Any, state: Any, moved: bool) -> None:
-        """Whether it was held out in the run of that state, too, and is normalised as there."""
-        if isinstance(source, ImageSampler) and isinstance(state, Mapping) and not moved:
-            source.check_trained(state)
+        """Whether it was held out in the run of that state, too, and is normalised as there.
+
+        Of other data it is known alone that none of its classes has the files of one trained on.
+        """
+        if isinstance(source, ImageSampler) and isinstance(state, Mapping):
+            (source.check_other if moved else source.check_trained)(state)
 
     @property
     def _shots(self) -> Shots:
