@@ -159,6 +159,7 @@ def test_names_of_splits_and_networks(photos: Path, tmp_path: Path, model: str) 
 )
 def test_ranges(photos: Path, tmp_path: Path, shots: str, sizes: set[int]) -> None:
     flags = ["--fractions", "0.5,0.25,0.25", "--ways", "2-3", "--shots", shots, "--queries", "1"]
+    flags += ["--iterations", "4"]
     assert train(photos, tmp_path / "run", *flags) == 0
     saved = checkpoint.load(tmp_path / "run" / "last.safetensors").config
     assert (saved["ways"], saved["shots"]) == ("2-3", shots)

@@ -155,7 +155,7 @@ def test_changed_images_are_refused(tmp_path: Path, split: str) -> None:
     run = images_run(photos, out)
     run.fit()
     images_run(photos, out, **{split: 3}).resume(out / "last.safetensors")  # other episodes
-    held_out = getattr(run, split).episodes.class_names[0]
+    held_out = getattr(run, split).source.class_names[0]
     picture(250).save(photos / held_out / "0.png")
     refused = images_run(photos, out)
     before = refused.train.state_dict()["generator"]  # type: ignore[attr-defined]
